@@ -1,0 +1,46 @@
+"""Softmax and cross-entropy kernels for NumPy arrays: fast, exact, and plainly built.
+
+Every op takes any axis and any layout, float64, float32, float16 and bfloat16, and runs over
+all CPU threads with results that are the same to the last bit for any number of them.
+"""
+
+from ._config import show_config
+from ._dispatch import BackendError, available_backends, use_backend
+from ._threads import get_num_threads, set_num_threads
+from ._validation import set_validation
+from ._version import __version__
+from .cross_entropy import (
+    cross_entropy,
+    cross_entropy_backward,
+    cross_entropy_with_grad,
+    nll_loss,
+    nll_loss_backward,
+)
+from .log_softmax import (
+    log_softmax,
+    log_softmax_backward,
+    logsumexp,
+    softmax,
+    softmax_backward,
+)
+
+__all__ = [
+    "BackendError",
+    "__version__",
+    "available_backends",
+    "cross_entropy",
+    "cross_entropy_backward",
+    "cross_entropy_with_grad",
+    "get_num_threads",
+    "log_softmax",
+    "log_softmax_backward",
+    "logsumexp",
+    "nll_loss",
+    "nll_loss_backward",
+    "set_num_threads",
+    "set_validation",
+    "show_config",
+    "softmax",
+    "softmax_backward",
+    "use_backend",
+]

@@ -1,0 +1,206 @@
+"""From what a user passes to what a kernel takes: check, view in canonical form, allocate.
+
+Canonical form is ``(outer, n, inner)`` with the classes in the middle, see
+``fastce.kernels``. The axes are taken in the order in which they lie in memory, so that any
+dense layout (C, Fortran, transposed) is a view; rows cut out of a wider array are one too.
+Other inputs (every second column, swapped bytes) are copied once. An output never is.
+"""
+
+import math
+import operator
+import sys
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.lib.array_utils import normalize_axis_index
+
+# dtype of the user -> dtype in which losses, lse and weights are computed
+_COMPUTE = {
+    np.dtype(np.float64): np.dtype(np.float64),
+    np.dtype(np.float32): np.dtype(np.float32),
+    np.dtype(np.float16): np.dtype(np.float32),
+}
+_FLOATS = "float64, float32, float16 or bfloat16"
+
+
+class Layout(NamedTuple):
+    """How an array's axes fold into (outer, n, inner)."""
+
+    shape: tuple[int, int, int]
+    order: tuple[int, ...]  # axes as they lie in memory, the widest stride first
+    rest: tuple[int, ...]  # the same without the class axis, counted without it
+    rest_shape: tuple[int, ...]  # shape of a per-row array as the user sees it
+    axis: int  # the class axis, counted from 0
+
+
+def compute_dtype(dtype: np.dtype) -> np.dtype:
+    """Float64 for float64, else float32."""
+    return _COMPUTE.get(dtype) or np.dtype(np.float32)
+
+
+def is_bfloat16(dtype: np.dtype) -> bool:
+    return dtype.name == "bfloat16"  # ml_dtypes registers it; fastce need not import it
+
+
+def to_numpy(x: Any, name: str) -> np.ndarray:
+    """`x` as an ndarray, without a copy where it is an array on the host already."""
+    if isinstance(x, np.ndarray):
+        if isinstance(x, np.ma.MaskedArray):
+            raise TypeError(f"{name} is a masked array, whose mask would be ignored; fill it first")
+        return np.asarray(x)
+    if hasattr(x, "__cuda_array_interface__"):
+        raise TypeError(f"{name} is a {type(x).__name__} on a GPU, for which fastce has no backend yet")
+    if hasattr(x, "__dlpack__"):
+        try:
+            return np.from_dlpack(x)
+        except (BufferError, RuntimeError, ValueError, TypeError) as error:
+            raise TypeError(f"{name}: NumPy cannot view this {type(x).__name__}: {error}") from error
+    return np.asarray(x)
+
+
+def like(x: Any, result: np.ndarray) -> Any:
+    """`result` as the kind of array that `x` is; a NumPy scalar where it has no axes."""
+    if isinstance(x, np.ndarray) or not hasattr(x, "__dlpack__") or isinstance(x, np.generic):
+        return result if result.ndim else result[()]
+    if hasattr(x, "__array_namespace__"):
+        namespace = x.__array_namespace__()
+    else:
+        namespace = sys.modules[type(x).__module__.partition(".")[0]]
+    return namespace.from_dlpack(result)
+
+
+def floating(x: Any, name: str) -> np.ndarray:
+    """`x` as an ndarray of a dtype that kernels take, in native byte order."""
+    a = to_numpy(x, name)
+    if a.dtype in _COMPUTE or is_bfloat16(a.dtype):
+        return a if a.dtype.isnative else a.astype(a.dtype.newbyteorder("="))
+    if a.dtype.kind in "iub":
+        return a.astype(np.float64)  # as NumPy's own exp and log do
+    raise TypeError(f"{name} must be {_FLOATS}, got dtype {a.dtype}")
+
+
+def layout_of(a: np.ndarray, axis: int, name: str) -> Layout:
+    """The folding of `a` about `axis`."""
+    if a.ndim == 0:
+        raise ValueError(f"{name} must have at least one axis, got a 0-d array")
+    try:
+        axis = normalize_axis_index(operator.index(axis), a.ndim)
+    except TypeError:
+        raise TypeError(f"axis must be an integer, got {axis!r}") from None
+    shape, strides = a.shape, a.strides
+    n = shape[axis]
+    if a.flags.c_contiguous:
+        outer, inner = list(range(axis)), list(range(axis + 1, a.ndim))
+    else:
+        others = sorted((i for i in range(a.ndim) if i != axis), key=lambda i: -abs(strides[i]))
+        inner = [i for i in others if shape[i] > 1 and abs(strides[i]) < abs(strides[axis])]
+        outer = [i for i in others if i not in inner]
+    return Layout(
+        (math.prod(shape[i] for i in outer), n, math.prod(shape[i] for i in inner)),
+        (*outer, axis, *inner),
+        tuple(i - (i > axis) for i in outer + inner),
+        shape[:axis] + shape[axis + 1 :],
+        axis,
+    )
+
+
+def _planes(a: np.ndarray, layout: Layout) -> tuple[np.ndarray, bool]:
+    """`a` folded to (outer, n, inner), and whether each plane is C-contiguous."""
+    rows = a.transpose(layout.order).reshape(layout.shape)
+    _, n, inner = layout.shape
+    item = a.itemsize
+    dense = (inner == 1 or rows.strides[2] == item) and (n == 1 or rows.strides[1] == inner * item)
+    return rows, dense or rows.size == 0
+
+
+def _bits(rows: np.ndarray) -> np.ndarray:
+    return rows if rows.dtype in _COMPUTE else rows.view(np.uint16)
+
+
+def rows_in(a: np.ndarray, layout: Layout) -> np.ndarray:
+    """An input in canonical form: a view where its memory allows, else a copy."""
+    rows, dense = _planes(a, layout)
+    return _bits(rows if dense else np.ascontiguousarray(rows))
+
+
+def rows_out(out: np.ndarray, layout: Layout) -> np.ndarray:
+    """An output in canonical form: always a view."""
+    rows, dense = _planes(out, layout)
+    if out.size and not (dense and np.may_share_memory(rows, out)):
+        raise _needs_copy(out)
+    return _bits(rows)
+
+
+def _needs_copy(out: np.ndarray) -> ValueError:
+    return ValueError(
+        f"out with shape {out.shape} and strides {out.strides} cannot be written without a copy; "
+        "it must lie densely in memory, in the same order of axes as the input"
+    )
+
+
+def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype, name: str = "out") -> np.ndarray:
+    """`out` as a writable ndarray of exactly this shape and dtype."""
+    if not hasattr(out, "__dlpack__"):  # a list would be copied, and the copy written
+        raise TypeError(f"{name} must be an array, got {type(out).__name__}")
+    a = to_numpy(out, name)
+    if a.shape != shape or a.dtype != dtype:
+        raise ValueError(
+            f"{name} must have shape {shape} and dtype {dtype}, got {a.shape} and {a.dtype}"
+        )
+    if not a.flags.writeable:
+        raise ValueError(f"{name} is read-only")
+    return a
+
+
+def apart(a: np.ndarray, out: np.ndarray) -> np.ndarray:
+    """`a`, or a copy of it where it partly overlaps `out`: kernels take all or nothing."""
+    if not np.may_share_memory(a, out) or a.size == 0:
+        return a
+    if a.__array_interface__ == out.__array_interface__:
+        return a
+    try:
+        overlap = np.shares_memory(a, out, max_work=10_000)
+    except np.exceptions.TooHardError:
+        overlap = True
+    return a.copy() if overlap else a
+
+
+def map_rows(x: Any, axis: int, out: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Canonical input, canonical output and result, for an op from a shape to the same shape."""
+    if out is None and axis == -1 and type(x) is np.ndarray:
+        # The common case by the shortest way: a call on (1, 10) is all overhead.
+        dtype = x.dtype
+        if dtype in _COMPUTE and dtype.isnative and x.flags.c_contiguous and x.size and x.ndim:
+            result = np.empty(x.shape, dtype)
+            n = x.shape[-1]
+            shape = (x.size // n, n, 1)
+            return x.reshape(shape), result.reshape(shape), result
+    a = floating(x, "x")
+    if out is None:
+        layout_of(a, axis, "x")
+        result = np.empty_like(a, subok=False)
+    else:
+        result = check_out(out, a.shape, a.dtype)
+        a = apart(a, result)
+    layout = layout_of(result, axis, "x")
+    return rows_in(a, layout), rows_out(result, layout), result
+
+
+def row_out(layout: Layout, dtype: np.dtype, out: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """A per-row output: in canonical form, and the same memory as the user sees it."""
+    outer, _, inner = layout.shape
+    if out is None:
+        rows = np.empty((outer, inner), dtype)
+        folded = rows.reshape([layout.rest_shape[i] for i in layout.rest])
+        out = folded.transpose(np.argsort(layout.rest)) if layout.rest else folded
+    else:
+        rows = out.reshape(layout.rest_shape).transpose(layout.rest).reshape(outer, inner)
+        if rows.size and not (rows.flags.c_contiguous and np.may_share_memory(rows, out)):
+            raise _needs_copy(out)
+    return _bits(rows), out
+
+
+def row_in(a: np.ndarray, layout: Layout, dtype: np.dtype) -> np.ndarray:
+    """A per-row input in canonical form; these are small beside the rows, and may be copied."""
+    outer, _, inner = layout.shape
+    return np.ascontiguousarray(a.transpose(layout.rest).reshape(outer, inner), dtype)

@@ -1,0 +1,65 @@
+"""What this fastce is made of and runs on."""
+
+import os
+import platform
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from ._dispatch import available_backends
+from ._threads import get_num_threads
+from ._validation import get_validation
+from ._version import __version__
+
+#: Every environment variable that fastce reads, and what it does. The documentation's table.
+VARIABLES = {
+    "FASTCE_BACKEND": "backend to use, without falling back to another: cython or reference",
+    "FASTCE_ISA": "instruction set level of the cython backend, instead of the processor's best",
+    "FASTCE_NUM_THREADS": "number of CPU threads (before OMP_NUM_THREADS)",
+}
+
+
+def config() -> dict[str, object]:
+    """Versions, processor, instruction set level, threads, and each backend or why it is not there."""
+    from .kernels.cython import _isa
+
+    return {
+        "fastce": __version__,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "isa_levels": _isa.supported(),
+        "isa_level": _isa.level(),
+        "threads": get_num_threads(),
+        "validation": get_validation(),
+        "backends": available_backends(),
+        "environment": {name: os.environ[name] for name in VARIABLES if name in os.environ},
+    }
+
+
+def show_config() -> None:
+    """Print versions, processor, threads, and each backend or why it cannot be used.
+
+    Examples
+    --------
+    >>> import fastce
+    >>> fastce.show_config()  # doctest: +ELLIPSIS
+    fastce: ...
+    """
+    for key, value in config().items():
+        if isinstance(value, dict):
+            print(f"{key}:")
+            for name, detail in value.items():
+                print(f"  {name}: {'available' if detail is None else detail}")
+        else:
+            print(f"{key}: {', '.join(value) if isinstance(value, list) else value}")
+
+
+def _processor() -> str:
+    if sys.platform == "linux":
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

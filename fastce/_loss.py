@@ -1,0 +1,144 @@
+"""The arguments of a loss, checked and in canonical form, and room for its results."""
+
+from typing import Any
+
+import numpy as np
+
+from . import _arrays
+from ._dispatch import kernel
+from ._threads import get_num_threads
+
+
+class LossInputs:
+    """Inputs of one call on logits (or log-probabilities) and targets, ready for a kernel.
+
+    Everything is checked in the constructor, labels included, so that nothing has been written
+    when an error is raised.
+    """
+
+    def __init__(
+        self, logits: Any, target: Any, weight: Any, ignore_index: int, reduction: str, axis: int,
+        out: Any = None, label_smoothing: float = 0.0, z_loss: float = 0.0, name: str = "logits",
+    ) -> None:
+        if reduction not in ("mean", "sum", "none"):
+            raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}")
+        if not 0.0 <= label_smoothing <= 1.0:
+            raise ValueError(f"label_smoothing must be from 0 to 1, got {label_smoothing!r}")
+        if not np.isfinite(z_loss):
+            raise ValueError(f"z_loss must be finite, got {z_loss!r}")
+        x = _arrays.floating(logits, name)
+        self.result = None
+        if out is not None:
+            self.result = _arrays.check_out(out, x.shape, x.dtype)
+            x = _arrays.apart(x, self.result)
+        self.layout = _arrays.layout_of(x if out is None else self.result, axis, name)
+        self.array = x
+        self.reduction = reduction
+        self.dtype = _arrays.compute_dtype(x.dtype)
+        self.weight = self._weight(weight)
+        self.target, rows = self._target(target, ignore_index, name)
+        self.row_options = {
+            "denominator": float(rows) if reduction == "mean" else 1.0,
+            "ignore_index": ignore_index,
+            "threads": get_num_threads(),
+        }
+        self.options = self.row_options | {"label_smoothing": label_smoothing, "z_loss": z_loss}
+
+    def _weight(self, weight: Any) -> np.ndarray | None:
+        if weight is None:
+            return None
+        w = _arrays.floating(weight, "weight")
+        classes = self.layout.shape[1]
+        if w.shape != (classes,):
+            raise ValueError(f"weight must have shape ({classes},), one per class, got {w.shape}")
+        return np.ascontiguousarray(w, self.dtype)
+
+    def _target(self, target: Any, ignore_index: int, name: str) -> tuple[np.ndarray, float]:
+        """The target in canonical form, and what a mean divides by."""
+        t = _arrays.to_numpy(target, "target")
+        outer, classes, inner = self.layout.shape
+        if t.dtype.kind in "iu":
+            if t.shape != self.layout.rest_shape:
+                raise ValueError(
+                    f"target of class indices must have shape {self.layout.rest_shape}, that of "
+                    f"{name} {self.array.shape} without the class axis, got {t.shape}"
+                    + ("; one-hot targets must be floating" if t.shape == self.array.shape else "")
+                )
+            if t.dtype == np.uint64 and t.size and t.max() > np.iinfo(np.int64).max:
+                raise self._bad_label(t, ignore_index)
+            rows = _arrays.row_in(t, self.layout, np.dtype(np.int64))
+            stats = np.empty(2)
+            kernel("cross_entropy", "scan_target")(
+                rows, self.weight, stats,
+                classes=classes, ignore_index=ignore_index, threads=get_num_threads(),
+            )
+            if stats[0] >= 0:
+                raise self._bad_label(t, ignore_index)
+            return rows, stats[1]
+        if t.dtype.kind != "f" and not _arrays.is_bfloat16(t.dtype):
+            raise TypeError(f"target must hold class indices or probabilities, got dtype {t.dtype}")
+        if name == "log_probs":
+            raise TypeError(f"target of nll_loss must hold class indices, got dtype {t.dtype}")
+        if t.shape != self.array.shape:
+            raise ValueError(
+                f"target of probabilities must have the shape of {name}, {self.array.shape}, got {t.shape}"
+            )
+        if ignore_index >= 0:
+            raise ValueError(
+                f"ignore_index={ignore_index} has no meaning for a target of probabilities; "
+                "give the rows to ignore a target of zeros"
+            )
+        if self.result is not None:
+            t = _arrays.apart(t, self.result)
+            if np.may_share_memory(t, self.result):
+                raise ValueError("out may not be the target")
+        return _arrays.rows_in(t.astype(self.array.dtype, copy=False), self.layout), outer * inner
+
+    def _bad_label(self, target: np.ndarray, ignore_index: int) -> IndexError:
+        classes = self.layout.shape[1]
+        bad = (target != ignore_index) & ((target < 0) | (target >= classes))
+        where = tuple(int(i) for i in np.argwhere(bad)[0])
+        place = f"[{', '.join(map(str, where))}]" if where else ""
+        return IndexError(
+            f"target{place} is {target[where]}, out of range for {classes} classes "
+            f"(ignore_index is {ignore_index})"
+        )
+
+    @property
+    def logits(self) -> np.ndarray:
+        return _arrays.rows_in(self.array, self.layout)
+
+    def new_loss(self) -> tuple[np.ndarray, np.ndarray]:
+        """Room for the loss: canonical, and as the user sees it."""
+        if self.reduction == "none":
+            return _arrays.row_out(self.layout, self.dtype)
+        loss = np.empty((1, 1), self.dtype)
+        return loss, loss.reshape(())
+
+    def new_lse(self) -> tuple[np.ndarray, np.ndarray]:
+        return _arrays.row_out(self.layout, self.dtype)
+
+    def new_grad(self) -> tuple[np.ndarray, np.ndarray]:
+        """Room for the gradient, in `out` where that was given."""
+        if self.result is None:
+            self.result = np.empty_like(self.array, subok=False)
+            self.layout = _arrays.layout_of(self.result, self.layout.axis, "logits")
+        return _arrays.rows_out(self.result, self.layout), self.result
+
+    def per_row(self, a: Any, name: str) -> np.ndarray:
+        """A per-row input of the user, in canonical form."""
+        a = _arrays.floating(a, name)
+        if a.shape != self.layout.rest_shape:
+            raise ValueError(f"{name} must have shape {self.layout.rest_shape}, got {a.shape}")
+        return _arrays.row_in(a, self.layout, self.dtype)
+
+    def grad_loss(self, grad_loss: Any) -> np.ndarray:
+        """The upstream gradient: one per row, or (1, 1)."""
+        g = _arrays.floating(grad_loss, "grad_loss")
+        if g.ndim == 0 or (self.reduction != "none" and g.size == 1):
+            return np.ascontiguousarray(g.reshape(1, 1), self.dtype)
+        if self.reduction != "none":
+            raise ValueError(
+                f"grad_loss must be a scalar for reduction={self.reduction!r}, got shape {g.shape}"
+            )
+        return self.per_row(g, "grad_loss")

@@ -1,0 +1,92 @@
+"""How many CPU threads the kernels may use.
+
+``set_num_threads`` > ``FASTCE_NUM_THREADS`` > ``OMP_NUM_THREADS`` > what the operating system
+grants this process (affinity and, in a container, the cgroup's share). The kernels take fewer
+where the work is small.
+"""
+
+import math
+import os
+from pathlib import Path
+
+_num_threads = 0  # 0: not asked for yet
+
+
+def get_num_threads() -> int:
+    """The number of CPU threads that kernels may use.
+
+    Examples
+    --------
+    >>> import fastce
+    >>> fastce.get_num_threads() >= 1
+    True
+    """
+    return _num_threads or set_num_threads(_default())
+
+
+def set_num_threads(n: int) -> int:
+    """Set the number of CPU threads that kernels may use, in the whole process.
+
+    Results do not depend on it, not even in the last bit.
+
+    Parameters
+    ----------
+    n : int
+        At least 1.
+
+    Returns
+    -------
+    int
+        `n`.
+
+    Raises
+    ------
+    ValueError
+        If `n` is less than 1.
+
+    Examples
+    --------
+    >>> import fastce
+    >>> before = fastce.get_num_threads()
+    >>> fastce.set_num_threads(1)
+    1
+    >>> fastce.set_num_threads(before) == before
+    True
+    """
+    global _num_threads
+    if isinstance(n, bool) or not hasattr(n, "__index__"):
+        raise TypeError(f"the number of threads must be an integer, got {n!r}")
+    n = n.__index__()
+    if not 1 <= n <= 4096:
+        raise ValueError(f"the number of threads must be 1 to 4096, got {n}")
+    _num_threads = n
+    return n
+
+
+def _default() -> int:
+    for variable in ("FASTCE_NUM_THREADS", "OMP_NUM_THREADS"):
+        value = os.environ.get(variable, "").split(",")[0].strip()
+        if value:
+            if not value.isdigit() or int(value) < 1:
+                raise ValueError(f"{variable} must be a positive integer, got {value!r}")
+            return int(value)
+    if hasattr(os, "sched_getaffinity"):
+        granted = len(os.sched_getaffinity(0))
+    else:
+        granted = os.cpu_count() or 1
+    return max(1, min(granted, _cgroup_limit()))
+
+
+def _cgroup_limit(folder: Path = Path("/sys/fs/cgroup")) -> int:
+    """CPUs that a container may use: quota over period, rounded up (cgroup v2, then v1)."""
+    try:
+        quota, period = (folder / "cpu.max").read_text().split()
+    except (OSError, ValueError):
+        try:
+            quota = (folder / "cpu" / "cpu.cfs_quota_us").read_text().strip()
+            period = (folder / "cpu" / "cpu.cfs_period_us").read_text().strip()
+        except OSError:
+            return 4096
+    if not quota.isdigit():  # "max" in v2, "-1" in v1: no limit
+        return 4096
+    return max(1, math.ceil(int(quota) / int(period)))

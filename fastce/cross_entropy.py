@@ -1,0 +1,298 @@
+"""Cross-entropy of logits, and the negative log-likelihood of log-probabilities."""
+
+from typing import Any, Literal
+
+from numpy.typing import ArrayLike
+
+from . import _arrays
+from ._dispatch import kernel
+from ._loss import LossInputs
+
+Reduction = Literal["none", "mean", "sum"]
+
+
+def cross_entropy(
+    logits: ArrayLike,
+    target: ArrayLike,
+    *,
+    weight: ArrayLike | None = None,
+    ignore_index: int = -100,
+    reduction: Reduction = "mean",
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    axis: int = -1,
+    return_lse: bool = False,
+) -> Any:
+    """Cross-entropy between logits and target classes, in nats.
+
+    For a row with logits x, ``p = softmax(x)``, ``lse = logsumexp(x)`` and C classes, the loss
+    is ``-sum(q * log(p)) + z_loss * lse**2``, where q is made of the target, the label
+    smoothing s and the class weights w:
+
+    - class index y: ``q[k] = (1 - s) * (k == y) * w[y] + s / C * w[k]``
+    - probabilities t: ``q[k] = ((1 - s) * t[k] + s / C) * w[k]``
+
+    Parameters
+    ----------
+    logits : array_like
+        Unnormalised log-probabilities: float64, float32, float16 or bfloat16, any layout.
+    target : array_like
+        Class indices, of any integer dtype and of the shape of `logits` without `axis`; or
+        probabilities, floating and of the shape of `logits`.
+    weight : array_like, optional
+        One weight per class, shape ``(C,)``.
+    ignore_index : int, default -100
+        Rows with this label cost nothing, are never read, and have gradient 0.
+    reduction : {"mean", "sum", "none"}
+        The mean of class-index targets is the sum divided by the sum of ``w[y]`` over the rows
+        that count; that of probabilities is divided by the number of rows.
+    label_smoothing : float, default 0
+        From 0 to 1: how much of the target is spread evenly over the classes.
+    z_loss : float, default 0
+        Adds ``z_loss * lse**2`` to each row that counts, which keeps lse near 0.
+    axis : int, default -1
+        Where the classes are. (PyTorch has them on axis 1.)
+    return_lse : bool, default False
+        Also return the logsumexp of each row (0 where ignored), which
+        `cross_entropy_backward` takes as `lse`.
+
+    Returns
+    -------
+    loss : scalar, or array of the shape of `logits` without `axis` for ``reduction="none"``
+        float64 for float64 logits, else float32. The mean over no row at all is NaN.
+    lse : array
+        Only with ``return_lse=True``; of the same dtype.
+
+    Raises
+    ------
+    IndexError
+        For a label that is neither a class nor `ignore_index`. It names the first bad one.
+    TypeError, ValueError
+        For shapes, dtypes or options that do not fit. The message shows what was received.
+
+    Notes
+    -----
+    Names, defaults and meaning are those of ``torch.nn.functional.cross_entropy``, except for
+    `axis`, and that a class with ``q == 0`` adds exactly 0 even where its logit is ``-inf``
+    (PyTorch gives NaN there for probability targets).
+
+    References
+    ----------
+    Label smoothing: Szegedy et al., "Rethinking the Inception Architecture", 2016.
+    z-loss: Chowdhery et al., "PaLM: Scaling Language Modeling with Pathways", 2022.
+
+    Examples
+    --------
+    >>> import numpy as np, fastce
+    >>> logits = np.log([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1]])
+    >>> round(float(fastce.cross_entropy(logits, [0, 1])), 6)  # -(log 0.5 + log 0.8) / 2
+    0.458145
+    """
+    p = LossInputs(
+        logits, target, weight, ignore_index, reduction, axis, None, label_smoothing, z_loss
+    )
+    loss_rows, loss = p.new_loss()
+    lse_rows, lse = p.new_lse() if return_lse else (None, None)
+    kernel("cross_entropy", "cross_entropy")(
+        p.logits, p.target, p.weight, loss_rows, lse_rows, **p.options
+    )
+    loss = _arrays.like(logits, loss)
+    return (loss, _arrays.like(logits, lse)) if return_lse else loss
+
+
+def cross_entropy_backward(
+    grad_loss: ArrayLike,
+    logits: ArrayLike,
+    target: ArrayLike,
+    *,
+    weight: ArrayLike | None = None,
+    ignore_index: int = -100,
+    reduction: Reduction = "mean",
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    axis: int = -1,
+    lse: ArrayLike | None = None,
+    out: Any = None,
+) -> Any:
+    """Gradient of `cross_entropy` with respect to the logits.
+
+    Parameters
+    ----------
+    grad_loss : array_like
+        Gradient with respect to the loss: a scalar, or for ``reduction="none"`` one per row.
+    logits, target, weight, ignore_index, reduction, label_smoothing, z_loss, axis
+        As given to `cross_entropy`.
+    lse : array_like, optional
+        What ``cross_entropy(..., return_lse=True)`` returned. It saves one pass over each row,
+        at the price of the rounding of lse: without it the gradient is more exact.
+    out : array, optional
+        Where to put the gradient: shape and dtype of `logits`. It may be `logits` itself.
+
+    Returns
+    -------
+    array
+        Of the shape and dtype of `logits`:
+        ``grad_loss * ((sum(q) + 2 * z_loss * lse) * softmax(x) - q)``, in the terms of
+        `cross_entropy`.
+
+    Raises
+    ------
+    IndexError, TypeError, ValueError
+        As `cross_entropy`.
+
+    Examples
+    --------
+    >>> import fastce
+    >>> fastce.cross_entropy_backward(1.0, [[0.0, 0.0]], [0])
+    array([[-0.5,  0.5]])
+    """
+    p = LossInputs(
+        logits, target, weight, ignore_index, reduction, axis, out, label_smoothing, z_loss
+    )
+    grad_rows, grad = p.new_grad()
+    lse_rows = None if lse is None else p.per_row(lse, "lse")
+    kernel("cross_entropy", "cross_entropy_backward")(
+        p.grad_loss(grad_loss), p.logits, p.target, p.weight, lse_rows, grad_rows, **p.options
+    )
+    return _arrays.like(logits, grad) if out is None else out
+
+
+def cross_entropy_with_grad(
+    logits: ArrayLike,
+    target: ArrayLike,
+    *,
+    weight: ArrayLike | None = None,
+    ignore_index: int = -100,
+    reduction: Reduction = "mean",
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    axis: int = -1,
+    out: Any = None,
+) -> tuple[Any, Any]:
+    """`cross_entropy` and its gradient with respect to the logits, in one trip through memory.
+
+    Parameters
+    ----------
+    logits, target, weight, ignore_index, reduction, label_smoothing, z_loss, axis
+        As for `cross_entropy`.
+    out : array, optional
+        Where to put the gradient: shape and dtype of `logits`. ``out=logits`` overwrites the
+        logits, which is the fastest and needs no memory.
+
+    Returns
+    -------
+    loss : scalar or array
+        As `cross_entropy` returns it.
+    grad : array
+        Of the shape and dtype of `logits`. For ``reduction="none"``, the gradient of each
+        row's own loss.
+
+    Raises
+    ------
+    IndexError, TypeError, ValueError
+        As `cross_entropy`; nothing is written then.
+
+    Examples
+    --------
+    >>> import fastce
+    >>> loss, grad = fastce.cross_entropy_with_grad([[0.0, 0.0]], [0])
+    >>> round(float(loss), 6), grad
+    (0.693147, array([[-0.5,  0.5]]))
+    """
+    p = LossInputs(
+        logits, target, weight, ignore_index, reduction, axis, out, label_smoothing, z_loss
+    )
+    loss_rows, loss = p.new_loss()
+    grad_rows, grad = p.new_grad()
+    kernel("cross_entropy", "cross_entropy_with_grad")(
+        p.logits, p.target, p.weight, loss_rows, grad_rows, **p.options
+    )
+    return _arrays.like(logits, loss), _arrays.like(logits, grad) if out is None else out
+
+
+def nll_loss(
+    log_probs: ArrayLike,
+    target: ArrayLike,
+    *,
+    weight: ArrayLike | None = None,
+    ignore_index: int = -100,
+    reduction: Reduction = "mean",
+    axis: int = -1,
+) -> Any:
+    """Negative log-likelihood of the target classes, from log-probabilities, in nats.
+
+    Parameters
+    ----------
+    log_probs : array_like
+        What `log_softmax` gives: float64, float32, float16 or bfloat16.
+    target : array_like of int
+        Class indices, of the shape of `log_probs` without `axis`.
+    weight, ignore_index, reduction, axis
+        As for `cross_entropy`.
+
+    Returns
+    -------
+    scalar, or array of the shape of `target` for ``reduction="none"``
+        ``-weight[y] * log_probs[y]`` of each row, reduced.
+
+    Raises
+    ------
+    IndexError, TypeError, ValueError
+        As `cross_entropy`.
+
+    Examples
+    --------
+    >>> import numpy as np, fastce
+    >>> round(float(fastce.nll_loss(np.log([[0.25, 0.75]]), [1])), 6)
+    0.287682
+    """
+    p = LossInputs(log_probs, target, weight, ignore_index, reduction, axis, name="log_probs")
+    loss_rows, loss = p.new_loss()
+    kernel("cross_entropy", "nll_loss")(p.logits, p.target, p.weight, loss_rows, **p.row_options)
+    return _arrays.like(log_probs, loss)
+
+
+def nll_loss_backward(
+    grad_loss: ArrayLike,
+    log_probs: ArrayLike,
+    target: ArrayLike,
+    *,
+    weight: ArrayLike | None = None,
+    ignore_index: int = -100,
+    reduction: Reduction = "mean",
+    axis: int = -1,
+    out: Any = None,
+) -> Any:
+    """Gradient of `nll_loss` with respect to the log-probabilities.
+
+    Parameters
+    ----------
+    grad_loss : array_like
+        Gradient with respect to the loss: a scalar, or for ``reduction="none"`` one per row.
+    log_probs, target, weight, ignore_index, reduction, axis
+        As given to `nll_loss`. Only the shape and dtype of `log_probs` matter.
+    out : array, optional
+        Where to put the gradient: shape and dtype of `log_probs`. It may be `log_probs` itself.
+
+    Returns
+    -------
+    array
+        ``-grad_loss * weight[y]`` at the target class of each row, and 0 elsewhere.
+
+    Raises
+    ------
+    IndexError, TypeError, ValueError
+        As `cross_entropy`.
+
+    Examples
+    --------
+    >>> import fastce
+    >>> fastce.nll_loss_backward(1.0, [[-0.7, -0.7]], [0])
+    array([[-1.,  0.]])
+    """
+    p = LossInputs(log_probs, target, weight, ignore_index, reduction, axis, out, name="log_probs")
+    grad_rows, grad = p.new_grad()
+    kernel("cross_entropy", "nll_loss_backward")(
+        p.grad_loss(grad_loss), p.target, p.weight, grad_rows, **p.row_options
+    )
+    return _arrays.like(log_probs, grad) if out is None else out

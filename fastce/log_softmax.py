@@ -1,0 +1,225 @@
+"""logsumexp, softmax, log_softmax and their gradients."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from . import _arrays
+from ._dispatch import kernel
+from ._threads import get_num_threads
+
+
+def logsumexp(x: ArrayLike, *, axis: int = -1, keepdims: bool = False, out: Any = None) -> Any:
+    """Logarithm of the sum of exponentials over one axis, in nats.
+
+    Parameters
+    ----------
+    x : array_like
+        float64, float32, float16 or bfloat16; integers are taken as float64. Any layout.
+    axis : int, default -1
+        The axis to sum over.
+    keepdims : bool, default False
+        Keep the summed axis, with length 1.
+    out : array, optional
+        Where to put the result: its shape, the dtype of `x`. It may not overlap `x` in part.
+
+    Returns
+    -------
+    array
+        ``log(sum(exp(x)))``, of the dtype of `x`. ``-inf`` where every element is ``-inf`` or
+        there is none; NaN where any element is NaN; else ``inf`` where any is.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a dtype, axis or `out` that does not fit. The message shows what was received.
+
+    Examples
+    --------
+    >>> import fastce
+    >>> round(float(fastce.logsumexp([1000.0, 1000.0])), 6)
+    1000.693147
+    """
+    a = _arrays.floating(x, "x")
+    layout = _arrays.layout_of(a, axis, "x")
+    if out is not None:
+        shape = layout.rest_shape
+        if keepdims:
+            shape = shape[: layout.axis] + (1,) + shape[layout.axis :]
+        given = _arrays.check_out(out, shape, a.dtype)
+        a = _arrays.apart(a, given)
+        rows, _ = _arrays.row_out(layout, a.dtype, given)
+    else:
+        rows, result = _arrays.row_out(layout, a.dtype)
+        out = _arrays.like(x, np.expand_dims(result, layout.axis) if keepdims else result)
+    kernel("log_softmax", "logsumexp")(_arrays.rows_in(a, layout), rows, threads=get_num_threads())
+    return out
+
+
+def softmax(x: ArrayLike, *, axis: int = -1, out: Any = None) -> Any:
+    """Exponentials divided by their sum over one axis.
+
+    Parameters
+    ----------
+    x : array_like
+        float64, float32, float16 or bfloat16; integers are taken as float64. Any layout.
+    axis : int, default -1
+        The axis that sums to 1.
+    out : array, optional
+        Where to put the result: shape and dtype of `x`. It may be `x` itself.
+
+    Returns
+    -------
+    array
+        ``exp(x - logsumexp(x))``, of the shape and dtype of `x`. A slice that is ``-inf``
+        throughout, or holds NaN or ``inf``, gives NaN.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a dtype, axis or `out` that does not fit. The message shows what was received.
+
+    Notes
+    -----
+    Every element is within 4 ULP of the exact value in float32 and float64.
+
+    Examples
+    --------
+    >>> import fastce
+    >>> fastce.softmax([0.0, 0.0, -float("inf")])
+    array([0.5, 0.5, 0. ])
+    """
+    return _map("softmax", x, axis, out)
+
+
+def log_softmax(x: ArrayLike, *, axis: int = -1, out: Any = None) -> Any:
+    """Logarithm of the softmax over one axis, in nats.
+
+    Parameters
+    ----------
+    x : array_like
+        float64, float32, float16 or bfloat16; integers are taken as float64. Any layout.
+    axis : int, default -1
+        The axis over which the probabilities sum to 1.
+    out : array, optional
+        Where to put the result: shape and dtype of `x`. It may be `x` itself.
+
+    Returns
+    -------
+    array
+        ``x - logsumexp(x)``, of the shape and dtype of `x`. A slice that is ``-inf``
+        throughout, or holds NaN or ``inf``, gives NaN.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a dtype, axis or `out` that does not fit. The message shows what was received.
+
+    Notes
+    -----
+    Computed as ``(x - max) - log1p(sum of the others)``: within 2 ULP of the exact value for
+    every element in float32, the largest included, whose probability may be nearly 1.
+
+    Examples
+    --------
+    >>> import fastce
+    >>> fastce.log_softmax([50, 0, 0, 0])
+    array([-5.78624954e-22, -5.00000000e+01, -5.00000000e+01, -5.00000000e+01])
+    """
+    return _map("log_softmax", x, axis, out)
+
+
+def softmax_backward(grad: ArrayLike, y: ArrayLike, *, axis: int = -1, out: Any = None) -> Any:
+    """Gradient with respect to the input of `softmax`.
+
+    Parameters
+    ----------
+    grad : array_like
+        Gradient of a loss with respect to ``y``.
+    y : array_like
+        ``softmax(x)``, of the same shape and dtype as `grad`.
+    axis : int, default -1
+        The axis that was given to `softmax`.
+    out : array, optional
+        Where to put the result: shape and dtype of `grad`. It may be `grad` or `y` itself.
+
+    Returns
+    -------
+    array
+        ``y * (grad - sum(grad * y))``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For shapes, dtypes, axis or `out` that do not fit.
+
+    Examples
+    --------
+    >>> import fastce
+    >>> fastce.softmax_backward([1.0, 0.0], [0.5, 0.5])
+    array([ 0.25, -0.25])
+    """
+    return _map_gradient("softmax_backward", grad, y, axis, out)
+
+
+def log_softmax_backward(grad: ArrayLike, y: ArrayLike, *, axis: int = -1, out: Any = None) -> Any:
+    """Gradient with respect to the input of `log_softmax`.
+
+    Parameters
+    ----------
+    grad : array_like
+        Gradient of a loss with respect to ``y``.
+    y : array_like
+        ``log_softmax(x)``, of the same shape and dtype as `grad`.
+    axis : int, default -1
+        The axis that was given to `log_softmax`.
+    out : array, optional
+        Where to put the result: shape and dtype of `grad`. It may be `grad` or `y` itself.
+
+    Returns
+    -------
+    array
+        ``grad - exp(y) * sum(grad)``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For shapes, dtypes, axis or `out` that do not fit.
+
+    Examples
+    --------
+    >>> import fastce
+    >>> fastce.log_softmax_backward([1.0, 0.0], fastce.log_softmax([0.0, 0.0]))
+    array([ 0.5, -0.5])
+    """
+    return _map_gradient("log_softmax_backward", grad, y, axis, out)
+
+
+def _map(name: str, x: Any, axis: int, out: Any) -> Any:
+    rows, result_rows, result = _arrays.map_rows(x, axis, out)
+    kernel("log_softmax", name)(rows, result_rows, threads=get_num_threads())
+    if out is not None:
+        return out
+    return result if type(x) is np.ndarray else _arrays.like(x, result)
+
+
+def _map_gradient(name: str, grad: Any, y: Any, axis: int, out: Any) -> Any:
+    g, p = _arrays.floating(grad, "grad"), _arrays.floating(y, "y")
+    if g.shape != p.shape or g.dtype != p.dtype:
+        raise ValueError(
+            "grad and y must have the same shape and dtype, got "
+            f"{g.shape} {g.dtype} and {p.shape} {p.dtype}"
+        )
+    _arrays.layout_of(g, axis, "grad")
+    if out is None:
+        result = np.empty_like(p, subok=False)
+    else:
+        result = _arrays.check_out(out, g.shape, g.dtype)
+        g, p = _arrays.apart(g, result), _arrays.apart(p, result)
+    layout = _arrays.layout_of(result, axis, "grad")
+    kernel("log_softmax", name)(
+        _arrays.rows_in(g, layout), _arrays.rows_in(p, layout), _arrays.rows_out(result, layout),
+        threads=get_num_threads(),
+    )
+    return _arrays.like(grad, result) if out is None else out

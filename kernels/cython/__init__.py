@@ -1,0 +1,8 @@
+"""Ahead-of-time CPU kernels over OpenMP threads, compiled once per instruction set level."""
+
+from pathlib import Path
+
+from . import _isa
+
+# Modules of the chosen level are found first, under the plain name: nothing else names a level.
+__path__.insert(0, str(Path(__file__).parent / _isa.level()))

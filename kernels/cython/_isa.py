@@ -1,0 +1,63 @@
+"""Instruction set levels: which are built, which this processor has, which one is used.
+
+Every .pyx is compiled once per level into a folder of that level's name; the package puts the
+folder of the chosen one in front of its search path.
+"""
+
+import os
+import platform
+from pathlib import Path
+
+# Level -> compiler flags, and what /proc/cpuinfo must list. Lowest first.
+X86_64 = {
+    "x86_64_v2": (["-march=x86-64-v2"], "cx16 lahf_lm popcnt sse4_1 sse4_2 ssse3"),
+    "x86_64_v3": (
+        ["-march=x86-64-v3"],
+        "avx avx2 bmi1 bmi2 f16c fma abm movbe xsave",
+    ),
+    "x86_64_v4": (
+        ["-march=x86-64-v4", "-mprefer-vector-width=512"],
+        "avx512f avx512bw avx512cd avx512dq avx512vl",
+    ),
+}
+# Elsewhere the compiler's default is compiled once: on aarch64 that has NEON.
+GENERIC = {"generic": ([], "")}
+
+
+def levels() -> dict[str, tuple[list[str], str]]:
+    """The levels of this kind of processor, lowest first."""
+    return X86_64 if platform.machine().lower() in ("x86_64", "amd64") else GENERIC
+
+
+def supported() -> list[str]:
+    """The levels that this processor has, lowest first."""
+    flags = _processor_flags()
+    names: list[str] = []
+    for name, (_, needed) in levels().items():
+        if names and not set(needed.split()) <= flags:
+            break
+        names.append(name)  # the lowest is assumed: it is from 2009
+    return names
+
+
+def level() -> str:
+    """The level to use: ``FASTCE_ISA``, else the best that the processor has."""
+    names = supported()
+    wanted = os.environ.get("FASTCE_ISA")
+    if not wanted:
+        return names[-1]
+    if wanted not in names:
+        raise ImportError(f"FASTCE_ISA={wanted!r}, but this processor has {', '.join(names)}")
+    return wanted
+
+
+def _processor_flags() -> set[str]:
+    """Of the first processor; the kernel lists only what it lets programs use."""
+    try:
+        with Path("/proc/cpuinfo").open() as lines:
+            for line in lines:
+                if line.startswith("flags"):
+                    return set(line.partition(":")[2].split())
+    except OSError:  # not Linux: the lowest level
+        pass
+    return set()

@@ -1,0 +1,1 @@
+"""NumPy kernels, computed in float64: the oracle of every test, and the last fallback."""

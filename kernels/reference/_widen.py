@@ -1,0 +1,21 @@
+"""Between storage dtypes and float64. bfloat16 comes and goes as its uint16 bits."""
+
+import numpy as np
+
+
+def widen(a):
+    """The values of `a` in float64."""
+    if a.dtype == np.uint16:
+        a = (a.astype(np.uint32) << 16).view(np.float32)
+    return a.astype(np.float64)
+
+
+def narrow(values, out):
+    """Round `values` into `out`, to nearest even."""
+    with np.errstate(over="ignore"):  # beyond the range of `out` is infinity, as it should be
+        if out.dtype != np.uint16:
+            out[...] = values
+            return
+        bits = np.asarray(values, np.float32).view(np.uint32)
+        rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+        out[...] = np.where(np.isnan(values), (bits >> 16) | 0x40, rounded)
