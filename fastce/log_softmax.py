@@ -52,9 +52,10 @@ def logsumexp(x: ArrayLike, *, axis: int = -1, keepdims: bool = False, out: Any 
         rows, _ = _arrays.row_out(layout, a.dtype, given)
     else:
         rows, result = _arrays.row_out(layout, a.dtype)
-        out = _arrays.like(x, np.expand_dims(result, layout.axis) if keepdims else result)
     kernel("log_softmax", "logsumexp")(_arrays.rows_in(a, layout), rows, threads=get_num_threads())
-    return out
+    if out is not None:
+        return out
+    return _arrays.like(x, np.expand_dims(result, layout.axis) if keepdims else result)
 
 
 def softmax(x: ArrayLike, *, axis: int = -1, out: Any = None) -> Any:

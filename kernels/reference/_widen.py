@@ -1,4 +1,4 @@
-"""Between storage dtypes and float64. bfloat16 comes and goes as its uint16 bits."""
+"""Between storage dtypes and float64, and sums. bfloat16 comes and goes as its uint16 bits."""
 
 import numpy as np
 
@@ -19,3 +19,12 @@ def narrow(values, out):
         bits = np.asarray(values, np.float32).view(np.uint32)
         rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
         out[...] = np.where(np.isnan(values), (bits >> 16) | 0x40, rounded)
+
+
+def total(a):
+    """Sum of (outer, n, inner) over n, as (outer, 1, inner).
+
+    NumPy adds pairwise only along the last axis in memory, and one by one along any other:
+    with 4097 classes that was 40 ULP of float64.
+    """
+    return np.sum(np.ascontiguousarray(np.moveaxis(a, 1, -1)), axis=-1)[:, None]

@@ -14,8 +14,8 @@ where its logit is -inf. An ignored row adds 0 and has gradient 0, whatever its 
 
 import numpy as np
 
-from ._widen import narrow, widen
-from .log_softmax import shifted
+from ._widen import narrow, total, widen
+from .log_softmax import exp_gap, shifted
 
 
 def scan_target(target, weight, stats, *, classes, ignore_index, threads):
@@ -51,17 +51,19 @@ def _rows(logits, target, weight, ignore_index, label_smoothing, z_loss, lse=Non
     x = np.where(kept, widen(logits), 0.0)
     with np.errstate(invalid="ignore"):
         if lse is None:
-            top, gap, log_total = shifted(x)
+            top, gap, below, rest = shifted(x)
         else:
             top = lse[:, None].astype(np.float64)
-            gap, log_total = top - x, np.zeros_like(top)
+            gap, rest = top - x, np.zeros_like(top)
+            below = exp_gap(top, x, gap)
+        log_total = np.log1p(rest)
         log_p = -gap - log_total
         cost = np.where((q == 0) & ~np.isnan(log_total), 0.0, -q * log_p)
         total_lse = top + log_total
-        loss = np.sum(cost, axis=1, keepdims=True) + z_loss * total_lse**2
-        pull = np.sum(q, axis=1, keepdims=True) + 2 * z_loss * total_lse
+        loss = total(cost) + z_loss * total_lse**2
+        pull = total(q) + 2 * z_loss * total_lse
         # pull * p - q, with p - 1 from expm1: nothing cancels where p is nearly 1.
-        grad = q * np.expm1(log_p) + (pull - q) * np.exp(log_p)
+        grad = q * np.expm1(log_p) + (pull - q) * (below / (1 + rest))
     return np.where(kept, loss, 0.0), np.where(kept, total_lse, 0.0), grad, kept
 
 

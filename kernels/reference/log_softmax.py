@@ -2,52 +2,63 @@
 
 import numpy as np
 
-from ._widen import narrow, widen
+from ._widen import narrow, total, widen
 
 
 def shifted(x):
     """Split `x` of shape (outer, n, inner) into a maximum and what lies below it.
 
-    Returns ``top``, the maximum over the classes; ``gap = top - x``; and ``log_total``, the
-    logarithm of ``sum(exp(x - top))``. One maximal element is left out of the sum and comes
-    back through log1p: where it dominates, the sum of the others is all there is to see.
+    Returns ``top``, the maximum over the classes; ``gap = top - x``; ``below = exp(x - top)``;
+    and ``rest``, the sum of ``below`` without one maximal element, whose 1 comes back through
+    log1p: where it dominates, the sum of the others is all there is to see.
     """
     if x.shape[1] == 0:
         top = np.full((x.shape[0], 1, x.shape[2]), -np.inf)
-        return top, x, np.zeros_like(top)
+        return top, x, x, np.zeros_like(top)
     with np.errstate(invalid="ignore"):
         top = np.max(x, axis=1, keepdims=True)
         gap = top - x
-        below = np.exp(-gap)
-        np.put_along_axis(below, np.argmax(x, axis=1, keepdims=True), 0.0, axis=1)
-        log_total = np.log1p(np.sum(below, axis=1, keepdims=True))
-    return top, gap, np.where(np.isinf(top), np.nan, log_total)
+        below = exp_gap(top, x, gap)
+        others = below.copy()
+        np.put_along_axis(others, np.argmax(x, axis=1, keepdims=True), 0.0, axis=1)
+        rest = total(others)
+    return top, gap, below, np.where(np.isinf(top), np.nan, rest)
+
+
+def exp_gap(top, x, gap):
+    """``exp(-gap)``, with what the rounding of ``gap = top - x`` lost put back.
+
+    At gap = 14 that is up to 8 ULP of a float64 softmax. `lost` is exact (Knuth's two-sum).
+    """
+    back = gap - top
+    lost = (top - (gap - back)) - (x + back)
+    return np.exp(-gap) * (1 - np.where(np.isfinite(lost), lost, 0.0))
 
 
 def logsumexp(x, out, *, threads):
-    top, _, log_total = shifted(widen(x))
-    lse = np.where(np.isinf(top), top, top + log_total)
+    top, _, _, rest = shifted(widen(x))
+    lse = np.where(np.isinf(top), top, top + np.log1p(rest))
     has_nan = np.isnan(widen(x)).any(axis=1, keepdims=True)
     narrow(np.where(has_nan, np.nan, lse)[:, 0], out)
 
 
 def log_softmax(x, out, *, threads):
-    _, gap, log_total = shifted(widen(x))
-    narrow(-gap - log_total, out)
+    _, gap, _, rest = shifted(widen(x))
+    narrow(-gap - np.log1p(rest), out)
 
 
 def softmax(x, out, *, threads):
-    _, gap, log_total = shifted(widen(x))
-    narrow(np.exp(-gap) / np.exp(log_total), out)
+    _, _, below, rest = shifted(widen(x))
+    narrow(below / (1 + rest), out)
 
 
 def softmax_backward(grad, y, out, *, threads):
     grad, y = widen(grad), widen(y)
     with np.errstate(invalid="ignore"):
-        narrow(y * (grad - np.sum(grad * y, axis=1, keepdims=True)), out)
+        narrow(y * (grad - total(grad * y)), out)
 
 
 def log_softmax_backward(grad, y, out, *, threads):
     grad, y = widen(grad), widen(y)
     with np.errstate(invalid="ignore", over="ignore"):
-        narrow(grad - np.exp(y) * np.sum(grad, axis=1, keepdims=True), out)
+        narrow(grad - np.exp(y) * total(grad), out)

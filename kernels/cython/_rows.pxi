@@ -1,0 +1,111 @@
+"""Rows whose classes are contiguous: the softmax state of a row, in blocks.
+
+A row is read in blocks that fit the L1 cache twice: the first pass over a block finds its
+maximum, the second sums exp(x - maximum), while the next block is being prefetched. Memory is
+read once. Rejected: the online softmax per vector (it rescales at every new maximum of a lane,
+some 120 times in a row of 32000), and a maximum pass over the whole row (reads it twice).
+
+A state stands for exp(top) * (1 + rest). One maximal element is the 1; `rest` is the sum of all
+others. Where one element dominates, log1p(rest) keeps what log(1 + rest) would round away.
+The states of the blocks are merged in order, so the result does not depend on who computed them.
+"""
+
+from cython.parallel cimport prange
+from libc.stdlib cimport free, malloc
+
+cdef enum:
+    BLOCK = 4096  # elements: 16 KB of float
+    STREAM_ABOVE = 1 << 22  # bytes of an output beyond which it is written past the caches
+
+cdef struct State:
+    double top
+    double rest
+
+
+cdef inline State block_state(const real* x, Py_ssize_t n) noexcept nogil:
+    """The state of up to BLOCK elements."""
+    cdef State state
+    cdef Py_ssize_t k, w = lanes(x), pairs = n // (2 * w), fours = n // (4 * w), left
+    cdef const real* p
+    cdef vector[real] zero = splat(x, 0.0), one = splat(x, 1.0), lowest = splat(x, -INFINITY)
+    cdef vector[real] m0 = lowest, m1 = lowest, m2 = lowest, m3 = lowest
+    for k in range(fours):
+        p = x + 4 * w * k
+        m0 = vmax(load(p), m0)
+        m1 = vmax(load(p + w), m1)
+        m2 = vmax(load(p + 2 * w), m2)
+        m3 = vmax(load(p + 3 * w), m3)
+    for k in range(4 * fours, (n + w - 1) // w):
+        m0 = vmax(load_n(x + k * w, min(w, n - k * w), -INFINITY), m0)
+    m0 = vmax(vmax(m0, m1), vmax(m2, m3))
+    state.top = reduce_max(m0)
+
+    cdef vector[real] top = splat(x, state.top), a, b
+    cdef vector[real] sum0 = zero, sum1 = zero, ties0 = zero, ties1 = zero
+    for k in range(pairs):
+        p = x + 2 * w * k
+        prefetch(p + BLOCK)
+        prefetch(p + BLOCK + w)
+        a = load(p)
+        b = load(p + w)
+        sum0 = sum0 + where_equal(a, top, zero, exp_sub(a, top))
+        sum1 = sum1 + where_equal(b, top, zero, exp_sub(b, top))
+        ties0 = ties0 + where_equal(a, top, one, zero)
+        ties1 = ties1 + where_equal(b, top, one, zero)
+    for k in range(2 * pairs, (n + w - 1) // w):
+        left = min(w, n - k * w)
+        a = load_n(x + k * w, left, -INFINITY)
+        sum0 = sum0 + where_equal(a, top, zero, exp_sub(a, top))
+        ties0 = ties0 + where_equal(a, top, one, zero)
+    state.rest = reduce_add(sum0 + sum1) + (reduce_add(ties0 + ties1) - 1)
+    return state
+
+
+cdef inline State merge(State a, State b) noexcept nogil:
+    """The state of two parts together. NaN in either `rest` stays."""
+    if b.top > a.top:
+        a, b = b, a
+    if a.top == b.top:
+        a.rest = a.rest + b.rest + 1
+    else:
+        a.rest = a.rest + exp(b.top - a.top) * (1 + b.rest)
+    return a
+
+
+cdef inline State empty_state() noexcept nogil:
+    cdef State state
+    state.top = -INFINITY
+    state.rest = 0
+    return state
+
+
+cdef State row_state(const real* x, Py_ssize_t n, int crew) noexcept nogil:
+    """The state of a row; with more than one thread in the crew, its blocks are spread."""
+    cdef State state = empty_state()
+    cdef Py_ssize_t blocks = (n + BLOCK - 1) // BLOCK, k
+    cdef State* states = NULL
+    if crew > 1:
+        states = <State*>malloc(blocks * sizeof(State))
+    if states == NULL:
+        for k in range(blocks):
+            state = merge(state, block_state(x + k * BLOCK, min(BLOCK, n - k * BLOCK)))
+        return state
+    for k in prange(blocks, num_threads=crew, schedule="static"):
+        states[k] = block_state(x + k * BLOCK, min(BLOCK, n - k * BLOCK))
+    for k in range(blocks):
+        state = merge(state, states[k])
+    free(states)
+    return state
+
+
+cdef inline double log_total(State state) noexcept nogil:
+    """log(1 + rest), or NaN where the maximum is infinite and there is no distribution."""
+    return NAN if isinf(state.top) else log1p(state.rest)
+
+
+cdef inline Py_ssize_t stream_head(const real* y, Py_ssize_t n, bint streaming) noexcept nogil:
+    """How many elements lie before the first address that can be streamed to: less than a vector."""
+    cdef size_t align = stream_align(y)
+    if not streaming:
+        return 0
+    return min(n, <Py_ssize_t>((align - <size_t>y % align) % align // sizeof(real)))

@@ -1,0 +1,56 @@
+"""simd.h as Cython sees it, and the storage types that every kernel is written for once.
+
+`vector[real]` is what a storage type loads into: as many floats (for float, f16 and bf16) or
+doubles as a register holds. `a * b + c` on vectors is plain code.
+"""
+
+cimport numpy as cnp
+from libc.math cimport INFINITY, NAN, exp, isinf, log1p
+
+cdef extern from "simd.h" nogil:
+    ctypedef struct f16:
+        pass
+    ctypedef struct bf16:
+        pass
+
+    cdef cppclass vector[T]:
+        vector operator+(vector)
+        vector operator-(vector)
+        vector operator*(vector)
+        vector operator/(vector)
+
+    int lanes[T](const T*)
+    vector[T] splat[T](const T*, double)
+    vector[T]* aligned[T](const T*, void*)
+
+    double get[T](const T*)
+    void put[T](T*, double)
+
+    vector[T] load[T](const T*)
+    vector[T] load_n[T](const T*, Py_ssize_t, double)
+    void store[T](T*, vector[T])
+    void store_n[T](T*, vector[T], Py_ssize_t)
+    double get_wide[T](const T*, const void*, Py_ssize_t)
+    void put_wide[T](const T*, void*, Py_ssize_t, double)
+    vector[T] load_wide[T](const T*, const void*, Py_ssize_t, Py_ssize_t)
+    void store_wide[T](const T*, void*, Py_ssize_t, vector[T], Py_ssize_t)
+    void stream[T](T*, vector[T])
+    size_t stream_align[T](const T*)
+    void stream_end()
+    void prefetch(const void*)
+
+    vector[T] vmax[T](vector[T], vector[T])
+    vector[T] where_equal[T](vector[T], vector[T], vector[T], vector[T])
+    double reduce_max[T](vector[T])
+    double reduce_add[T](vector[T])
+    vector[T] exp_sub[T](vector[T], vector[T])
+    vector[T] log_1p[T](vector[T])
+
+    void load_tile[T](const T*, Py_ssize_t, Py_ssize_t, Py_ssize_t, vector[T]*)
+    void store_tile[T](T*, Py_ssize_t, Py_ssize_t, Py_ssize_t, const vector[T]*)
+
+ctypedef fused real:
+    double
+    float
+    f16
+    bf16

@@ -1,0 +1,601 @@
+# cython: boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
+# cython: binding=True
+"""Cross-entropy of logits with its gradient, in one trip through memory; and nll_loss.
+
+The formulas are in kernels/reference/cross_entropy.py. Per row: its state (read _rows.pxi, then
+_panels.pxi), from which the loss is a few scalars; then, while the row is in the cache, the
+gradient  g * (pull * softmax(x) - q).  q is 0 but for the target class where neither label
+smoothing nor a target of probabilities is given, and that one element is written last.
+
+The losses of fixed blocks of rows are summed in double precision and merged in order.
+"""
+
+from libc.math cimport expm1
+
+include "_simd.pxi"
+include "_threads.pxi"
+include "_rows.pxi"
+include "_panels.pxi"
+include "_labels.pxi"
+
+cdef struct Problem:
+    Py_ssize_t outer, n, inner
+    Py_ssize_t x_step, t_step, grad_step  # from one plane to the next, in elements
+    const int64_t* labels  # (outer, inner), or NULL for a target of probabilities
+    const void* weight  # (n,) of the compute type, or NULL for ones
+    const void* given_lse  # (outer, inner), or NULL
+    const void* upstream  # (outer, inner), or (1, 1), or NULL for 1
+    void* loss  # (outer, inner) or NULL
+    void* lse  # (outer, inner) or NULL
+    bint upstream_per_row, loss_per_row, dense_q, streaming
+    int64_t ignore_index
+    double denominator, z_loss
+    double hard  # 1 - label_smoothing: of the target
+    double soft  # label_smoothing / n: of every class
+    double soft_total  # soft * (sum of the weights)
+
+
+# ---- q, the wanted probabilities, but for the part of a class index ---------------------------
+
+cdef inline vector[real] target_part(
+    const Problem* p, const real* x, const real* t, Py_ssize_t at, Py_ssize_t n
+) noexcept nogil:
+    return splat(x, p.hard) * load_n(t + at, n, 0.0) if t != NULL else splat(x, 0.0)
+
+
+cdef inline vector[real] row_weight(
+    const Problem* p, const real* x, Py_ssize_t k, Py_ssize_t n
+) noexcept nogil:
+    """The weights of n classes from k, side by side."""
+    return load_wide(x, p.weight, k, n) if p.weight != NULL else splat(x, 1.0)
+
+
+cdef inline vector[real] class_weight(
+    const Problem* p, const real* x, Py_ssize_t k
+) noexcept nogil:
+    """The weight of class k in every lane."""
+    return splat(x, get_wide(x, p.weight, k) if p.weight != NULL else 1.0)
+
+
+# ---- rows -----------------------------------------------------------------------------------
+
+cdef struct Cost:
+    double loss  # sum of q * (top - x)
+    double total  # sum of q
+
+
+cdef Cost row_cost(const Problem* p, const real* x, const real* t, double row_top) noexcept nogil:
+    """What label smoothing and a target of probabilities cost; a second pass over a cached row."""
+    cdef Cost cost
+    cdef Py_ssize_t w = lanes(x), block, k, at, left
+    cdef vector[real] zero = splat(x, 0.0), top = splat(x, row_top), soft = splat(x, p.soft)
+    cdef vector[real] weight, part, q, loss, total
+    cost.loss = 0
+    cost.total = p.soft_total
+    for block in range((p.n + BLOCK - 1) // BLOCK):
+        loss = zero
+        total = zero
+        for k in range((min(BLOCK, p.n - block * BLOCK) + w - 1) // w):
+            at = block * BLOCK + k * w
+            left = min(w, p.n - at)
+            weight = row_weight(p, x, at, left)
+            part = target_part(p, x, t, at, left)
+            total = total + part * weight
+            q = (soft + part) * weight
+            # Beyond the end x counts as the maximum, which costs nothing.
+            loss = loss + where_equal(q, zero, zero, q * (top - load_n(x + at, left, row_top)))
+        cost.loss += reduce_add(loss)
+        cost.total += reduce_add(total)
+    return cost
+
+
+cdef inline void row_gradient(
+    const Problem* p, const real* x, const real* t, real* grad, Py_ssize_t first, Py_ssize_t n,
+    double row_top, double slope, double upstream
+) noexcept nogil:
+    """grad = slope * exp(x - top) - upstream * q for the n classes from `first`."""
+    cdef Py_ssize_t w = lanes(x), head, k, at, left, last = first + n
+    cdef vector[real] top = splat(x, row_top), a = splat(x, slope), g = splat(x, upstream)
+    cdef vector[real] soft = splat(x, p.soft), v
+    head = first + stream_head(grad + first, n, p.streaming)
+    for k in range(-1, (last - head + w - 1) // w):
+        # First up to the alignment, then whole vectors, then the tail.
+        at = first if k < 0 else head + k * w
+        left = head - first if k < 0 else min(w, last - at)
+        if left == 0:
+            continue
+        v = a * exp_sub(load_n(x + at, left, 0.0), top)
+        if p.dense_q:
+            v = v - g * ((soft + target_part(p, x, t, at, left)) * row_weight(p, x, at, left))
+        if p.streaming and left == w and k >= 0:
+            stream(grad + at, v)
+        else:
+            store_n(grad + at, v, left)
+
+
+cdef double row(
+    const Problem* p, const real* x, const real* t, real* grad, Py_ssize_t r, int crew
+) noexcept nogil:
+    """Loss of row r, and its gradient where `grad` is not NULL."""
+    cdef Py_ssize_t blocks = (p.n + BLOCK - 1) // BLOCK, k, label = -1
+    cdef double weight = 0, gap = 0, loss, lse, log_sum, pull, upstream, share, below
+    cdef Cost cost
+    cdef State state
+    if p.labels != NULL:
+        if p.labels[r] == p.ignore_index:
+            if p.loss_per_row:
+                put_wide(x, p.loss, r, 0)
+            if p.lse != NULL:
+                put_wide(x, p.lse, r, 0)
+            if grad != NULL:
+                memset(grad, 0, p.n * sizeof(real))
+            return 0
+        label = p.labels[r]
+        weight = p.hard * (get_wide(x, p.weight, label) if p.weight != NULL else 1)
+    if p.given_lse != NULL:
+        state.top = get_wide(x, p.given_lse, r)
+        state.rest = 0
+    else:
+        state = row_state(x, p.n, crew)
+    log_sum = log_total(state)
+    lse = state.top + log_sum
+    cost.loss = 0
+    cost.total = 0
+    if p.dense_q:
+        cost = row_cost(p, x, t, state.top)
+    if label >= 0:
+        gap = state.top - get(x + label)
+        cost.total += weight
+        if weight != 0:  # a class of weight 0 costs nothing, even at -inf
+            cost.loss += weight * gap
+    loss = cost.loss + cost.total * log_sum + p.z_loss * lse * lse
+    if p.loss_per_row:
+        put_wide(x, p.loss, r, loss / p.denominator)
+    if p.lse != NULL:
+        put_wide(x, p.lse, r, lse)
+    if grad == NULL:
+        return loss
+
+    upstream = get_wide(x, p.upstream, r if p.upstream_per_row else 0) if p.upstream != NULL else 1
+    upstream = upstream / p.denominator
+    pull = cost.total + 2 * p.z_loss * lse
+    share = NAN if isinf(state.top) else 1 / (1 + state.rest)
+    if label >= 0:  # p - 1 by expm1: nothing cancels where p is nearly 1
+        below = expm1(-gap - log_sum)
+        weight = weight + p.soft * (get_wide(x, p.weight, label) if p.weight != NULL else 1)
+        below = upstream * (weight * below + (pull - weight) * (1 + below))
+    if crew == 1:
+        row_gradient(p, x, t, grad, 0, p.n, state.top, upstream * pull * share, upstream)
+    else:
+        for k in prange(blocks, num_threads=crew, schedule="static"):
+            row_gradient(p, x, t, grad, k * BLOCK, min(BLOCK, p.n - k * BLOCK), state.top,
+                         upstream * pull * share, upstream)
+            if p.streaming:
+                stream_end()
+    if label >= 0:
+        put(grad + label, below)
+    return loss
+
+
+# ---- panels ---------------------------------------------------------------------------------
+
+cdef inline void panel_cost(
+    const Problem* p, const real* x, const real* t, Py_ssize_t stride, Py_ssize_t width,
+    vector[real]* tops, vector[real]* losses, vector[real]* totals
+) noexcept nogil:
+    cdef Py_ssize_t w = lanes(x), vectors = (width + w - 1) // w, c, k, at, left
+    cdef vector[real] zero = splat(x, 0.0), soft = splat(x, p.soft), weight, part, q
+    for c in range(vectors):
+        losses[c] = zero
+        totals[c] = splat(x, p.soft_total)
+    for k in range(p.n):
+        weight = class_weight(p, x, k)
+        for c in range(vectors):
+            at = k * stride + c * w
+            left = min(w, width - c * w)
+            part = target_part(p, x, t, at, left)
+            totals[c] = totals[c] + part * weight
+            q = (soft + part) * weight
+            losses[c] = losses[c] + where_equal(q, zero, zero,
+                                                q * (tops[c] - load_n(x + at, left, 0.0)))
+
+
+cdef double panel(
+    const Problem* p, const real* x, const real* t, real* grad, Py_ssize_t stride,
+    Py_ssize_t width, Py_ssize_t r
+) noexcept nogil:
+    """Loss of the rows r to r + width, one in each column, and their gradient."""
+    cdef char memory[2 * PANEL_MEMORY]
+    cdef Py_ssize_t w = lanes(x), vectors = (width + w - 1) // w, c, j, k, at, left, label
+    cdef vector[real]* tops = aligned(x, memory)
+    cdef vector[real]* rests = tops + vectors  # later: the slope of the gradient
+    cdef vector[real]* losses = rests + vectors  # later: the gradient at the target class
+    cdef vector[real]* totals = losses + vectors  # later: the upstream gradient
+    cdef vector[real]* keeps = totals + vectors  # 1 where the row counts, else 0
+    cdef vector[real] zero = splat(x, 0.0), one = splat(x, 1.0), two_z = splat(x, 2 * p.z_loss)
+    cdef vector[real] z = splat(x, p.z_loss), hard = splat(x, p.hard), soft = splat(x, p.soft)
+    cdef vector[real] scale = splat(x, 1 / p.denominator), g = scale
+    cdef vector[real] top, keep, log_sum, lse, loss, total, gap, weight, pull, share, there, below, v
+    cdef vector[real] lane_x, lane_weight
+    cdef bint all_kept = True
+    cdef double loss_sum = 0
+    if p.given_lse == NULL:
+        panel_state(x, p.n, stride, width, tops, rests, losses)
+    else:
+        for c in range(vectors):
+            tops[c] = load_wide(x, p.given_lse, r + c * w, min(w, width - c * w))
+            rests[c] = zero
+    for c in range(vectors):
+        losses[c] = zero
+        totals[c] = zero
+    if p.dense_q:
+        panel_cost(p, x, t, stride, width, tops, losses, totals)
+
+    for c in range(vectors):
+        left = min(w, width - c * w)
+        keep = one
+        lane_x = tops[c]
+        lane_weight = zero
+        for j in range(w):
+            at = c * w + j
+            if j >= left or (p.labels != NULL and p.labels[r + at] == p.ignore_index):
+                put_wide(x, &keep, j, 0)
+                all_kept = all_kept and j >= left
+            elif p.labels != NULL:
+                label = p.labels[r + at]
+                put_wide(x, &lane_x, j, get(x + label * stride + at))
+                put_wide(x, &lane_weight, j,
+                         get_wide(x, p.weight, label) if p.weight != NULL else 1)
+        top = tops[c]
+        log_sum = log_1p(rests[c]) + (top - top)  # NaN where the maximum is infinite
+        lse = top + log_sum
+        gap = top - lane_x
+        weight = hard * lane_weight
+        total = totals[c] + weight
+        # A class of weight 0 costs nothing, even at -inf.
+        loss = losses[c] + where_equal(weight, zero, zero, weight * gap)
+        loss = where_equal(keep, one, loss + total * log_sum + z * lse * lse, zero)
+        loss_sum += reduce_add(loss)
+        if p.loss_per_row:
+            store_wide(x, p.loss, r + c * w, loss * scale, left)
+        if p.lse != NULL:
+            store_wide(x, p.lse, r + c * w, where_equal(keep, one, lse, zero), left)
+        if grad == NULL:
+            continue
+        if p.upstream != NULL:
+            g = splat(x, get_wide(x, p.upstream, 0))
+            if p.upstream_per_row:
+                g = load_wide(x, p.upstream, r + c * w, left)
+            g = g * scale
+        pull = total + two_z * lse
+        share = inverse(x, rests[c]) + (top - top)
+        # p and p - 1 at the target class, the latter without cancellation where p is nearly 1
+        there = exp_sub(lane_x, top) * share
+        below = where_equal(gap, zero, (zero - rests[c]) * share, there - one)
+        weight = weight + soft * lane_weight
+        losses[c] = g * (weight * below + (pull - weight) * there)
+        rests[c] = where_equal(keep, one, g * pull * share, zero)
+        totals[c] = g
+        keeps[c] = keep
+    if grad == NULL:
+        return loss_sum
+
+    for k in range(p.n):
+        weight = class_weight(p, x, k)
+        for c in range(vectors):
+            at = k * stride + c * w
+            left = min(w, width - c * w)
+            v = rests[c] * exp_sub(load_n(x + at, left, 0.0), tops[c])
+            if p.dense_q:
+                v = v - totals[c] * ((soft + target_part(p, x, t, at, left)) * weight)
+            if not all_kept:
+                v = where_equal(keeps[c], one, v, zero)
+            store_n(grad + at, v, left)
+    if p.labels != NULL:
+        for j in range(width):
+            label = p.labels[r + j]
+            if label != p.ignore_index:
+                put(grad + label * stride + j, get_wide(x, losses, j))
+    return loss_sum
+
+
+cdef double tile(
+    const Problem* p, const real* x, const real* t, real* grad, Py_ssize_t rows, Py_ssize_t r
+) noexcept nogil:
+    """Up to as many short rows as a vector has lanes, from row r, as a panel of the compute type."""
+    cdef char memory[2 * TILE_MEMORY]
+    cdef Py_ssize_t w = lanes(x)
+    cdef double loss
+    cdef vector[real]* a = aligned(x, memory)
+    cdef vector[real]* b = NULL
+    load_tile(x + r * p.x_step, p.x_step, rows, p.n, a)
+    if t != NULL:
+        b = a + p.n
+        load_tile(t + r * p.t_step, p.t_step, rows, p.n, b)
+    if real is double:
+        loss = panel(p, <double*>a, <double*>b, <double*>(a if grad != NULL else NULL), w, rows, r)
+    else:
+        loss = panel(p, <float*>a, <float*>b, <float*>(a if grad != NULL else NULL), w, rows, r)
+    if grad != NULL:
+        store_tile(grad + r * p.grad_step, p.grad_step, rows, p.n, a)
+    return loss
+
+
+# ---- loops over threads ---------------------------------------------------------------------
+
+cdef double run(
+    const Problem* p, const real* x, const real* t, real* grad, double* sums, int crew
+) noexcept nogil:
+    """The sum of the losses; `sums` has room for one number per task, see `tasks`."""
+    cdef Py_ssize_t w = lanes(x), panels = (p.inner + PANEL - 1) // PANEL, task, k, at
+    cdef Py_ssize_t chunk = rows_per_task(p, w), count = tasks(p, w)
+    cdef double loss = 0
+    if p.inner > 1:
+        for task in prange(count, num_threads=crew, schedule="dynamic"):
+            k = task // panels
+            at = task % panels * PANEL
+            sums[task] = panel(
+                p, x + k * p.x_step + at, t + k * p.t_step + at if t != NULL else NULL,
+                grad + k * p.grad_step + at if grad != NULL else NULL, p.inner,
+                min(PANEL, p.inner - at), k * p.inner + at)
+    elif p.n > SHORT and p.outer < 2 * crew and p.n > 16 * BLOCK:
+        for k in range(p.outer):
+            sums[k // chunk] = (0 if k % chunk == 0 else sums[k // chunk]) + row(
+                p, x + k * p.x_step, t + k * p.t_step if t != NULL else NULL,
+                grad + k * p.grad_step if grad != NULL else NULL, k, crew)
+    else:
+        for task in prange(count, num_threads=crew, schedule="dynamic"):
+            sums[task] = rows(p, x, t, grad, task * chunk, min(p.outer, (task + 1) * chunk))
+    for k in range(count):
+        loss += sums[k]
+    return loss
+
+
+cdef double rows(
+    const Problem* p, const real* x, const real* t, real* grad, Py_ssize_t first, Py_ssize_t last
+) noexcept nogil:
+    """The rows of one task."""
+    cdef Py_ssize_t w = lanes(x), k, r
+    cdef double loss = 0
+    if p.n <= SHORT:
+        for k in range((last - first + w - 1) // w):
+            r = first + k * w
+            loss += tile(p, x, t, grad, min(w, last - r), r)
+        return loss
+    for r in range(first, last):
+        loss += row(p, x + r * p.x_step, t + r * p.t_step if t != NULL else NULL,
+                    grad + r * p.grad_step if grad != NULL else NULL, r, 1)
+    if p.streaming:
+        stream_end()
+    return loss
+
+
+cdef Py_ssize_t rows_per_task(const Problem* p, Py_ssize_t w) noexcept nogil:
+    return TILES * w if p.n <= SHORT else 1 + 16384 // p.n
+
+
+cdef Py_ssize_t tasks(const Problem* p, Py_ssize_t w) noexcept nogil:
+    cdef Py_ssize_t chunk = rows_per_task(p, w)
+    if p.inner > 1:
+        return p.outer * ((p.inner + PANEL - 1) // PANEL)
+    return (p.outer + chunk - 1) // chunk
+
+
+cdef double typed(
+    Problem* p, const real* like, cnp.ndarray logits, const void* target, void* grad, int threads
+) except? -1:
+    cdef const real* x = <const real*>cnp.PyArray_DATA(logits)
+    cdef double loss
+    cdef Py_ssize_t elements = p.outer * p.n * p.inner
+    cdef double* sums = room(tasks(p, lanes(x)))
+    p.streaming = (grad != NULL and grad != <const void*>x
+                   and elements * <Py_ssize_t>sizeof(real) > STREAM_ABOVE)
+    with nogil:
+        loss = run(p, x, <const real*>target, <real*>grad, sums, team(threads, elements))
+    free(sums)
+    return loss
+
+
+cdef inline void* data(object a):
+    return NULL if a is None else cnp.PyArray_DATA(<cnp.ndarray>a)
+
+
+cdef inline Py_ssize_t plane_step(cnp.ndarray a):
+    return cnp.PyArray_STRIDE(a, 0) // cnp.PyArray_ITEMSIZE(a)
+
+
+cdef compute(
+    cnp.ndarray logits, cnp.ndarray target, weight, loss, lse, given_lse, upstream, grad,
+    double denominator, int64_t ignore_index, double label_smoothing, double z_loss, int threads
+):
+    """Loss, lse and gradient, whichever are not None."""
+    cdef Problem p
+    cdef int dtype = cnp.PyArray_TYPE(logits)
+    cdef double total
+    cdef void* probabilities = NULL
+    p.outer = cnp.PyArray_DIM(logits, 0)
+    p.n = cnp.PyArray_DIM(logits, 1)
+    p.inner = cnp.PyArray_DIM(logits, 2)
+    p.x_step = plane_step(logits)
+    p.t_step = 0
+    p.labels = NULL
+    if cnp.PyArray_NDIM(target) == 2:
+        p.labels = <const int64_t*>cnp.PyArray_DATA(target)
+    else:
+        probabilities = cnp.PyArray_DATA(target)
+        p.t_step = plane_step(target)
+    p.grad_step = 0 if grad is None else plane_step(grad)
+    p.weight = data(weight)
+    p.given_lse = data(given_lse)
+    p.upstream = data(upstream)
+    p.upstream_per_row = upstream is not None and cnp.PyArray_SIZE(upstream) > 1
+    p.loss = data(loss)
+    p.loss_per_row = loss is not None and cnp.PyArray_DIM(loss, 0) == p.outer and (
+        cnp.PyArray_DIM(loss, 1) == p.inner)
+    p.lse = data(lse)
+    p.dense_q = label_smoothing != 0 or probabilities != NULL
+    p.ignore_index = ignore_index
+    p.denominator = denominator
+    p.z_loss = z_loss
+    p.hard = 1 - label_smoothing
+    p.soft = label_smoothing / p.n if p.n else 0
+    p.soft_total = 0
+    if label_smoothing != 0:
+        p.soft_total = p.soft * (p.n if weight is None else float(weight.sum(dtype="f8")))
+    if dtype == cnp.NPY_FLOAT32:
+        total = typed(&p, <const float*>NULL, logits, probabilities, data(grad), threads)
+    elif dtype == cnp.NPY_FLOAT64:
+        total = typed(&p, <const double*>NULL, logits, probabilities, data(grad), threads)
+    elif dtype == cnp.NPY_FLOAT16:
+        total = typed(&p, <const f16*>NULL, logits, probabilities, data(grad), threads)
+    elif dtype == cnp.NPY_UINT16:
+        total = typed(&p, <const bf16*>NULL, logits, probabilities, data(grad), threads)
+    else:
+        raise TypeError(f"no kernel for dtype {logits.dtype}")
+    if loss is not None and not p.loss_per_row:
+        loss[0, 0] = total / denominator
+
+
+def cross_entropy(logits, target, weight, loss, lse, *, double denominator, int64_t ignore_index,
+                  double label_smoothing, double z_loss, int threads):
+    compute(logits, target, weight, loss, lse, None, None, None, denominator, ignore_index,
+            label_smoothing, z_loss, threads)
+
+
+def cross_entropy_backward(grad_loss, logits, target, weight, lse, grad, *, double denominator,
+                           int64_t ignore_index, double label_smoothing, double z_loss,
+                           int threads):
+    compute(logits, target, weight, None, None, lse, grad_loss, grad, denominator, ignore_index,
+            label_smoothing, z_loss, threads)
+
+
+def cross_entropy_with_grad(logits, target, weight, loss, grad, *, double denominator,
+                            int64_t ignore_index, double label_smoothing, double z_loss,
+                            int threads):
+    compute(logits, target, weight, loss, None, None, None, grad, denominator, ignore_index,
+            label_smoothing, z_loss, threads)
+
+
+# ---- labels ---------------------------------------------------------------------------------
+
+cdef void scan(
+    const int64_t* labels, Py_ssize_t rows, const real* weight, Py_ssize_t classes,
+    int64_t ignore_index, double* stats, double* sums, int threads
+) noexcept nogil:
+    cdef Py_ssize_t blocks = label_blocks(rows), k, r
+    cdef double* bad = sums + blocks
+    for k in prange(blocks, num_threads=team(threads, rows), schedule="static"):
+        bad[k] = not scan_block(labels + k * ROWS, min(ROWS, rows - k * ROWS), weight, classes,
+                                ignore_index, sums + k)
+    stats[0] = -1
+    stats[1] = 0
+    for k in range(blocks):
+        if bad[k]:
+            r = k * ROWS
+            while labels[r] == ignore_index or 0 <= labels[r] < classes:
+                r += 1
+            stats[0] = r
+            return
+        stats[1] += sums[k]
+
+
+cdef double* room(Py_ssize_t numbers) except NULL:
+    cdef double* memory = <double*>malloc((numbers + 1) * sizeof(double))
+    if memory == NULL:
+        raise MemoryError(f"no memory for {numbers} partial sums")
+    return memory
+
+
+def scan_target(target, weight, stats, *, Py_ssize_t classes, int64_t ignore_index, int threads):
+    cdef Py_ssize_t rows = cnp.PyArray_SIZE(target)
+    cdef double* sums = room(2 * label_blocks(rows))
+    cdef const int64_t* labels = <const int64_t*>data(target)
+    cdef double* result = <double*>data(stats)
+    cdef void* weights = data(weight)
+    cdef bint doubles = weight is not None and cnp.PyArray_TYPE(weight) == cnp.NPY_FLOAT64
+    with nogil:
+        if doubles:
+            scan(labels, rows, <const double*>weights, classes, ignore_index, result, sums, threads)
+        else:
+            scan(labels, rows, <const float*>weights, classes, ignore_index, result, sums, threads)
+    free(sums)
+
+
+cdef double nll_forward(
+    const real* like, cnp.ndarray log_probs, const int64_t* labels, Py_ssize_t rows,
+    const void* weight, int64_t ignore_index, void* loss, double denominator, int threads
+) except? -1:
+    cdef const real* x = <const real*>cnp.PyArray_DATA(log_probs)
+    cdef Py_ssize_t step = plane_step(log_probs), inner = cnp.PyArray_DIM(log_probs, 2), k
+    cdef double* sums = room(label_blocks(rows))
+    cdef double total = 0
+    with nogil:
+        for k in prange(label_blocks(rows), num_threads=team(threads, rows), schedule="static"):
+            sums[k] = pick_block(labels, k * ROWS, min(rows, (k + 1) * ROWS), x, step, inner,
+                                 weight, ignore_index, loss, denominator)
+        for k in range(label_blocks(rows)):
+            total += sums[k]
+    free(sums)
+    return total
+
+
+def nll_loss(cnp.ndarray log_probs, target, weight, loss, *, double denominator, int64_t ignore_index,
+             int threads):
+    cdef Py_ssize_t rows = cnp.PyArray_SIZE(target)
+    cdef const int64_t* labels = <const int64_t*>data(target)
+    cdef bint per_row = (<object>loss).shape == target.shape
+    cdef void* each = data(loss) if per_row else NULL
+    cdef int dtype = cnp.PyArray_TYPE(log_probs)
+    cdef double total
+    if dtype == cnp.NPY_FLOAT32:
+        total = nll_forward(<const float*>NULL, log_probs, labels, rows, data(weight),
+                            ignore_index, each, denominator, threads)
+    elif dtype == cnp.NPY_FLOAT64:
+        total = nll_forward(<const double*>NULL, log_probs, labels, rows, data(weight),
+                            ignore_index, each, denominator, threads)
+    elif dtype == cnp.NPY_FLOAT16:
+        total = nll_forward(<const f16*>NULL, log_probs, labels, rows, data(weight),
+                            ignore_index, each, denominator, threads)
+    elif dtype == cnp.NPY_UINT16:
+        total = nll_forward(<const bf16*>NULL, log_probs, labels, rows, data(weight),
+                            ignore_index, each, denominator, threads)
+    else:
+        raise TypeError(f"no kernel for dtype {log_probs.dtype}")
+    if not per_row:
+        loss[0, 0] = total / denominator
+
+
+cdef void nll_gradient(
+    const real* like, cnp.ndarray out, const int64_t* labels, const void* weight,
+    int64_t ignore_index, const void* upstream, bint per_row, double denominator, int threads
+):
+    cdef real* grad = <real*>cnp.PyArray_DATA(out)
+    cdef Py_ssize_t outer = cnp.PyArray_DIM(out, 0), n = cnp.PyArray_DIM(out, 1)
+    cdef Py_ssize_t inner = cnp.PyArray_DIM(out, 2), step = plane_step(out), k
+    cdef Py_ssize_t rows = outer * inner
+    with nogil:
+        fill_zero(grad, outer, n * inner, step, team(threads, rows * n))
+        for k in prange(label_blocks(rows), num_threads=team(threads, rows), schedule="static"):
+            put_block(labels, k * ROWS, min(rows, (k + 1) * ROWS), grad, step, inner, weight,
+                      ignore_index, upstream, per_row, denominator)
+
+
+def nll_loss_backward(grad_loss, target, weight, cnp.ndarray grad, *, double denominator,
+                      int64_t ignore_index, int threads):
+    cdef const int64_t* labels = <const int64_t*>data(target)
+    cdef bint per_row = cnp.PyArray_SIZE(grad_loss) > 1
+    cdef int dtype = cnp.PyArray_TYPE(grad)
+    if dtype == cnp.NPY_FLOAT32:
+        nll_gradient(<const float*>NULL, grad, labels, data(weight), ignore_index,
+                     data(grad_loss), per_row, denominator, threads)
+    elif dtype == cnp.NPY_FLOAT64:
+        nll_gradient(<const double*>NULL, grad, labels, data(weight), ignore_index,
+                     data(grad_loss), per_row, denominator, threads)
+    elif dtype == cnp.NPY_FLOAT16:
+        nll_gradient(<const f16*>NULL, grad, labels, data(weight), ignore_index,
+                     data(grad_loss), per_row, denominator, threads)
+    elif dtype == cnp.NPY_UINT16:
+        nll_gradient(<const bf16*>NULL, grad, labels, data(weight), ignore_index,
+                     data(grad_loss), per_row, denominator, threads)
+    else:
+        raise TypeError(f"no kernel for dtype {grad.dtype}")

@@ -1,0 +1,352 @@
+# cython: boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
+# cython: binding=True
+"""logsumexp, softmax, log_softmax and their gradients.
+
+Each op is two passes over a row (or panel): the first makes its state, the second writes while
+the row is still in the cache, so memory is read once and written once. Big outputs are written
+past the caches. Read _rows.pxi first, then _panels.pxi; the passes that write follow here, then
+the loops over threads.
+"""
+
+include "_simd.pxi"
+include "_threads.pxi"
+include "_rows.pxi"
+include "_panels.pxi"
+
+cdef enum:  # the ops
+    LOGSUMEXP
+    SOFTMAX
+    LOG_SOFTMAX
+    SOFTMAX_BACKWARD
+    LOG_SOFTMAX_BACKWARD
+
+
+cdef inline vector[real] forward_value(
+    int op, const real* like, vector[real] v, vector[real] top, vector[real] scale
+) noexcept nogil:
+    return exp_sub(v, top) * scale if op == SOFTMAX else (v - top) - scale
+
+
+cdef inline vector[real] backward_value(
+    int op, const real* like, vector[real] g, vector[real] y, vector[real] total
+) noexcept nogil:
+    return y * (g - total) if op == SOFTMAX_BACKWARD else g - exp_sub(y, splat(like, 0.0)) * total
+
+
+cdef inline double forward_scale(int op, State state) noexcept nogil:
+    """What forward_value needs beside the maximum: NaN where there is no distribution."""
+    if isinf(state.top):
+        return NAN
+    return 1 / (1 + state.rest) if op == SOFTMAX else log1p(state.rest)
+
+
+# ---- rows -----------------------------------------------------------------------------------
+
+cdef inline void forward_write(
+    int op, const real* x, real* y, Py_ssize_t n, State state, bint streaming
+) noexcept nogil:
+    """softmax or log_softmax of (part of) a row, given the state of the whole row."""
+    cdef Py_ssize_t k, w = lanes(x), head = stream_head(y, n, streaming), tail = (n - head) % w
+    cdef Py_ssize_t last = n - tail
+    cdef vector[real] top = splat(x, state.top), scale = splat(x, forward_scale(op, state)), value
+    if head:
+        store_n(y, forward_value(op, x, load_n(x, head, 0.0), top, scale), head)
+    for k in range((n - head) // w):
+        value = forward_value(op, x, load(x + head + k * w), top, scale)
+        if streaming:
+            stream(y + head + k * w, value)
+        else:
+            store(y + head + k * w, value)
+    if tail:
+        store_n(y + last, forward_value(op, x, load_n(x + last, tail, 0.0), top, scale), tail)
+
+
+cdef inline double backward_sum(int op, const real* g, const real* y, Py_ssize_t n) noexcept nogil:
+    """sum(g * y) for softmax, sum(g) for log_softmax, of up to BLOCK elements."""
+    cdef Py_ssize_t k, w = lanes(g), done = n // (2 * w) * 2 * w, left
+    cdef const real* p
+    cdef const real* q
+    cdef vector[real] sum0 = splat(g, 0.0), sum1 = splat(g, 0.0), a
+    for k in range(n // (2 * w)):
+        p = g + 2 * w * k
+        q = y + 2 * w * k
+        prefetch(p + BLOCK)
+        prefetch(p + BLOCK + w)
+        if op == SOFTMAX_BACKWARD:
+            prefetch(q + BLOCK)
+            prefetch(q + BLOCK + w)
+            sum0 = sum0 + load(p) * load(q)
+            sum1 = sum1 + load(p + w) * load(q + w)
+        else:
+            sum0 = sum0 + load(p)
+            sum1 = sum1 + load(p + w)
+    for k in range((n - done + w - 1) // w):
+        left = min(w, n - done - k * w)
+        a = load_n(g + done + k * w, left, 0.0)
+        if op == SOFTMAX_BACKWARD:
+            a = a * load_n(y + done + k * w, left, 0.0)
+        sum0 = sum0 + a
+    return reduce_add(sum0 + sum1)
+
+
+cdef inline void backward_write(
+    int op, const real* g, const real* y, real* out, Py_ssize_t n, double row_sum, bint streaming
+) noexcept nogil:
+    cdef Py_ssize_t k, w = lanes(g), head = stream_head(out, n, streaming), tail = (n - head) % w
+    cdef Py_ssize_t last = n - tail, at
+    cdef vector[real] total = splat(g, row_sum), value
+    if head:
+        value = backward_value(op, g, load_n(g, head, 0.0), load_n(y, head, 0.0), total)
+        store_n(out, value, head)
+    for k in range((n - head) // w):
+        at = head + k * w
+        value = backward_value(op, g, load(g + at), load(y + at), total)
+        if streaming:
+            stream(out + at, value)
+        else:
+            store(out + at, value)
+    if tail:
+        value = backward_value(op, g, load_n(g + last, tail, 0.0), load_n(y + last, tail, 0.0),
+                               total)
+        store_n(out + last, value, tail)
+
+
+cdef double row_sum(
+    int op, const real* g, const real* y, Py_ssize_t n, int crew
+) noexcept nogil:
+    """The backward ops' sum over a row; with a crew, its blocks are spread over the threads."""
+    cdef Py_ssize_t blocks = (n + BLOCK - 1) // BLOCK, k
+    cdef double total = 0
+    cdef double* sums = NULL
+    if crew > 1:
+        sums = <double*>malloc(blocks * sizeof(double))
+    if sums == NULL:
+        for k in range(blocks):
+            total += backward_sum(op, g + k * BLOCK, y + k * BLOCK, min(BLOCK, n - k * BLOCK))
+        return total
+    for k in prange(blocks, num_threads=crew, schedule="static"):
+        sums[k] = backward_sum(op, g + k * BLOCK, y + k * BLOCK, min(BLOCK, n - k * BLOCK))
+    for k in range(blocks):
+        total += sums[k]
+    free(sums)
+    return total
+
+
+cdef void row(
+    int op, const real* x, const real* second, real* out, Py_ssize_t n, bint streaming, int crew
+) noexcept nogil:
+    """Any op on one row. The backward ops have x = grad, second = y."""
+    cdef bint backward = op == SOFTMAX_BACKWARD or op == LOG_SOFTMAX_BACKWARD
+    cdef Py_ssize_t blocks = (n + BLOCK - 1) // BLOCK, k
+    cdef double total = 0
+    cdef State state = empty_state()
+    if backward:
+        total = row_sum(op, x, second, n, crew)
+    else:
+        state = row_state(x, n, crew)
+    if op == LOGSUMEXP:
+        put(out, state.top + log1p(state.rest))
+    elif crew == 1:
+        write(op, x, second, out, n, state, total, streaming)
+    else:
+        for k in prange(blocks, num_threads=crew, schedule="static"):
+            write(op, x + k * BLOCK, second + k * BLOCK, out + k * BLOCK,
+                  min(BLOCK, n - k * BLOCK), state, total, streaming)
+            if streaming:
+                stream_end()
+
+
+cdef inline void write(
+    int op, const real* x, const real* second, real* out, Py_ssize_t n, State state,
+    double total, bint streaming
+) noexcept nogil:
+    if op == SOFTMAX_BACKWARD or op == LOG_SOFTMAX_BACKWARD:
+        backward_write(op, x, second, out, n, total, streaming)
+    else:
+        forward_write(op, x, out, n, state, streaming)
+
+
+# ---- panels ---------------------------------------------------------------------------------
+
+cdef inline void panel_sum(
+    int op, const real* g, const real* y, Py_ssize_t n, Py_ssize_t stride, Py_ssize_t width,
+    vector[real]* sums, vector[real]* errors
+) noexcept nogil:
+    """The backward ops' sum of each column, compensated; `errors` is scratch."""
+    cdef Py_ssize_t w = lanes(g), vectors = (width + w - 1) // w, c, k, at, left
+    cdef vector[real] a, b, total, back
+    for c in range(vectors):
+        sums[c] = splat(g, 0.0)
+        errors[c] = splat(g, 0.0)
+    for k in range(n):
+        for c in range(vectors):
+            at = k * stride + c * w
+            left = min(w, width - c * w)
+            a = load_n(g + at, left, 0.0)
+            if op == SOFTMAX_BACKWARD:
+                a = a * load_n(y + at, left, 0.0)
+            b = sums[c]
+            total = a + b
+            back = total - b
+            errors[c] = errors[c] + ((b - (total - back)) + (a - back))
+            sums[c] = total
+    for c in range(vectors):
+        sums[c] = sums[c] + errors[c]
+
+
+cdef void panel(
+    int op, const real* x, const real* second, real* out, Py_ssize_t n, Py_ssize_t stride,
+    Py_ssize_t width, real* lse
+) noexcept nogil:
+    """Any op on `width` <= PANEL columns; logsumexp goes to `lse`."""
+    cdef char memory[PANEL_MEMORY]
+    cdef Py_ssize_t w = lanes(x), vectors = (width + w - 1) // w, c, k, at, left
+    cdef vector[real]* tops = aligned(x, memory)
+    cdef vector[real]* scales = tops + vectors
+    cdef vector[real] a, value, top, scale
+    if op == SOFTMAX_BACKWARD or op == LOG_SOFTMAX_BACKWARD:
+        panel_sum(op, x, second, n, stride, width, tops, scales)
+    else:
+        panel_state(x, n, stride, width, tops, scales, scales + vectors)
+        for c in range(vectors):
+            top = tops[c]
+            scale = log_1p(scales[c])
+            if op == LOGSUMEXP:
+                store_n(lse + c * w, top + scale, min(w, width - c * w))
+                continue
+            if op == SOFTMAX:
+                scale = inverse(x, scales[c])
+            scales[c] = scale + (top - top)  # NaN where the maximum is infinite
+    if op == LOGSUMEXP:
+        return
+    for k in range(n):
+        for c in range(vectors):
+            at = k * stride + c * w
+            left = min(w, width - c * w)
+            a = load_n(x + at, left, 0.0)
+            if op == SOFTMAX or op == LOG_SOFTMAX:
+                value = forward_value(op, x, a, tops[c], scales[c])
+            else:
+                value = backward_value(op, x, a, load_n(second + at, left, 0.0), tops[c])
+            store_n(out + at, value, left)
+
+
+cdef void tile(
+    int op, const real* x, const real* second, real* out, Py_ssize_t rows, Py_ssize_t n,
+    Py_ssize_t x_step, Py_ssize_t second_step, Py_ssize_t out_step
+) noexcept nogil:
+    """Any op on up to as many short rows as a vector has lanes."""
+    cdef char memory[2 * TILE_MEMORY]
+    cdef Py_ssize_t w = lanes(x), k
+    cdef vector[real]* a = aligned(x, memory)
+    cdef vector[real]* b = a + n
+    load_tile(x, x_step, rows, n, a)
+    if op == SOFTMAX_BACKWARD or op == LOG_SOFTMAX_BACKWARD:
+        load_tile(second, second_step, rows, n, b)
+    # The tile is a panel of the compute type, which is the storage type of float and double.
+    if real is double:
+        panel(op, <double*>a, <double*>b, <double*>a, n, w, w, <double*>b)
+    else:
+        panel(op, <float*>a, <float*>b, <float*>a, n, w, w, <float*>b)
+    if op != LOGSUMEXP:
+        store_tile(out, out_step, rows, n, a)
+        return
+    for k in range(rows):
+        if real is double:
+            put(out + k, (<double*>b)[k])
+        else:
+            put(out + k, (<float*>b)[k])
+
+
+# ---- loops over threads ---------------------------------------------------------------------
+
+cdef void run(
+    int op, const real* x, const real* second, real* out, Py_ssize_t outer, Py_ssize_t n,
+    Py_ssize_t inner, Py_ssize_t x_step, Py_ssize_t second_step, Py_ssize_t out_step, int threads
+) noexcept nogil:
+    """Any op on (outer, n, inner); the steps are from one plane to the next, in elements."""
+    cdef int crew = team(threads, outer * n * inner)
+    cdef Py_ssize_t w = lanes(x), panels = (inner + PANEL - 1) // PANEL, task, k, chunk, at
+    cdef bint streaming = (
+        op != LOGSUMEXP and out != x and out != second
+        and outer * n * inner * <Py_ssize_t>sizeof(real) > STREAM_ABOVE
+    )
+    if inner > 1:
+        for task in prange(outer * panels, num_threads=crew, schedule="dynamic"):
+            k = task // panels
+            at = task % panels * PANEL
+            panel(op, x + k * x_step + at, second + k * second_step + at,
+                  out + k * out_step + at, n, inner, min(PANEL, inner - at),
+                  out + k * inner + at)
+    elif n <= SHORT:
+        chunk = TILES * w
+        for task in prange((outer + chunk - 1) // chunk, num_threads=crew, schedule="dynamic"):
+            for k in range(min(TILES, (outer - task * chunk + w - 1) // w)):
+                at = task * chunk + k * w
+                tile(op, x + at * x_step, second + at * second_step, out + at * out_step,
+                     min(w, outer - at), n, x_step, second_step, out_step)
+    elif outer < 2 * crew and n > 16 * BLOCK:
+        for k in range(outer):
+            row(op, x + k * x_step, second + k * second_step, out + k * out_step, n, streaming,
+                crew)
+    else:
+        chunk = 1 + 16384 // n
+        for task in prange((outer + chunk - 1) // chunk, num_threads=crew, schedule="dynamic"):
+            for k in range(task * chunk, min(outer, (task + 1) * chunk)):
+                row(op, x + k * x_step, second + k * second_step, out + k * out_step, n, streaming,
+                    1)
+            if streaming:
+                stream_end()
+
+
+cdef inline Py_ssize_t plane_step(cnp.ndarray a):
+    return cnp.PyArray_STRIDE(a, 0) // cnp.PyArray_ITEMSIZE(a)
+
+
+cdef void typed(
+    int op, const real* like, cnp.ndarray x, cnp.ndarray second, cnp.ndarray out, int threads
+):
+    cdef Py_ssize_t outer = cnp.PyArray_DIM(x, 0), n = cnp.PyArray_DIM(x, 1)
+    cdef Py_ssize_t inner = cnp.PyArray_DIM(x, 2)
+    cdef Py_ssize_t x_step = plane_step(x), second_step = plane_step(second)
+    cdef Py_ssize_t out_step = 1 if op == LOGSUMEXP else plane_step(out)
+    cdef const real* x_data = <const real*>cnp.PyArray_DATA(x)
+    cdef const real* second_data = <const real*>cnp.PyArray_DATA(second)
+    cdef real* out_data = <real*>cnp.PyArray_DATA(out)
+    with nogil:
+        run(op, x_data, second_data, out_data, outer, n, inner, x_step, second_step, out_step,
+            threads)
+
+
+cdef by_dtype(int op, cnp.ndarray x, cnp.ndarray second, cnp.ndarray out, int threads):
+    cdef int dtype = cnp.PyArray_TYPE(x)
+    if dtype == cnp.NPY_FLOAT32:
+        typed(op, <const float*>NULL, x, second, out, threads)
+    elif dtype == cnp.NPY_FLOAT64:
+        typed(op, <const double*>NULL, x, second, out, threads)
+    elif dtype == cnp.NPY_FLOAT16:
+        typed(op, <const f16*>NULL, x, second, out, threads)
+    elif dtype == cnp.NPY_UINT16:
+        typed(op, <const bf16*>NULL, x, second, out, threads)
+    else:
+        raise TypeError(f"no kernel for dtype {x.dtype}")
+
+
+def logsumexp(x, out, *, int threads):
+    by_dtype(LOGSUMEXP, x, x, out, threads)
+
+
+def softmax(x, out, *, int threads):
+    by_dtype(SOFTMAX, x, x, out, threads)
+
+
+def log_softmax(x, out, *, int threads):
+    by_dtype(LOG_SOFTMAX, x, x, out, threads)
+
+
+def softmax_backward(grad, y, out, *, int threads):
+    by_dtype(SOFTMAX_BACKWARD, grad, y, out, threads)
+
+
+def log_softmax_backward(grad, y, out, *, int threads):
+    by_dtype(LOG_SOFTMAX_BACKWARD, grad, y, out, threads)

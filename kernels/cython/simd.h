@@ -1,0 +1,419 @@
+// The vocabulary of the Cython kernels: vectors of float (f32v) and double (f64v) as wide as the
+// instruction set level has them, and what can be done with them. No algorithm lives here.
+//
+// Built on the vector extensions of GCC and Clang, so `a * b + c` and `a < b ? c : d` are plain
+// code; intrinsics only where the extensions lack an instruction. Four storage types (double,
+// float, f16, bf16) load into and store from the two vector types. Every function takes the same
+// name for each type, so one Cython function serves all four.
+#pragma once
+#include <stdint.h>
+#include <string.h>
+#include <math.h>
+#include <type_traits>
+#include <utility>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#if defined(__AVX512F__)
+#define VECTOR_BYTES 64
+#elif defined(__AVX2__)
+#define VECTOR_BYTES 32
+#else
+#define VECTOR_BYTES 16
+#endif
+#define INLINE static inline __attribute__((always_inline))
+
+typedef float f32v __attribute__((vector_size(VECTOR_BYTES)));
+typedef double f64v __attribute__((vector_size(VECTOR_BYTES)));
+typedef int32_t i32v __attribute__((vector_size(VECTOR_BYTES)));
+typedef int64_t i64v __attribute__((vector_size(VECTOR_BYTES)));
+typedef uint16_t half_bits __attribute__((vector_size(VECTOR_BYTES / 2)));
+typedef struct { uint16_t bits; } f16;
+typedef struct { uint16_t bits; } bf16;
+
+// Integers of the same width and the constants of each floating type.
+template <class V> struct traits;
+template <> struct traits<f32v> {
+    typedef float scalar;
+    typedef i32v ints;
+    static constexpr int mantissa = 23, bias = 127;
+    static constexpr float to_int = 12582912.0f;  // 1.5 * 2**23: adding it rounds to an integer
+    static constexpr float ln2_hi = 0x1.63p-1f;   // 9 bits: times an exponent it stays exact
+    static constexpr float ln2_lo = -2.12194440e-4f;
+    static constexpr float exp_low = -104.0f;     // exp of it rounds to 0
+    static constexpr float largest = 3.40282347e38f;
+    static constexpr int sqrt_half = 0x3f3504f3;
+};
+template <> struct traits<f64v> {
+    typedef double scalar;
+    typedef i64v ints;
+    static constexpr int mantissa = 52, bias = 1023;
+    static constexpr double to_int = 6755399441055744.0;
+    static constexpr double ln2_hi = 6.93147180369123816490e-01;  // 32 bits
+    static constexpr double ln2_lo = 1.90821492927058770002e-10;
+    static constexpr double exp_low = -746.0;
+    static constexpr double largest = 1.7976931348623157e308;
+    static constexpr int64_t sqrt_half = 0x3fe6a09e667f3bcdLL;
+};
+template <class V> constexpr int WIDTH = VECTOR_BYTES / sizeof(typename traits<V>::scalar);
+
+template <class T> struct vector_of;
+template <> struct vector_of<double> { typedef f64v type; };
+template <> struct vector_of<float> { typedef f32v type; };
+template <> struct vector_of<f16> { typedef f32v type; };
+template <> struct vector_of<bf16> { typedef f32v type; };
+template <class T> using vector = typename vector_of<T>::type;  // what a storage type loads into
+template <class T> using compute = typename traits<vector<T>>::scalar;
+template <class A, class B> constexpr bool is = std::is_same<A, B>::value;
+
+template <class T> INLINE constexpr int lanes(const T *) { return WIDTH<vector<T>>; }
+
+// A vector of the type that `like` loads into, every lane `value`.
+template <class T> INLINE vector<T> splat(const T *, double value) {
+    return vector<T>{} + (compute<T>)value;
+}
+
+// Stack memory as vectors: the first aligned address. It takes up to one vector more.
+template <class T> INLINE vector<T> *aligned(const T *, void *memory) {
+    return (vector<T> *)(((uintptr_t)memory + VECTOR_BYTES - 1) & -(uintptr_t)VECTOR_BYTES);
+}
+
+template <class To, class From> INLINE To bits(From value) {
+    static_assert(sizeof(To) == sizeof(From), "same width");
+    To result;
+    memcpy(&result, &value, sizeof(To));
+    return result;
+}
+
+// ---- storage types: one value ---------------------------------------------------------------
+
+INLINE float half_to_float(uint16_t half) {
+    uint32_t magnitude = (uint32_t)(half & 0x7fff) << 13;
+    // Rescaling the exponent also normalises subnormal halves; infinity and NaN need their own.
+    float value = bits<float>(magnitude) * 0x1p112f;
+    if (magnitude >= 0x7c00u << 13) value = bits<float>(magnitude | 0x7f800000u);
+    return bits<float>(bits<uint32_t>(value) | (uint32_t)(half & 0x8000) << 16);
+}
+INLINE uint16_t float_to_half(float value) {  // to nearest even
+    uint32_t all = bits<uint32_t>(value), sign = all >> 16 & 0x8000, magnitude = all & 0x7fffffff;
+    if (magnitude > 0x7f800000) return sign | 0x7e00;
+    if (magnitude >= 0x477ff000) return sign | 0x7c00;  // 65520 and above round to infinity
+    if (magnitude < 0x38800000)  // subnormal: let the addition do the rounding
+        return sign | (bits<uint32_t>(bits<float>(magnitude) + 0.5f) - 0x3f000000);
+    return sign | (magnitude - (112u << 23) + 0xfff + (magnitude >> 13 & 1)) >> 13;
+}
+INLINE float bfloat_to_float(uint16_t bfloat) { return bits<float>((uint32_t)bfloat << 16); }
+INLINE uint16_t float_to_bfloat(float value) {
+    uint32_t all = bits<uint32_t>(value);
+    if (value != value) return all >> 16 | 0x40;
+    return (all + 0x7fff + (all >> 16 & 1)) >> 16;
+}
+
+template <class T> INLINE double get(const T *p) {
+    if constexpr (is<T, f16>) return half_to_float(p->bits);
+    else if constexpr (is<T, bf16>) return bfloat_to_float(p->bits);
+    else return *p;
+}
+template <class T> INLINE void put(T *p, double value) {
+    if constexpr (is<T, f16>) p->bits = float_to_half((float)value);
+    else if constexpr (is<T, bf16>) p->bits = float_to_bfloat((float)value);
+    else *p = (T)value;
+}
+
+// ---- storage types: one vector --------------------------------------------------------------
+
+template <class T> INLINE vector<T> load(const T *p) {
+    if constexpr (is<T, f16>) {
+#if defined(__AVX512F__)
+        return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
+#elif defined(__F16C__)
+        return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p));
+#else
+        f32v v;
+        for (int i = 0; i < WIDTH<f32v>; i++) v[i] = half_to_float(p[i].bits);
+        return v;
+#endif
+    } else if constexpr (is<T, bf16>) {
+        half_bits h;
+        memcpy(&h, p, sizeof h);
+        return bits<f32v>(__builtin_convertvector(h, i32v) << 16);
+    } else {
+        vector<T> v;
+        memcpy(&v, p, sizeof v);
+        return v;
+    }
+}
+
+// The bits of a vector in storage type T, rounded to nearest even.
+template <class T> INLINE auto narrow(vector<T> v) {
+    if constexpr (is<T, f16>) {
+#if defined(__AVX512F__)
+        return bits<half_bits>(_mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+#elif defined(__F16C__)
+        return bits<half_bits>(_mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+#else
+        half_bits h;
+        for (int i = 0; i < WIDTH<f32v>; i++) h[i] = float_to_half(v[i]);
+        return h;
+#endif
+    } else if constexpr (is<T, bf16>) {
+        i32v all = bits<i32v>(v), upper = all >> 16 & 0xffff;
+        i32v rounded = (all + 0x7fff + (upper & 1)) >> 16;
+        return __builtin_convertvector(v == v ? rounded : upper | 0x40, half_bits);
+    } else {
+        return v;
+    }
+}
+template <class T> INLINE void store(T *p, vector<T> v) {
+    auto all = narrow<T>(v);
+    memcpy(p, &all, sizeof all);
+}
+
+// The first n lanes only, 0 <= n <= lanes; what is not loaded is `fill`.
+template <class T> INLINE vector<T> load_n(const T *p, long n, double fill) {
+    if (n == lanes(p)) return load(p);
+#if defined(__AVX512F__)
+    if constexpr (is<T, float>)
+        return _mm512_mask_loadu_ps(splat(p, fill), (__mmask16)((1u << n) - 1), p);
+    if constexpr (is<T, double>)
+        return _mm512_mask_loadu_pd(splat(p, fill), (__mmask8)((1u << n) - 1), p);
+#endif
+    T whole[WIDTH<vector<T>>];
+    for (int i = 0; i < WIDTH<vector<T>>; i++) put(whole + i, fill);
+    for (long i = 0; i < n; i++) whole[i] = p[i];
+    return load(whole);
+}
+template <class T> INLINE void store_n(T *p, vector<T> v, long n) {
+    if (n == lanes(p)) return store(p, v);
+#if defined(__AVX512F__)
+    if constexpr (is<T, float>)
+        return _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), v);
+    if constexpr (is<T, double>)
+        return _mm512_mask_storeu_pd(p, (__mmask8)((1u << n) - 1), v);
+#endif
+    T whole[WIDTH<vector<T>>];
+    store(whole, v);
+    for (long i = 0; i < n; i++) p[i] = whole[i];
+}
+
+// Arrays of the compute type beside those of storage type T: `values` holds compute<T>.
+template <class T> INLINE double get_wide(const T *, const void *values, long at) {
+    return ((const compute<T> *)values)[at];
+}
+template <class T> INLINE void put_wide(const T *, void *values, long at, double value) {
+    ((compute<T> *)values)[at] = (compute<T>)value;
+}
+template <class T> INLINE vector<T> load_wide(const T *, const void *values, long at, long n) {
+    return load_n((const compute<T> *)values + at, n, 0);
+}
+template <class T> INLINE void store_wide(const T *, void *values, long at, vector<T> v, long n) {
+    store_n((compute<T> *)values + at, v, n);
+}
+
+// Past the caches, without reading the line first; p must be aligned as `stream_align` says.
+template <class T> INLINE constexpr size_t stream_align(const T *) {
+    return WIDTH<vector<T>> * sizeof(T);
+}
+template <class T> INLINE void stream(T *p, vector<T> v) {
+    auto all = narrow<T>(v);
+#if defined(__AVX512F__)
+    if constexpr (sizeof all == 64) return _mm512_stream_si512((__m512i *)p, bits<__m512i>(all));
+#endif
+#if defined(__AVX2__)
+    if constexpr (sizeof all == 32) return _mm256_stream_si256((__m256i *)p, bits<__m256i>(all));
+#endif
+#if defined(__x86_64__)
+    if constexpr (sizeof all == 16) return _mm_stream_si128((__m128i *)p, bits<__m128i>(all));
+#endif
+    memcpy(p, &all, sizeof all);
+}
+INLINE void stream_end() {  // streamed lines are visible to other threads after this
+#if defined(__x86_64__)
+    _mm_sfence();
+#endif
+}
+INLINE void prefetch(const void *p) { __builtin_prefetch(p, 0, 3); }
+
+// ---- arithmetic -----------------------------------------------------------------------------
+
+// NaN in `a` is ignored, so that maxima skip NaN; it comes back through the sums.
+template <class V> INLINE V vmax(V a, V b) {
+#if defined(__AVX512F__)  // one instruction, which the compiler does not see in the last line
+    if constexpr (is<V, f32v>) return _mm512_max_ps(a, b);
+    else return _mm512_max_pd(a, b);
+#elif defined(__AVX2__)
+    if constexpr (is<V, f32v>) return _mm256_max_ps(a, b);
+    else return _mm256_max_pd(a, b);
+#elif defined(__x86_64__)
+    if constexpr (is<V, f32v>) return _mm_max_ps(a, b);
+    else return _mm_max_pd(a, b);
+#else
+    return a > b ? a : b;
+#endif
+}
+template <class V> INLINE double reduce_max(V v) {
+    for (int half = WIDTH<V> / 2; half; half /= 2)
+        for (int i = 0; i < half; i++) v[i] = v[i] > v[i + half] ? v[i] : v[i + half];
+    return v[0];
+}
+template <class V> INLINE double reduce_add(V v) {  // in double, lanes in order of halves
+    double part[WIDTH<V>];
+    for (int i = 0; i < WIDTH<V>; i++) part[i] = v[i];
+    for (int half = WIDTH<V> / 2; half; half /= 2)
+        for (int i = 0; i < half; i++) part[i] += part[i + half];
+    return part[0];
+}
+
+// value * 2**n for an integer-valued n, correctly rounded where the result is subnormal.
+template <class V> INLINE V scale_by_power(V value, V n) {
+#if defined(__AVX512F__)
+    if constexpr (is<V, f32v>) return _mm512_scalef_ps(value, n);
+    else return _mm512_scalef_pd(value, n);
+#else
+    typedef traits<V> t;
+    auto whole = bits<typename t::ints>(n + t::to_int) - bits<typename t::ints>(V{} + t::to_int);
+    auto part = whole >> 1;  // in two steps: 2**n itself may be no normal number
+    return value * bits<V>((part + t::bias) << t::mantissa)
+        * bits<V>((whole - part + t::bias) << t::mantissa);
+#endif
+}
+
+// q in exp(r) = 1 + r + r**2 * q(r), |r| <= ln(2) / 2: least squares of the relative error,
+// 2**-28.0 with 5 coefficients for float, 2**-57.7 with 10 for double.
+INLINE f32v exp_tail(f32v r) {
+    f32v q = 1.37511503e-3f * r + 8.36898723e-3f;
+    q = q * r + 4.16695443e-2f;
+    q = q * r + 1.66665179e-1f;
+    return q * r + 4.99999885e-1f;
+}
+INLINE f64v exp_tail(f64v r) {
+    f64v q = 2.5024585741429218e-8 * r + 2.76312725510702821e-7;
+    q = q * r + 2.75575080521148186e-6;
+    q = q * r + 2.48014899597542431e-5;
+    q = q * r + 1.98412695956368644e-4;
+    q = q * r + 1.3888888947024378e-3;
+    q = q * r + 8.33333333345238636e-3;
+    q = q * r + 4.16666666665151239e-2;
+    q = q * r + 1.66666666666664806e-1;
+    return q * r + 5.00000000000001285e-1;
+}
+
+// exp(x - m) for x <= m, within 2 ULP. The rounding error of x - m (two-sum) is added to the
+// reduced argument instead of being lost: at x = -80, m = 80 it would cost 64 ULP in float.
+// NaN only where x is NaN: an infinite m counts as the largest finite number.
+template <class V> INLINE V exp_sub(V x, V m) {
+    typedef traits<V> t;
+    m = -vmax(-vmax(m, V{} - t::largest), V{} - t::largest);
+    x = vmax(m + t::exp_low, x);
+    V d = x - m, back = d - x;
+    V lost = (x - (d - back)) - (m + back);
+    V n = (d * (typename t::scalar)1.4426950408889634 + t::to_int) - t::to_int;
+    V r = d - n * t::ln2_hi;
+    r = r - n * t::ln2_lo + lost;
+    return scale_by_power(V{} + 1 + (r + r * r * exp_tail(r)), n);
+}
+
+// log(f) - (f - 1) + (f - 1)**2 / 2 = s * (h + R(s**2)), s = (f - 1) / (f + 1): the classic
+// coefficients of fdlibm, below 2**-34.2 (float) and 2**-58.4 (double).
+INLINE f32v log_tail(f32v z) {
+    return z * (0.66666662693f + z * (0.40000972152f + z * (0.28498786688f + z * 0.24279078841f)));
+}
+INLINE f64v log_tail(f64v z) {
+    f64v q = 1.479819860511658591e-01 * z + 1.531383769920937332e-01;
+    q = q * z + 1.818357216161805012e-01;
+    q = q * z + 2.222219843214978396e-01;
+    q = q * z + 2.857142874366239149e-01;
+    q = q * z + 3.999999999940941908e-01;
+    return z * (q * z + 6.666666666666735130e-01);
+}
+
+// log(1 + x) for x >= 0, within 2 ULP. What 1 + x rounds away returns as a correction, so a
+// small x loses nothing.
+template <class V> INLINE V log_1p(V x) {
+    typedef traits<V> t;
+    typedef typename t::ints ints;
+    typedef typename t::scalar scalar;
+    V u = x + 1, back = u - x;
+    V lost = (x - (u - back)) + (1 - back);
+    ints all = bits<ints>(u);
+    ints k = (all - (ints{} + t::sqrt_half)) >> t::mantissa;
+    V power = __builtin_convertvector(k, V);
+    V f = bits<V>(all - (k << t::mantissa)) - 1;
+    // lost is scaled with u; 2**-k must be a normal number, and lost is 0 long before it is not
+    ints down = k < t::bias ? k : ints{} + t::bias - 1;
+    V shift = lost * bits<V>((t::bias - down) << t::mantissa);  // log(1 + f + shift) wanted
+    V s = f / (f + 2), h = (scalar)0.5 * f * f;
+    // k * ln2 and f - h may cancel, down to half: their rounding errors are carried along.
+    V high = power * t::ln2_hi, part = f - h, sum = high + part;
+    V low = s * (h + log_tail(s * s)) + power * t::ln2_lo;
+    V result = sum + (((high - sum) + part) + ((f - part) - h) + (low + (shift - shift * f)));
+    return x - x == 0 ? result : x;  // infinity and NaN stay
+}
+
+// Cython calls these with the storage type, as in vmax<f16>(a, b).
+template <class T> INLINE vector<T> vmax(vector<T> a, vector<T> b) { return vmax<vector<T>>(a, b); }
+template <class T> INLINE vector<T> exp_sub(vector<T> x, vector<T> m) {
+    return exp_sub<vector<T>>(x, m);
+}
+template <class T> INLINE vector<T> log_1p(vector<T> x) { return log_1p<vector<T>>(x); }
+template <class T> INLINE double reduce_max(vector<T> v) { return reduce_max<vector<T>>(v); }
+template <class T> INLINE double reduce_add(vector<T> v) { return reduce_add<vector<T>>(v); }
+template <class T>
+INLINE vector<T> where_equal(vector<T> a, vector<T> b, vector<T> then, vector<T> otherwise) {
+    return a == b ? then : otherwise;
+}
+
+// ---- transposition --------------------------------------------------------------------------
+
+template <class V, int... I> INLINE void zip(V a, V b, V &low, V &high,
+                                             std::integer_sequence<int, I...>) {
+    constexpr int w = WIDTH<V>;
+    typedef typename traits<V>::ints ints;
+#if defined(__clang__)
+    low = __builtin_shufflevector(a, b, (I / 2 + I % 2 * w)...);
+    high = __builtin_shufflevector(a, b, (w / 2 + I / 2 + I % 2 * w)...);
+#else
+    low = __builtin_shuffle(a, b, ints{(I / 2 + I % 2 * w)...});
+    high = __builtin_shuffle(a, b, ints{(w / 2 + I / 2 + I % 2 * w)...});
+#endif
+}
+// Transpose as many vectors as a vector has lanes: a perfect shuffle, log2(lanes) times.
+template <class V> INLINE void transpose(V *v) {
+    constexpr int w = WIDTH<V>;
+    V other[w];
+#pragma GCC unroll 8
+    for (int done = 1; done < w; done *= 2) {
+#pragma GCC unroll 16
+        for (int i = 0; i < w / 2; i++)
+            zip(v[i], v[i + w / 2], other[2 * i], other[2 * i + 1],
+                std::make_integer_sequence<int, w>());
+#pragma GCC unroll 16
+        for (int i = 0; i < w; i++) v[i] = other[i];
+    }
+}
+
+// Rows to lanes: lane r of tile[j] = x[r * stride + j], for j < n and r < rows. Lanes beyond
+// `rows` repeat the last row.
+template <class T> INLINE void load_tile(const T *x, long stride, long rows, long n, vector<T> *tile) {
+    constexpr int w = WIDTH<vector<T>>;
+    vector<T> v[w];
+    for (long j = 0; j < n; j += w) {
+        long count = n - j < w ? n - j : w;
+        for (int r = 0; r < w; r++)
+            v[r] = load_n(x + (r < rows ? r : rows - 1) * stride + j, count, 0);
+        transpose(v);
+        for (long i = 0; i < count; i++) tile[j + i] = v[i];
+    }
+}
+// And back.
+template <class T> INLINE void store_tile(T *x, long stride, long rows, long n, const vector<T> *tile) {
+    constexpr int w = WIDTH<vector<T>>;
+    vector<T> v[w];
+    for (long j = 0; j < n; j += w) {
+        long count = n - j < w ? n - j : w;
+        for (int i = 0; i < w; i++) v[i] = tile[i < count ? j + i : j];
+        transpose(v);
+        for (int r = 0; r < w && r < rows; r++) store_n(x + r * stride + j, v[r], count);
+    }
+}
