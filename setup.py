@@ -18,12 +18,15 @@ PACKAGE = "fastce.kernels.cython"
 FOLDER = Path("kernels", "cython")
 LEVELS = runpy.run_path(str(FOLDER / "_isa.py"))["levels"]()
 FLAGS = ["-O3", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-std=c++17", "-g0"]
+FLAGS += ["-finline-limit=20000"]
 
 
 def extensions():
     sources = cythonize(
         [
-            Extension(f"{PACKAGE}.{pyx.stem}", [str(pyx)], language="c++", include_dirs=[str(FOLDER)])
+            Extension(
+                f"{PACKAGE}.{pyx.stem}", [str(pyx)], language="c++", include_dirs=[str(FOLDER)]
+            )
             for pyx in sorted(FOLDER.glob("*.pyx"))
         ],
         include_path=[str(FOLDER)],

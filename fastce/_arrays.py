@@ -20,22 +20,26 @@ _COMPUTE = {
     np.dtype(np.float32): np.dtype(np.float32),
     np.dtype(np.float16): np.dtype(np.float32),
 }
+_FLOAT32 = np.dtype(np.float32)
 _FLOATS = "float64, float32, float16 or bfloat16"
+
+
+NUMPY = (np.ndarray, np.generic)
 
 
 class Layout(NamedTuple):
     """How an array's axes fold into (outer, n, inner)."""
 
     shape: tuple[int, int, int]
-    order: tuple[int, ...]  # axes as they lie in memory, the widest stride first
-    rest: tuple[int, ...]  # the same without the class axis, counted without it
-    rest_shape: tuple[int, ...]  # shape of a per-row array as the user sees it
     axis: int  # the class axis, counted from 0
+    rest_shape: tuple[int, ...]  # shape of a per-row array as the user sees it
+    order: tuple[int, ...] | None  # axes from the widest stride to the narrowest; None: as is
+    rest_order: tuple[int, ...] | None  # the same without the class axis, counted without it
 
 
 def compute_dtype(dtype: np.dtype) -> np.dtype:
     """Float64 for float64, else float32."""
-    return _COMPUTE.get(dtype) or np.dtype(np.float32)
+    return _COMPUTE.get(dtype, _FLOAT32)
 
 
 def is_bfloat16(dtype: np.dtype) -> bool:
@@ -49,18 +53,22 @@ def to_numpy(x: Any, name: str) -> np.ndarray:
             raise TypeError(f"{name} is a masked array, whose mask would be ignored; fill it first")
         return np.asarray(x)
     if hasattr(x, "__cuda_array_interface__"):
-        raise TypeError(f"{name} is a {type(x).__name__} on a GPU, for which fastce has no backend yet")
+        raise TypeError(
+            f"{name} is a {type(x).__name__} on a GPU, for which fastce has no backend yet"
+        )
     if hasattr(x, "__dlpack__"):
         try:
             return np.from_dlpack(x)
         except (BufferError, RuntimeError, ValueError, TypeError) as error:
-            raise TypeError(f"{name}: NumPy cannot view this {type(x).__name__}: {error}") from error
+            raise TypeError(
+                f"{name}: NumPy cannot view this {type(x).__name__}: {error}"
+            ) from error
     return np.asarray(x)
 
 
 def like(x: Any, result: np.ndarray) -> Any:
     """`result` as the kind of array that `x` is; a NumPy scalar where it has no axes."""
-    if isinstance(x, np.ndarray) or not hasattr(x, "__dlpack__") or isinstance(x, np.generic):
+    if type(x) is np.ndarray or isinstance(x, NUMPY) or not hasattr(x, "__dlpack__"):
         return result if result.ndim else result[()]
     if hasattr(x, "__array_namespace__"):
         namespace = x.__array_namespace__()
@@ -71,9 +79,11 @@ def like(x: Any, result: np.ndarray) -> Any:
 
 def floating(x: Any, name: str) -> np.ndarray:
     """`x` as an ndarray of a dtype that kernels take, in native byte order."""
-    a = to_numpy(x, name)
+    a = x if type(x) is np.ndarray else to_numpy(x, name)
+    if not (a.dtype.isnative and a.flags.aligned):
+        a = a.astype(a.dtype.newbyteorder("="))
     if a.dtype in _COMPUTE or is_bfloat16(a.dtype):
-        return a if a.dtype.isnative else a.astype(a.dtype.newbyteorder("="))
+        return a
     if a.dtype.kind in "iub":
         return a.astype(np.float64)  # as NumPy's own exp and log do
     raise TypeError(f"{name} must be {_FLOATS}, got dtype {a.dtype}")
@@ -81,32 +91,37 @@ def floating(x: Any, name: str) -> np.ndarray:
 
 def layout_of(a: np.ndarray, axis: int, name: str) -> Layout:
     """The folding of `a` about `axis`."""
+    shape, strides = a.shape, a.strides
+    plain = a.flags.c_contiguous
+    if plain and axis == -1 and a.size:  # the common case by the shortest way
+        n = shape[-1]
+        return Layout((a.size // n, n, 1), a.ndim - 1, shape[:-1], None, None)
     if a.ndim == 0:
         raise ValueError(f"{name} must have at least one axis, got a 0-d array")
     try:
         axis = normalize_axis_index(operator.index(axis), a.ndim)
     except TypeError:
         raise TypeError(f"axis must be an integer, got {axis!r}") from None
-    shape, strides = a.shape, a.strides
-    n = shape[axis]
-    if a.flags.c_contiguous:
+    if plain:
         outer, inner = list(range(axis)), list(range(axis + 1, a.ndim))
     else:
         others = sorted((i for i in range(a.ndim) if i != axis), key=lambda i: -abs(strides[i]))
         inner = [i for i in others if shape[i] > 1 and abs(strides[i]) < abs(strides[axis])]
         outer = [i for i in others if i not in inner]
     return Layout(
-        (math.prod(shape[i] for i in outer), n, math.prod(shape[i] for i in inner)),
-        (*outer, axis, *inner),
-        tuple(i - (i > axis) for i in outer + inner),
-        shape[:axis] + shape[axis + 1 :],
+        (math.prod(shape[i] for i in outer), shape[axis], math.prod(shape[i] for i in inner)),
         axis,
+        shape[:axis] + shape[axis + 1 :],
+        None if plain else (*outer, axis, *inner),
+        None if plain else tuple(i - (i > axis) for i in outer + inner),
     )
 
 
 def _planes(a: np.ndarray, layout: Layout) -> tuple[np.ndarray, bool]:
     """`a` folded to (outer, n, inner), and whether each plane is C-contiguous."""
-    rows = a.transpose(layout.order).reshape(layout.shape)
+    if layout.order is None and a.flags.c_contiguous:
+        return a.reshape(layout.shape), True
+    rows = a.transpose(layout.order or range(a.ndim)).reshape(layout.shape)
     _, n, inner = layout.shape
     item = a.itemsize
     dense = (inner == 1 or rows.strides[2] == item) and (n == 1 or rows.strides[1] == inner * item)
@@ -149,6 +164,8 @@ def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype, name: str = "ou
         )
     if not a.flags.writeable:
         raise ValueError(f"{name} is read-only")
+    if not (a.flags.aligned and a.dtype.isnative):
+        raise ValueError(f"{name} must be aligned and of native byte order, got {a.dtype.str}")
     return a
 
 
@@ -186,21 +203,31 @@ def map_rows(x: Any, axis: int, out: Any) -> tuple[np.ndarray, np.ndarray, np.nd
     return rows_in(a, layout), rows_out(result, layout), result
 
 
-def row_out(layout: Layout, dtype: np.dtype, out: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+def row_out(
+    layout: Layout, dtype: np.dtype, out: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """A per-row output: in canonical form, and the same memory as the user sees it."""
     outer, _, inner = layout.shape
+    order = layout.rest_order
     if out is None:
         rows = np.empty((outer, inner), dtype)
-        folded = rows.reshape([layout.rest_shape[i] for i in layout.rest])
-        out = folded.transpose(np.argsort(layout.rest)) if layout.rest else folded
-    else:
-        rows = out.reshape(layout.rest_shape).transpose(layout.rest).reshape(outer, inner)
-        if rows.size and not (rows.flags.c_contiguous and np.may_share_memory(rows, out)):
-            raise _needs_copy(out)
+        if order is None:
+            return _bits(rows), rows.reshape(layout.rest_shape)
+        folded = rows.reshape([layout.rest_shape[i] for i in order])
+        return _bits(rows), folded.transpose(np.argsort(order)) if order else folded
+    rows = out.reshape(layout.rest_shape)
+    rows = (rows if order is None else rows.transpose(order)).reshape(outer, inner)
+    if rows.size and not (rows.flags.c_contiguous and np.may_share_memory(rows, out)):
+        raise _needs_copy(out)
     return _bits(rows), out
 
 
 def row_in(a: np.ndarray, layout: Layout, dtype: np.dtype) -> np.ndarray:
     """A per-row input in canonical form; these are small beside the rows, and may be copied."""
     outer, _, inner = layout.shape
-    return np.ascontiguousarray(a.transpose(layout.rest).reshape(outer, inner), dtype)
+    if layout.rest_order is not None:
+        a = a.transpose(layout.rest_order)
+    rows = a.reshape(outer, inner)
+    if rows.dtype == dtype and rows.flags.c_contiguous:
+        return rows
+    return np.ascontiguousarray(rows, dtype)

@@ -21,7 +21,7 @@ VARIABLES = {
 
 
 def config() -> dict[str, object]:
-    """Versions, processor, instruction set level, threads, and each backend or why it is not there."""
+    """Versions, processor, instruction set, threads, and each backend or why it is missing."""
     from .kernels.cython import _isa
 
     return {

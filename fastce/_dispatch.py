@@ -35,7 +35,9 @@ def _load(backend: str, op: str, name: str) -> Callable[..., None]:
     try:
         return getattr(import_module(f"fastce.kernels.{backend}.{op}"), name)
     except ImportError as error:
-        raise BackendError(f"backend {backend!r} cannot compute {name}: {_reason(error)}") from error
+        raise BackendError(
+            f"backend {backend!r} cannot compute {name}: {_reason(error)}"
+        ) from error
 
 
 @functools.cache

@@ -1,5 +1,6 @@
 """The arguments of a loss, checked and in canonical form, and room for its results."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -7,6 +8,8 @@ import numpy as np
 from . import _arrays
 from ._dispatch import kernel
 from ._threads import get_num_threads
+
+_INT64 = np.dtype(np.int64)
 
 
 class LossInputs:
@@ -17,14 +20,23 @@ class LossInputs:
     """
 
     def __init__(
-        self, logits: Any, target: Any, weight: Any, ignore_index: int, reduction: str, axis: int,
-        out: Any = None, label_smoothing: float = 0.0, z_loss: float = 0.0, name: str = "logits",
+        self,
+        logits: Any,
+        target: Any,
+        weight: Any,
+        ignore_index: int,
+        reduction: str,
+        axis: int,
+        out: Any = None,
+        label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
+        name: str = "logits",
     ) -> None:
         if reduction not in ("mean", "sum", "none"):
             raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}")
         if not 0.0 <= label_smoothing <= 1.0:
             raise ValueError(f"label_smoothing must be from 0 to 1, got {label_smoothing!r}")
-        if not np.isfinite(z_loss):
+        if not math.isfinite(z_loss):
             raise ValueError(f"z_loss must be finite, got {z_loss!r}")
         x = _arrays.floating(logits, name)
         self.result = None
@@ -37,12 +49,11 @@ class LossInputs:
         self.dtype = _arrays.compute_dtype(x.dtype)
         self.weight = self._weight(weight)
         self.target, rows = self._target(target, ignore_index, name)
-        self.row_options = {
-            "denominator": float(rows) if reduction == "mean" else 1.0,
+        self.options = {
+            "denominator": rows if reduction == "mean" else 1.0,
             "ignore_index": ignore_index,
             "threads": get_num_threads(),
         }
-        self.options = self.row_options | {"label_smoothing": label_smoothing, "z_loss": z_loss}
 
     def _weight(self, weight: Any) -> np.ndarray | None:
         if weight is None:
@@ -55,7 +66,7 @@ class LossInputs:
 
     def _target(self, target: Any, ignore_index: int, name: str) -> tuple[np.ndarray, float]:
         """The target in canonical form, and what a mean divides by."""
-        t = _arrays.to_numpy(target, "target")
+        t = target if type(target) is np.ndarray else _arrays.to_numpy(target, "target")
         outer, classes, inner = self.layout.shape
         if t.dtype.kind in "iu":
             if t.shape != self.layout.rest_shape:
@@ -64,13 +75,17 @@ class LossInputs:
                     f"{name} {self.array.shape} without the class axis, got {t.shape}"
                     + ("; one-hot targets must be floating" if t.shape == self.array.shape else "")
                 )
-            if t.dtype == np.uint64 and t.size and t.max() > np.iinfo(np.int64).max:
+            if t.dtype.char in "LQ" and t.size and t.max() > np.iinfo(np.int64).max:
                 raise self._bad_label(t, ignore_index)
-            rows = _arrays.row_in(t, self.layout, np.dtype(np.int64))
+            rows = _arrays.row_in(t, self.layout, _INT64)
             stats = np.empty(2)
             kernel("cross_entropy", "scan_target")(
-                rows, self.weight, stats,
-                classes=classes, ignore_index=ignore_index, threads=get_num_threads(),
+                rows,
+                self.weight,
+                stats,
+                classes=classes,
+                ignore_index=ignore_index,
+                threads=get_num_threads(),
             )
             if stats[0] >= 0:
                 raise self._bad_label(t, ignore_index)
@@ -81,7 +96,8 @@ class LossInputs:
             raise TypeError(f"target of nll_loss must hold class indices, got dtype {t.dtype}")
         if t.shape != self.array.shape:
             raise ValueError(
-                f"target of probabilities must have the shape of {name}, {self.array.shape}, got {t.shape}"
+                f"target of probabilities must have the shape of {name}, {self.array.shape}, "
+                f"got {t.shape}"
             )
         if ignore_index >= 0:
             raise ValueError(

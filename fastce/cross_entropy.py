@@ -94,7 +94,14 @@ def cross_entropy(
     loss_rows, loss = p.new_loss()
     lse_rows, lse = p.new_lse() if return_lse else (None, None)
     kernel("cross_entropy", "cross_entropy")(
-        p.logits, p.target, p.weight, loss_rows, lse_rows, **p.options
+        p.logits,
+        p.target,
+        p.weight,
+        loss_rows,
+        lse_rows,
+        **p.options,
+        label_smoothing=label_smoothing,
+        z_loss=z_loss,
     )
     loss = _arrays.like(logits, loss)
     return (loss, _arrays.like(logits, lse)) if return_lse else loss
@@ -152,7 +159,15 @@ def cross_entropy_backward(
     grad_rows, grad = p.new_grad()
     lse_rows = None if lse is None else p.per_row(lse, "lse")
     kernel("cross_entropy", "cross_entropy_backward")(
-        p.grad_loss(grad_loss), p.logits, p.target, p.weight, lse_rows, grad_rows, **p.options
+        p.grad_loss(grad_loss),
+        p.logits,
+        p.target,
+        p.weight,
+        lse_rows,
+        grad_rows,
+        **p.options,
+        label_smoothing=label_smoothing,
+        z_loss=z_loss,
     )
     return _arrays.like(logits, grad) if out is None else out
 
@@ -205,7 +220,14 @@ def cross_entropy_with_grad(
     loss_rows, loss = p.new_loss()
     grad_rows, grad = p.new_grad()
     kernel("cross_entropy", "cross_entropy_with_grad")(
-        p.logits, p.target, p.weight, loss_rows, grad_rows, **p.options
+        p.logits,
+        p.target,
+        p.weight,
+        loss_rows,
+        grad_rows,
+        **p.options,
+        label_smoothing=label_smoothing,
+        z_loss=z_loss,
     )
     return _arrays.like(logits, loss), _arrays.like(logits, grad) if out is None else out
 
@@ -248,7 +270,7 @@ def nll_loss(
     """
     p = LossInputs(log_probs, target, weight, ignore_index, reduction, axis, name="log_probs")
     loss_rows, loss = p.new_loss()
-    kernel("cross_entropy", "nll_loss")(p.logits, p.target, p.weight, loss_rows, **p.row_options)
+    kernel("cross_entropy", "nll_loss")(p.logits, p.target, p.weight, loss_rows, **p.options)
     return _arrays.like(log_probs, loss)
 
 
@@ -293,6 +315,6 @@ def nll_loss_backward(
     p = LossInputs(log_probs, target, weight, ignore_index, reduction, axis, out, name="log_probs")
     grad_rows, grad = p.new_grad()
     kernel("cross_entropy", "nll_loss_backward")(
-        p.grad_loss(grad_loss), p.target, p.weight, grad_rows, **p.row_options
+        p.grad_loss(grad_loss), p.target, p.weight, grad_rows, **p.options
     )
     return _arrays.like(log_probs, grad) if out is None else out

@@ -46,7 +46,7 @@ def logsumexp(x: ArrayLike, *, axis: int = -1, keepdims: bool = False, out: Any 
     if out is not None:
         shape = layout.rest_shape
         if keepdims:
-            shape = shape[: layout.axis] + (1,) + shape[layout.axis :]
+            shape = (*shape[: layout.axis], 1, *shape[layout.axis :])
         given = _arrays.check_out(out, shape, a.dtype)
         a = _arrays.apart(a, given)
         rows, _ = _arrays.row_out(layout, a.dtype, given)
@@ -220,7 +220,9 @@ def _map_gradient(name: str, grad: Any, y: Any, axis: int, out: Any) -> Any:
         g, p = _arrays.apart(g, result), _arrays.apart(p, result)
     layout = _arrays.layout_of(result, axis, "grad")
     kernel("log_softmax", name)(
-        _arrays.rows_in(g, layout), _arrays.rows_in(p, layout), _arrays.rows_out(result, layout),
+        _arrays.rows_in(g, layout),
+        _arrays.rows_in(p, layout),
+        _arrays.rows_out(result, layout),
         threads=get_num_threads(),
     )
     return _arrays.like(grad, result) if out is None else out

@@ -5,9 +5,20 @@ element per row up. Blocks of ROWS labels are summed in double precision and mer
 from libc.stdint cimport int64_t
 from libc.string cimport memset
 
+ctypedef fused wide:  # the compute types
+    double
+    float
+
 cdef enum:
     ROWS = 4096  # labels in a block
     FILL = 1 << 18  # bytes of zeros in a thread's turn
+
+
+cdef double* room(Py_ssize_t numbers) except NULL:
+    cdef double* memory = <double*>malloc((numbers + 1) * sizeof(double))
+    if memory == NULL:
+        raise MemoryError(f"no memory for {numbers} partial sums")
+    return memory
 
 
 cdef inline Py_ssize_t label_blocks(Py_ssize_t rows) noexcept nogil:
@@ -15,7 +26,7 @@ cdef inline Py_ssize_t label_blocks(Py_ssize_t rows) noexcept nogil:
 
 
 cdef bint scan_block(
-    const int64_t* labels, Py_ssize_t rows, const real* weight, Py_ssize_t classes,
+    const int64_t* labels, Py_ssize_t rows, const wide* weight, Py_ssize_t classes,
     int64_t ignore_index, double* weight_sum
 ) noexcept nogil:
     """Whether every label is in range; if so, the sum of the rows' weights."""
@@ -31,7 +42,7 @@ cdef bint scan_block(
         return True
     for r in range(rows):
         if labels[r] != ignore_index:
-            total += get(weight + labels[r])
+            total += weight[labels[r]]
     weight_sum[0] = total
     return True
 
@@ -40,7 +51,7 @@ cdef double pick_block(
     const int64_t* labels, Py_ssize_t first, Py_ssize_t last, const real* x, Py_ssize_t step,
     Py_ssize_t inner, const void* weight, int64_t ignore_index, void* loss, double denominator
 ) noexcept nogil:
-    """Sum of -weight * x at the labels of the rows from first to last; each into `loss` if given."""
+    """Sum of -weight * x at the labels of rows first to last; each into `loss` if given."""
     cdef Py_ssize_t r
     cdef double total = 0, value
     for r in range(first, last):
@@ -83,3 +94,59 @@ cdef void put_block(
             if weight != NULL:
                 value = value * get_wide(grad, weight, labels[r])
             put(grad + r // inner * step + labels[r] * inner + r % inner, value)
+
+
+# ---- over threads ----------------------------------------------------------------------------
+
+cdef void scan(
+    const int64_t* labels, Py_ssize_t rows, const wide* weight, Py_ssize_t classes,
+    int64_t ignore_index, double* stats, double* sums, int threads
+) noexcept nogil:
+    cdef Py_ssize_t blocks = label_blocks(rows), k, r
+    cdef double* bad = sums + blocks
+    for k in prange(blocks, num_threads=team(threads, rows), schedule="static"):
+        bad[k] = not scan_block(labels + k * ROWS, min(ROWS, rows - k * ROWS), weight, classes,
+                                ignore_index, sums + k)
+    stats[0] = -1
+    stats[1] = 0
+    for k in range(blocks):
+        if bad[k]:
+            r = k * ROWS
+            while labels[r] == ignore_index or 0 <= labels[r] < classes:
+                r += 1
+            stats[0] = r
+            return
+        stats[1] += sums[k]
+
+
+cdef double nll_forward(
+    const real* like, cnp.ndarray log_probs, const int64_t* labels, Py_ssize_t rows,
+    const void* weight, int64_t ignore_index, void* loss, double denominator, int threads
+) except? -1:
+    cdef const real* x = <const real*>cnp.PyArray_DATA(log_probs)
+    cdef Py_ssize_t step = plane_step(log_probs), inner = cnp.PyArray_DIM(log_probs, 2), k
+    cdef double* sums = room(label_blocks(rows))
+    cdef double total = 0
+    with nogil:
+        for k in prange(label_blocks(rows), num_threads=team(threads, rows), schedule="static"):
+            sums[k] = pick_block(labels, k * ROWS, min(rows, (k + 1) * ROWS), x, step, inner,
+                                 weight, ignore_index, loss, denominator)
+        for k in range(label_blocks(rows)):
+            total += sums[k]
+    free(sums)
+    return total
+
+
+cdef void nll_gradient(
+    const real* like, cnp.ndarray out, const int64_t* labels, const void* weight,
+    int64_t ignore_index, const void* upstream, bint per_row, double denominator, int threads
+):
+    cdef real* grad = <real*>cnp.PyArray_DATA(out)
+    cdef Py_ssize_t outer = cnp.PyArray_DIM(out, 0), n = cnp.PyArray_DIM(out, 1)
+    cdef Py_ssize_t inner = cnp.PyArray_DIM(out, 2), step = plane_step(out), k
+    cdef Py_ssize_t rows = outer * inner
+    with nogil:
+        fill_zero(grad, outer, n * inner, step, team(threads, rows * n))
+        for k in prange(label_blocks(rows), num_threads=team(threads, rows), schedule="static"):
+            put_block(labels, k * ROWS, min(rows, (k + 1) * ROWS), grad, step, inner, weight,
+                      ignore_index, upstream, per_row, denominator)

@@ -14,19 +14,73 @@ cdef enum:
     GROUP = 16  # classes between two rescalings
     SHORT = 128  # classes: rows up to here go through tiles
     TILES = 16  # in a thread's turn
+    ABREAST = 4  # vectors side by side in a tile: their dependency chains overlap
     PANEL_MEMORY = 3 * 8 * (PANEL + 8) + 64  # bytes of three arrays, in the widest type, aligned
-    TILE_MEMORY = 64 * SHORT + 64  # bytes of a tile
+    TILE_MEMORY = 64 * SHORT + 64  # bytes of a tile, see tile_rows
+
+
+cdef inline Py_ssize_t tile_rows(Py_ssize_t n, Py_ssize_t w) noexcept nogil:
+    """Rows in a tile: as many vectors abreast as fit its memory, which stays in L1."""
+    return min(ABREAST, SHORT // n) * w if n else w
+
+
+cdef inline void load_tiles(
+    const real* x, Py_ssize_t stride, Py_ssize_t rows, Py_ssize_t n, vector[real]* tile
+) noexcept nogil:
+    """Up to tile_rows rows into the lanes; vectors of one class lie abreast."""
+    cdef Py_ssize_t w = lanes(x), vectors = (rows + w - 1) // w, c
+    for c in range(vectors):
+        load_tile(x + c * w * stride, stride, min(w, rows - c * w), n, tile + c, vectors)
+
+
+cdef inline void store_tiles(
+    real* x, Py_ssize_t stride, Py_ssize_t rows, Py_ssize_t n, const vector[real]* tile
+) noexcept nogil:
+    cdef Py_ssize_t w = lanes(x), vectors = (rows + w - 1) // w, c
+    for c in range(vectors):
+        store_tile(x + c * w * stride, stride, min(w, rows - c * w), n, tile + c, vectors)
+
+
+cdef inline vector[real] group_sum(
+    const real* x, real* exps, Py_ssize_t count, Py_ssize_t stride, Py_ssize_t n,
+    vector[real] top, vector[real]* ties
+) noexcept nogil:
+    """Sum of exp(x - top) over a group of classes, in n lanes. Elements that equal the maximum
+    are left out and counted in `ties`. The exponentials are kept in `exps`, unless it is NULL.
+    """
+    cdef Py_ssize_t k
+    cdef vector[real] zero = splat(x, 0.0), one = splat(x, 1.0), u, v, e, f
+    cdef vector[real] sum0 = zero, sum1 = zero
+    for k in range(count // 2):
+        u = load_n(x + 2 * k * stride, n, 0.0)
+        v = load_n(x + (2 * k + 1) * stride, n, 0.0)
+        e = exp_sub(u, top)
+        f = exp_sub(v, top)
+        sum0 = sum0 + where_equal(u, top, zero, e)
+        sum1 = sum1 + where_equal(v, top, zero, f)
+        ties[0] = ties[0] + where_equal(u, top, one, zero) + where_equal(v, top, one, zero)
+        if exps != NULL:
+            store_n(exps + 2 * k * stride, e, n)
+            store_n(exps + (2 * k + 1) * stride, f, n)
+    if count % 2:
+        u = load_n(x + (count - 1) * stride, n, 0.0)
+        e = exp_sub(u, top)
+        sum0 = sum0 + where_equal(u, top, zero, e)
+        ties[0] = ties[0] + where_equal(u, top, one, zero)
+        if exps != NULL:
+            store_n(exps + (count - 1) * stride, e, n)
+    return sum0 + sum1
 
 
 cdef inline void panel_state(
     const real* x, Py_ssize_t n, Py_ssize_t stride, Py_ssize_t width,
     vector[real]* tops, vector[real]* rests, vector[real]* errors
 ) noexcept nogil:
-    """The state of each column; `errors` is scratch."""
+    """The state of each column, reading the classes once; `errors` is scratch."""
     cdef Py_ssize_t w = lanes(x), vectors = (width + w - 1) // w, group, count, c, k, left
     cdef const real* p
     cdef vector[real] zero = splat(x, 0.0), one = splat(x, 1.0), lowest = splat(x, -INFINITY)
-    cdef vector[real] v, u, old, top, total, other, ties, scale, a, b, rest, back
+    cdef vector[real] old, top, ties, scale, a, b, rest, back
     for c in range(vectors):
         tops[c] = lowest
         rests[c] = zero
@@ -40,23 +94,12 @@ cdef inline void panel_state(
             top = old
             for k in range(count):
                 top = vmax(load_n(p + k * stride, left, 0.0), top)
-            total = zero
-            other = zero
             ties = zero
-            for k in range(count // 2):
-                v = load_n(p + 2 * k * stride, left, 0.0)
-                u = load_n(p + (2 * k + 1) * stride, left, 0.0)
-                total = total + where_equal(v, top, zero, exp_sub(v, top))
-                other = other + where_equal(u, top, zero, exp_sub(u, top))
-                ties = ties + where_equal(v, top, one, zero) + where_equal(u, top, one, zero)
-            if count % 2:
-                v = load_n(p + (count - 1) * stride, left, 0.0)
-                total = total + where_equal(v, top, zero, exp_sub(v, top))
-                ties = ties + where_equal(v, top, one, zero)
+            b = group_sum(p, NULL, count, stride, left, top, &ties)
             # The old maximum stays the 1 of 1 + rest, or joins the rest beside the new one.
             scale = exp_sub(old, top)
             a = rests[c] * scale
-            b = (total + other) + where_equal(old, top, ties, (ties - one) + scale)
+            b = b + where_equal(old, top, ties, (ties - one) + scale)
             rest = a + b
             back = rest - a
             errors[c] = errors[c] * scale + ((a - (rest - back)) + (b - back))
@@ -64,6 +107,36 @@ cdef inline void panel_state(
             tops[c] = top
     for c in range(vectors):
         rests[c] = rests[c] + errors[c]
+
+
+cdef inline void tile_state(
+    const real* x, real* exps, Py_ssize_t n, Py_ssize_t stride,
+    vector[real]* tops, vector[real]* rests
+) noexcept nogil:
+    """The same for a tile, which is in the cache: first the maximum, then the sum.
+
+    exp(x - top) is kept in `exps`, unless it is NULL; it may take the place of x.
+    """
+    cdef Py_ssize_t w = lanes(x), group, count, c, k
+    cdef vector[real] zero = splat(x, 0.0), one = splat(x, 1.0)
+    cdef vector[real] top, ties, b, rest, back, total, error
+    for c in range(stride // w):
+        top = splat(x, -INFINITY)
+        for k in range(n):
+            top = vmax(load(x + k * stride + c * w), top)
+        tops[c] = top
+        ties = zero
+        rest = zero
+        error = zero
+        for group in range((n + GROUP - 1) // GROUP):
+            count = min(GROUP, n - group * GROUP)
+            k = group * GROUP * stride + c * w
+            b = group_sum(x + k, exps + k if exps != NULL else NULL, count, stride, w, top, &ties)
+            total = rest + b
+            back = total - rest
+            error = error + ((rest - (total - back)) + (b - back))
+            rest = total
+        rests[c] = (rest + error) + (ties - one)
 
 
 cdef inline vector[real] inverse(const real* like, vector[real] rest) noexcept nogil:

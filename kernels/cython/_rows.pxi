@@ -104,7 +104,7 @@ cdef inline double log_total(State state) noexcept nogil:
 
 
 cdef inline Py_ssize_t stream_head(const real* y, Py_ssize_t n, bint streaming) noexcept nogil:
-    """How many elements lie before the first address that can be streamed to: less than a vector."""
+    """Elements before the first address that can be streamed to: less than a vector."""
     cdef size_t align = stream_align(y)
     if not streaming:
         return 0

@@ -46,8 +46,8 @@ cdef extern from "simd.h" nogil:
     vector[T] exp_sub[T](vector[T], vector[T])
     vector[T] log_1p[T](vector[T])
 
-    void load_tile[T](const T*, Py_ssize_t, Py_ssize_t, Py_ssize_t, vector[T]*)
-    void store_tile[T](T*, Py_ssize_t, Py_ssize_t, Py_ssize_t, const vector[T]*)
+    void load_tile[T](const T*, Py_ssize_t, Py_ssize_t, Py_ssize_t, vector[T]*, Py_ssize_t)
+    void store_tile[T](T*, Py_ssize_t, Py_ssize_t, Py_ssize_t, const vector[T]*, Py_ssize_t)
 
 ctypedef fused real:
     double

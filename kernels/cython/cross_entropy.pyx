@@ -13,6 +13,7 @@ The losses of fixed blocks of rows are summed in double precision and merged in 
 from libc.math cimport expm1
 
 include "_simd.pxi"
+include "_arrays.pxi"
 include "_threads.pxi"
 include "_rows.pxi"
 include "_panels.pxi"
@@ -177,148 +178,7 @@ cdef double row(
     return loss
 
 
-# ---- panels ---------------------------------------------------------------------------------
-
-cdef inline void panel_cost(
-    const Problem* p, const real* x, const real* t, Py_ssize_t stride, Py_ssize_t width,
-    vector[real]* tops, vector[real]* losses, vector[real]* totals
-) noexcept nogil:
-    cdef Py_ssize_t w = lanes(x), vectors = (width + w - 1) // w, c, k, at, left
-    cdef vector[real] zero = splat(x, 0.0), soft = splat(x, p.soft), weight, part, q
-    for c in range(vectors):
-        losses[c] = zero
-        totals[c] = splat(x, p.soft_total)
-    for k in range(p.n):
-        weight = class_weight(p, x, k)
-        for c in range(vectors):
-            at = k * stride + c * w
-            left = min(w, width - c * w)
-            part = target_part(p, x, t, at, left)
-            totals[c] = totals[c] + part * weight
-            q = (soft + part) * weight
-            losses[c] = losses[c] + where_equal(q, zero, zero,
-                                                q * (tops[c] - load_n(x + at, left, 0.0)))
-
-
-cdef double panel(
-    const Problem* p, const real* x, const real* t, real* grad, Py_ssize_t stride,
-    Py_ssize_t width, Py_ssize_t r
-) noexcept nogil:
-    """Loss of the rows r to r + width, one in each column, and their gradient."""
-    cdef char memory[2 * PANEL_MEMORY]
-    cdef Py_ssize_t w = lanes(x), vectors = (width + w - 1) // w, c, j, k, at, left, label
-    cdef vector[real]* tops = aligned(x, memory)
-    cdef vector[real]* rests = tops + vectors  # later: the slope of the gradient
-    cdef vector[real]* losses = rests + vectors  # later: the gradient at the target class
-    cdef vector[real]* totals = losses + vectors  # later: the upstream gradient
-    cdef vector[real]* keeps = totals + vectors  # 1 where the row counts, else 0
-    cdef vector[real] zero = splat(x, 0.0), one = splat(x, 1.0), two_z = splat(x, 2 * p.z_loss)
-    cdef vector[real] z = splat(x, p.z_loss), hard = splat(x, p.hard), soft = splat(x, p.soft)
-    cdef vector[real] scale = splat(x, 1 / p.denominator), g = scale
-    cdef vector[real] top, keep, log_sum, lse, loss, total, gap, weight, pull, share, there, below, v
-    cdef vector[real] lane_x, lane_weight
-    cdef bint all_kept = True
-    cdef double loss_sum = 0
-    if p.given_lse == NULL:
-        panel_state(x, p.n, stride, width, tops, rests, losses)
-    else:
-        for c in range(vectors):
-            tops[c] = load_wide(x, p.given_lse, r + c * w, min(w, width - c * w))
-            rests[c] = zero
-    for c in range(vectors):
-        losses[c] = zero
-        totals[c] = zero
-    if p.dense_q:
-        panel_cost(p, x, t, stride, width, tops, losses, totals)
-
-    for c in range(vectors):
-        left = min(w, width - c * w)
-        keep = one
-        lane_x = tops[c]
-        lane_weight = zero
-        for j in range(w):
-            at = c * w + j
-            if j >= left or (p.labels != NULL and p.labels[r + at] == p.ignore_index):
-                put_wide(x, &keep, j, 0)
-                all_kept = all_kept and j >= left
-            elif p.labels != NULL:
-                label = p.labels[r + at]
-                put_wide(x, &lane_x, j, get(x + label * stride + at))
-                put_wide(x, &lane_weight, j,
-                         get_wide(x, p.weight, label) if p.weight != NULL else 1)
-        top = tops[c]
-        log_sum = log_1p(rests[c]) + (top - top)  # NaN where the maximum is infinite
-        lse = top + log_sum
-        gap = top - lane_x
-        weight = hard * lane_weight
-        total = totals[c] + weight
-        # A class of weight 0 costs nothing, even at -inf.
-        loss = losses[c] + where_equal(weight, zero, zero, weight * gap)
-        loss = where_equal(keep, one, loss + total * log_sum + z * lse * lse, zero)
-        loss_sum += reduce_add(loss)
-        if p.loss_per_row:
-            store_wide(x, p.loss, r + c * w, loss * scale, left)
-        if p.lse != NULL:
-            store_wide(x, p.lse, r + c * w, where_equal(keep, one, lse, zero), left)
-        if grad == NULL:
-            continue
-        if p.upstream != NULL:
-            g = splat(x, get_wide(x, p.upstream, 0))
-            if p.upstream_per_row:
-                g = load_wide(x, p.upstream, r + c * w, left)
-            g = g * scale
-        pull = total + two_z * lse
-        share = inverse(x, rests[c]) + (top - top)
-        # p and p - 1 at the target class, the latter without cancellation where p is nearly 1
-        there = exp_sub(lane_x, top) * share
-        below = where_equal(gap, zero, (zero - rests[c]) * share, there - one)
-        weight = weight + soft * lane_weight
-        losses[c] = g * (weight * below + (pull - weight) * there)
-        rests[c] = where_equal(keep, one, g * pull * share, zero)
-        totals[c] = g
-        keeps[c] = keep
-    if grad == NULL:
-        return loss_sum
-
-    for k in range(p.n):
-        weight = class_weight(p, x, k)
-        for c in range(vectors):
-            at = k * stride + c * w
-            left = min(w, width - c * w)
-            v = rests[c] * exp_sub(load_n(x + at, left, 0.0), tops[c])
-            if p.dense_q:
-                v = v - totals[c] * ((soft + target_part(p, x, t, at, left)) * weight)
-            if not all_kept:
-                v = where_equal(keeps[c], one, v, zero)
-            store_n(grad + at, v, left)
-    if p.labels != NULL:
-        for j in range(width):
-            label = p.labels[r + j]
-            if label != p.ignore_index:
-                put(grad + label * stride + j, get_wide(x, losses, j))
-    return loss_sum
-
-
-cdef double tile(
-    const Problem* p, const real* x, const real* t, real* grad, Py_ssize_t rows, Py_ssize_t r
-) noexcept nogil:
-    """Up to as many short rows as a vector has lanes, from row r, as a panel of the compute type."""
-    cdef char memory[2 * TILE_MEMORY]
-    cdef Py_ssize_t w = lanes(x)
-    cdef double loss
-    cdef vector[real]* a = aligned(x, memory)
-    cdef vector[real]* b = NULL
-    load_tile(x + r * p.x_step, p.x_step, rows, p.n, a)
-    if t != NULL:
-        b = a + p.n
-        load_tile(t + r * p.t_step, p.t_step, rows, p.n, b)
-    if real is double:
-        loss = panel(p, <double*>a, <double*>b, <double*>(a if grad != NULL else NULL), w, rows, r)
-    else:
-        loss = panel(p, <float*>a, <float*>b, <float*>(a if grad != NULL else NULL), w, rows, r)
-    if grad != NULL:
-        store_tile(grad + r * p.grad_step, p.grad_step, rows, p.n, a)
-    return loss
+include "_cross_entropy_panels.pxi"
 
 
 # ---- loops over threads ---------------------------------------------------------------------
@@ -337,7 +197,7 @@ cdef double run(
             sums[task] = panel(
                 p, x + k * p.x_step + at, t + k * p.t_step + at if t != NULL else NULL,
                 grad + k * p.grad_step + at if grad != NULL else NULL, p.inner,
-                min(PANEL, p.inner - at), k * p.inner + at)
+                min(PANEL, p.inner - at), False, k * p.inner + at)
     elif p.n > SHORT and p.outer < 2 * crew and p.n > 16 * BLOCK:
         for k in range(p.outer):
             sums[k // chunk] = (0 if k % chunk == 0 else sums[k // chunk]) + row(
@@ -355,12 +215,12 @@ cdef double rows(
     const Problem* p, const real* x, const real* t, real* grad, Py_ssize_t first, Py_ssize_t last
 ) noexcept nogil:
     """The rows of one task."""
-    cdef Py_ssize_t w = lanes(x), k, r
+    cdef Py_ssize_t count = tile_rows(p.n, lanes(x)), k, r
     cdef double loss = 0
     if p.n <= SHORT:
-        for k in range((last - first + w - 1) // w):
-            r = first + k * w
-            loss += tile(p, x, t, grad, min(w, last - r), r)
+        for k in range((last - first + count - 1) // count):
+            r = first + k * count
+            loss += tile(p, x, t, grad, min(count, last - r), r)
         return loss
     for r in range(first, last):
         loss += row(p, x + r * p.x_step, t + r * p.t_step if t != NULL else NULL,
@@ -371,7 +231,7 @@ cdef double rows(
 
 
 cdef Py_ssize_t rows_per_task(const Problem* p, Py_ssize_t w) noexcept nogil:
-    return TILES * w if p.n <= SHORT else 1 + 16384 // p.n
+    return TILES * tile_rows(p.n, w) if p.n <= SHORT else 1 + 16384 // p.n
 
 
 cdef Py_ssize_t tasks(const Problem* p, Py_ssize_t w) noexcept nogil:
@@ -394,14 +254,6 @@ cdef double typed(
         loss = run(p, x, <const real*>target, <real*>grad, sums, team(threads, elements))
     free(sums)
     return loss
-
-
-cdef inline void* data(object a):
-    return NULL if a is None else cnp.PyArray_DATA(<cnp.ndarray>a)
-
-
-cdef inline Py_ssize_t plane_step(cnp.ndarray a):
-    return cnp.PyArray_STRIDE(a, 0) // cnp.PyArray_ITEMSIZE(a)
 
 
 cdef compute(
@@ -478,34 +330,6 @@ def cross_entropy_with_grad(logits, target, weight, loss, grad, *, double denomi
 
 # ---- labels ---------------------------------------------------------------------------------
 
-cdef void scan(
-    const int64_t* labels, Py_ssize_t rows, const real* weight, Py_ssize_t classes,
-    int64_t ignore_index, double* stats, double* sums, int threads
-) noexcept nogil:
-    cdef Py_ssize_t blocks = label_blocks(rows), k, r
-    cdef double* bad = sums + blocks
-    for k in prange(blocks, num_threads=team(threads, rows), schedule="static"):
-        bad[k] = not scan_block(labels + k * ROWS, min(ROWS, rows - k * ROWS), weight, classes,
-                                ignore_index, sums + k)
-    stats[0] = -1
-    stats[1] = 0
-    for k in range(blocks):
-        if bad[k]:
-            r = k * ROWS
-            while labels[r] == ignore_index or 0 <= labels[r] < classes:
-                r += 1
-            stats[0] = r
-            return
-        stats[1] += sums[k]
-
-
-cdef double* room(Py_ssize_t numbers) except NULL:
-    cdef double* memory = <double*>malloc((numbers + 1) * sizeof(double))
-    if memory == NULL:
-        raise MemoryError(f"no memory for {numbers} partial sums")
-    return memory
-
-
 def scan_target(target, weight, stats, *, Py_ssize_t classes, int64_t ignore_index, int threads):
     cdef Py_ssize_t rows = cnp.PyArray_SIZE(target)
     cdef double* sums = room(2 * label_blocks(rows))
@@ -521,26 +345,8 @@ def scan_target(target, weight, stats, *, Py_ssize_t classes, int64_t ignore_ind
     free(sums)
 
 
-cdef double nll_forward(
-    const real* like, cnp.ndarray log_probs, const int64_t* labels, Py_ssize_t rows,
-    const void* weight, int64_t ignore_index, void* loss, double denominator, int threads
-) except? -1:
-    cdef const real* x = <const real*>cnp.PyArray_DATA(log_probs)
-    cdef Py_ssize_t step = plane_step(log_probs), inner = cnp.PyArray_DIM(log_probs, 2), k
-    cdef double* sums = room(label_blocks(rows))
-    cdef double total = 0
-    with nogil:
-        for k in prange(label_blocks(rows), num_threads=team(threads, rows), schedule="static"):
-            sums[k] = pick_block(labels, k * ROWS, min(rows, (k + 1) * ROWS), x, step, inner,
-                                 weight, ignore_index, loss, denominator)
-        for k in range(label_blocks(rows)):
-            total += sums[k]
-    free(sums)
-    return total
-
-
-def nll_loss(cnp.ndarray log_probs, target, weight, loss, *, double denominator, int64_t ignore_index,
-             int threads):
+def nll_loss(cnp.ndarray log_probs, target, weight, loss, *, double denominator,
+             int64_t ignore_index, int threads):
     cdef Py_ssize_t rows = cnp.PyArray_SIZE(target)
     cdef const int64_t* labels = <const int64_t*>data(target)
     cdef bint per_row = (<object>loss).shape == target.shape
@@ -563,21 +369,6 @@ def nll_loss(cnp.ndarray log_probs, target, weight, loss, *, double denominator,
         raise TypeError(f"no kernel for dtype {log_probs.dtype}")
     if not per_row:
         loss[0, 0] = total / denominator
-
-
-cdef void nll_gradient(
-    const real* like, cnp.ndarray out, const int64_t* labels, const void* weight,
-    int64_t ignore_index, const void* upstream, bint per_row, double denominator, int threads
-):
-    cdef real* grad = <real*>cnp.PyArray_DATA(out)
-    cdef Py_ssize_t outer = cnp.PyArray_DIM(out, 0), n = cnp.PyArray_DIM(out, 1)
-    cdef Py_ssize_t inner = cnp.PyArray_DIM(out, 2), step = plane_step(out), k
-    cdef Py_ssize_t rows = outer * inner
-    with nogil:
-        fill_zero(grad, outer, n * inner, step, team(threads, rows * n))
-        for k in prange(label_blocks(rows), num_threads=team(threads, rows), schedule="static"):
-            put_block(labels, k * ROWS, min(rows, (k + 1) * ROWS), grad, step, inner, weight,
-                      ignore_index, upstream, per_row, denominator)
 
 
 def nll_loss_backward(grad_loss, target, weight, cnp.ndarray grad, *, double denominator,

@@ -9,6 +9,7 @@ the loops over threads.
 """
 
 include "_simd.pxi"
+include "_arrays.pxi"
 include "_threads.pxi"
 include "_rows.pxi"
 include "_panels.pxi"
@@ -196,18 +197,25 @@ cdef inline void panel_sum(
 
 cdef void panel(
     int op, const real* x, const real* second, real* out, Py_ssize_t n, Py_ssize_t stride,
-    Py_ssize_t width, real* lse
+    Py_ssize_t width, bint tile, real* lse
 ) noexcept nogil:
-    """Any op on `width` <= PANEL columns; logsumexp goes to `lse`."""
+    """Any op on `width` <= PANEL columns; logsumexp goes to `lse`.
+
+    A tile is private memory: softmax keeps the exponentials there instead of computing them twice.
+    """
     cdef char memory[PANEL_MEMORY]
     cdef Py_ssize_t w = lanes(x), vectors = (width + w - 1) // w, c, k, at, left
     cdef vector[real]* tops = aligned(x, memory)
     cdef vector[real]* scales = tops + vectors
+    cdef real* exps = out if op == SOFTMAX and tile else NULL
     cdef vector[real] a, value, top, scale
     if op == SOFTMAX_BACKWARD or op == LOG_SOFTMAX_BACKWARD:
         panel_sum(op, x, second, n, stride, width, tops, scales)
     else:
-        panel_state(x, n, stride, width, tops, scales, scales + vectors)
+        if tile:
+            tile_state(x, exps, n, stride, tops, scales)
+        else:
+            panel_state(x, n, stride, width, tops, scales, scales + vectors)
         for c in range(vectors):
             top = tops[c]
             scale = log_1p(scales[c])
@@ -224,7 +232,9 @@ cdef void panel(
             at = k * stride + c * w
             left = min(w, width - c * w)
             a = load_n(x + at, left, 0.0)
-            if op == SOFTMAX or op == LOG_SOFTMAX:
+            if exps != NULL:
+                value = load(exps + at) * scales[c]
+            elif op == SOFTMAX or op == LOG_SOFTMAX:
                 value = forward_value(op, x, a, tops[c], scales[c])
             else:
                 value = backward_value(op, x, a, load_n(second + at, left, 0.0), tops[c])
@@ -235,27 +245,23 @@ cdef void tile(
     int op, const real* x, const real* second, real* out, Py_ssize_t rows, Py_ssize_t n,
     Py_ssize_t x_step, Py_ssize_t second_step, Py_ssize_t out_step
 ) noexcept nogil:
-    """Any op on up to as many short rows as a vector has lanes."""
+    """Any op on up to tile_rows short rows, as a panel of the compute type."""
     cdef char memory[2 * TILE_MEMORY]
-    cdef Py_ssize_t w = lanes(x), k
+    cdef Py_ssize_t w = lanes(x), stride = (rows + w - 1) // w * w, k
     cdef vector[real]* a = aligned(x, memory)
-    cdef vector[real]* b = a + n
-    load_tile(x, x_step, rows, n, a)
+    cdef vector[real]* b = a + n * stride // w
+    load_tiles(x, x_step, rows, n, a)
     if op == SOFTMAX_BACKWARD or op == LOG_SOFTMAX_BACKWARD:
-        load_tile(second, second_step, rows, n, b)
-    # The tile is a panel of the compute type, which is the storage type of float and double.
+        load_tiles(second, second_step, rows, n, b)
     if real is double:
-        panel(op, <double*>a, <double*>b, <double*>a, n, w, w, <double*>b)
+        panel(op, <double*>a, <double*>b, <double*>a, n, stride, stride, True, <double*>b)
     else:
-        panel(op, <float*>a, <float*>b, <float*>a, n, w, w, <float*>b)
+        panel(op, <float*>a, <float*>b, <float*>a, n, stride, stride, True, <float*>b)
     if op != LOGSUMEXP:
-        store_tile(out, out_step, rows, n, a)
+        store_tiles(out, out_step, rows, n, a)
         return
     for k in range(rows):
-        if real is double:
-            put(out + k, (<double*>b)[k])
-        else:
-            put(out + k, (<float*>b)[k])
+        put(out + k, get_wide(out, b, k))
 
 
 # ---- loops over threads ---------------------------------------------------------------------
@@ -266,7 +272,7 @@ cdef void run(
 ) noexcept nogil:
     """Any op on (outer, n, inner); the steps are from one plane to the next, in elements."""
     cdef int crew = team(threads, outer * n * inner)
-    cdef Py_ssize_t w = lanes(x), panels = (inner + PANEL - 1) // PANEL, task, k, chunk, at
+    cdef Py_ssize_t panels = (inner + PANEL - 1) // PANEL, task, k, chunk, at, rows
     cdef bint streaming = (
         op != LOGSUMEXP and out != x and out != second
         and outer * n * inner * <Py_ssize_t>sizeof(real) > STREAM_ABOVE
@@ -276,15 +282,16 @@ cdef void run(
             k = task // panels
             at = task % panels * PANEL
             panel(op, x + k * x_step + at, second + k * second_step + at,
-                  out + k * out_step + at, n, inner, min(PANEL, inner - at),
+                  out + k * out_step + at, n, inner, min(PANEL, inner - at), False,
                   out + k * inner + at)
     elif n <= SHORT:
-        chunk = TILES * w
+        rows = tile_rows(n, lanes(x))
+        chunk = TILES * rows
         for task in prange((outer + chunk - 1) // chunk, num_threads=crew, schedule="dynamic"):
-            for k in range(min(TILES, (outer - task * chunk + w - 1) // w)):
-                at = task * chunk + k * w
+            for k in range(min(TILES, (outer - task * chunk + rows - 1) // rows)):
+                at = task * chunk + k * rows
                 tile(op, x + at * x_step, second + at * second_step, out + at * out_step,
-                     min(w, outer - at), n, x_step, second_step, out_step)
+                     min(rows, outer - at), n, x_step, second_step, out_step)
     elif outer < 2 * crew and n > 16 * BLOCK:
         for k in range(outer):
             row(op, x + k * x_step, second + k * second_step, out + k * out_step, n, streaming,
@@ -297,10 +304,6 @@ cdef void run(
                     1)
             if streaming:
                 stream_end()
-
-
-cdef inline Py_ssize_t plane_step(cnp.ndarray a):
-    return cnp.PyArray_STRIDE(a, 0) // cnp.PyArray_ITEMSIZE(a)
 
 
 cdef void typed(

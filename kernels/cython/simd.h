@@ -393,9 +393,10 @@ template <class V> INLINE void transpose(V *v) {
     }
 }
 
-// Rows to lanes: lane r of tile[j] = x[r * stride + j], for j < n and r < rows. Lanes beyond
-// `rows` repeat the last row.
-template <class T> INLINE void load_tile(const T *x, long stride, long rows, long n, vector<T> *tile) {
+// Rows to lanes: lane r of tile[j * step] = x[r * stride + j], for j < n and r < rows. Lanes
+// beyond `rows` repeat the last row.
+template <class T>
+INLINE void load_tile(const T *x, long stride, long rows, long n, vector<T> *tile, long step) {
     constexpr int w = WIDTH<vector<T>>;
     vector<T> v[w];
     for (long j = 0; j < n; j += w) {
@@ -403,16 +404,17 @@ template <class T> INLINE void load_tile(const T *x, long stride, long rows, lon
         for (int r = 0; r < w; r++)
             v[r] = load_n(x + (r < rows ? r : rows - 1) * stride + j, count, 0);
         transpose(v);
-        for (long i = 0; i < count; i++) tile[j + i] = v[i];
+        for (long i = 0; i < count; i++) tile[(j + i) * step] = v[i];
     }
 }
 // And back.
-template <class T> INLINE void store_tile(T *x, long stride, long rows, long n, const vector<T> *tile) {
+template <class T>
+INLINE void store_tile(T *x, long stride, long rows, long n, const vector<T> *tile, long step) {
     constexpr int w = WIDTH<vector<T>>;
     vector<T> v[w];
     for (long j = 0; j < n; j += w) {
         long count = n - j < w ? n - j : w;
-        for (int i = 0; i < w; i++) v[i] = tile[i < count ? j + i : j];
+        for (int i = 0; i < w; i++) v[i] = tile[(i < count ? j + i : j) * step];
         transpose(v);
         for (int r = 0; r < w && r < rows; r++) store_n(x + r * stride + j, v[r], count);
     }

@@ -79,28 +79,71 @@ def _scale(grad_loss, denominator):
         return (widen(grad_loss) / np.float64(denominator))[:, None]
 
 
-def cross_entropy(logits, target, weight, loss, lse, *, denominator, ignore_index,
-                  label_smoothing, z_loss, threads):
+def cross_entropy(
+    logits,
+    target,
+    weight,
+    loss,
+    lse,
+    *,
+    denominator,
+    ignore_index,
+    label_smoothing,
+    z_loss,
+    threads,
+):
     rows, row_lse, _, _ = _rows(logits, target, weight, ignore_index, label_smoothing, z_loss)
     _put_loss(rows[:, 0], loss, denominator)
     if lse is not None:
         narrow(row_lse[:, 0], lse)
 
 
-def cross_entropy_backward(grad_loss, logits, target, weight, lse, grad, *, denominator,
-                           ignore_index, label_smoothing, z_loss, threads):
+def cross_entropy_backward(
+    grad_loss,
+    logits,
+    target,
+    weight,
+    lse,
+    grad,
+    *,
+    denominator,
+    ignore_index,
+    label_smoothing,
+    z_loss,
+    threads,
+):
     _, _, rows, kept = _rows(logits, target, weight, ignore_index, label_smoothing, z_loss, lse)
     with np.errstate(invalid="ignore"):
         narrow(np.where(kept, rows * _scale(grad_loss, denominator), 0.0), grad)
 
 
-def cross_entropy_with_grad(logits, target, weight, loss, grad, *, denominator, ignore_index,
-                            label_smoothing, z_loss, threads):
+def cross_entropy_with_grad(
+    logits,
+    target,
+    weight,
+    loss,
+    grad,
+    *,
+    denominator,
+    ignore_index,
+    label_smoothing,
+    z_loss,
+    threads,
+):
     rows = _rows(logits, target, weight, ignore_index, label_smoothing, z_loss)[0]
     _put_loss(rows[:, 0], loss, denominator)
     cross_entropy_backward(
-        np.ones((1, 1)), logits, target, weight, None, grad, denominator=denominator,
-        ignore_index=ignore_index, label_smoothing=label_smoothing, z_loss=z_loss, threads=threads,
+        np.ones((1, 1)),
+        logits,
+        target,
+        weight,
+        None,
+        grad,
+        denominator=denominator,
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        z_loss=z_loss,
+        threads=threads,
     )
 
 
