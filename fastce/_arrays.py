@@ -15,7 +15,7 @@ import numpy as np
 from numpy.lib.array_utils import normalize_axis_index
 
 # dtype of the user -> dtype in which losses, lse and weights are computed
-_COMPUTE = {
+_COMPUTE: dict[np.dtype, np.dtype] = {
     np.dtype(np.float64): np.dtype(np.float64),
     np.dtype(np.float32): np.dtype(np.float32),
     np.dtype(np.float16): np.dtype(np.float32),
@@ -176,7 +176,7 @@ def apart(a: np.ndarray, out: np.ndarray) -> np.ndarray:
     if a.__array_interface__ == out.__array_interface__:
         return a
     try:
-        overlap = np.shares_memory(a, out, max_work=10_000)
+        overlap = np.shares_memory(a, out, max_work=10_000)  # type: ignore[arg-type]
     except np.exceptions.TooHardError:
         overlap = True
     return a.copy() if overlap else a

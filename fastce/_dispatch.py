@@ -46,7 +46,8 @@ def _first(op: str, name: str) -> Callable[..., None]:
         try:
             return _load(backend, op, name)
         except BackendError:  # its reason is shown by available_backends()
-            continue
+            if os.environ.get("FASTCE_ISA"):  # an explicit choice, though of a level
+                raise
     return _load(BACKENDS[-1], op, name)
 
 
@@ -116,6 +117,6 @@ def available_backends() -> dict[str, str | None]:
             for op in OPS:
                 _load(backend, op, op)
             reasons[backend] = None
-        except BackendError as error:
+        except (BackendError, ValueError) as error:  # ValueError: a FASTCE_ISA that is not there
             reasons[backend] = str(error)
     return reasons

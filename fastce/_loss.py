@@ -39,11 +39,12 @@ class LossInputs:
         if not math.isfinite(z_loss):
             raise ValueError(f"z_loss must be finite, got {z_loss!r}")
         x = _arrays.floating(logits, name)
-        self.result = None
+        self.result: np.ndarray | None = None
+        shaped = x
         if out is not None:
-            self.result = _arrays.check_out(out, x.shape, x.dtype)
-            x = _arrays.apart(x, self.result)
-        self.layout = _arrays.layout_of(x if out is None else self.result, axis, name)
+            self.result = shaped = _arrays.check_out(out, x.shape, x.dtype)
+            x = _arrays.apart(x, shaped)
+        self.layout = _arrays.layout_of(shaped, axis, name)
         self.array = x
         self.reduction = reduction
         self.dtype = _arrays.compute_dtype(x.dtype)

@@ -92,7 +92,7 @@ def cross_entropy(
         logits, target, weight, ignore_index, reduction, axis, None, label_smoothing, z_loss
     )
     loss_rows, loss = p.new_loss()
-    lse_rows, lse = p.new_lse() if return_lse else (None, None)
+    lse_rows, lse = p.new_lse() if return_lse else (None, loss)
     kernel("cross_entropy", "cross_entropy")(
         p.logits,
         p.target,

@@ -47,7 +47,7 @@ def level() -> str:
     if not wanted:
         return names[-1]
     if wanted not in names:
-        raise ImportError(f"FASTCE_ISA={wanted!r}, but this processor has {', '.join(names)}")
+        raise ValueError(f"FASTCE_ISA={wanted!r}, but this processor has {', '.join(names)}")
     return wanted
 
 

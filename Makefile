@@ -1,0 +1,79 @@
+# The commands of fastce. `make help` lists them.
+#
+# Everything is installed into a virtual environment of its own, .venv, and rebuilt when a
+# kernel changes. Needed: Python >= 3.11 with venv (Debian: python3-venv), and a C++ compiler.
+#
+#   PYTHON   the Python to make .venv from    make demo PYTHON=python3.12
+#   VENV     where that environment is        make test VENV=/tmp/fastce-env
+#   ARGS     more arguments to pytest or asv  make test ARGS="-k cross_entropy -x"
+#
+# What a kernel does at run time is chosen with FASTCE_BACKEND, FASTCE_ISA and
+# FASTCE_NUM_THREADS, for example: FASTCE_ISA=x86_64_v2 make test
+
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+SOURCES := pyproject.toml setup.py $(wildcard kernels/cython/*.pyx kernels/cython/*.pxi \
+	kernels/cython/*.h kernels/cython/_isa.py)
+
+.PHONY: help demo test lint bench peers accuracy clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo      train on handwritten digits, draw the result, measure this machine"
+	@echo "make test      lint, the whole test suite, the examples in the docstrings"
+	@echo "make lint      ruff, cython-lint and mypy"
+	@echo "make bench     asv: time, memory and bandwidth of the current commit"
+	@echo "make peers     a table of fastce against NumPy, SciPy, PyTorch, ... as installed"
+	@echo "make accuracy  exp and log over every float32, in ULP (some minutes)"
+	@echo "make clean     remove what was built, with $(VENV)"
+
+demo: $(VENV)/demo.stamp
+	$(BIN)/python examples/digits.py --output demo
+	$(BIN)/fastce bench --quick
+
+test: lint
+	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --doctest-modules --pyargs fastce
+
+lint: $(VENV)/dev.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	PATH="$(BIN):$$PATH" cython-lint kernels/cython  # which looks for pycodestyle there
+	$(BIN)/mypy
+
+bench: $(VENV)/dev.stamp
+	$(BIN)/asv --config bench/asv.conf.json machine --yes > /dev/null
+	$(BIN)/asv --config bench/asv.conf.json run --python=same --quick $(ARGS)
+
+peers: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest bench/peers $(ARGS)
+
+accuracy: $(VENV)/dev.stamp
+	$(BIN)/python tests/accuracy.py
+
+clean:
+	test ! -e $(VENV)/built.stamp || rm -rf $(VENV)
+	rm -rf build demo *.egg-info kernels/cython/*.cpp kernels/cython/*/*.so
+	find bench examples fastce kernels tests -name __pycache__ -prune -exec rm -rf {} +
+
+# Stamps: the package built and installed in place; then the extras, which build nothing.
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/built.stamp: $(SOURCES) | $(VENV)/bin/python
+	@echo "Building fastce in $(VENV) ..."
+	$(PIP) install --editable .
+	@touch $@
+
+$(VENV)/demo.stamp: $(VENV)/built.stamp
+	$(PIP) install "fastce[cli]" scikit-learn ml_dtypes
+	@touch $@
+
+$(VENV)/dev.stamp: $(VENV)/built.stamp
+	$(PIP) install "fastce[dev,cli,bench]"
+	@touch $@

@@ -1,0 +1,118 @@
+"""The asv suite: fastce over time, beside its reference and beside the speed of memory.
+
+Only fastce's public functions are used, and nothing that a past commit may lack: asv runs
+today's suite on every commit.
+"""
+
+import os
+import statistics
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+import fastce
+
+TINY = bool(os.environ.get("FASTCE_BENCH_TINY"))  # to test the suite itself
+CPUS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+DTYPES = ["float32"] if TINY else ["float32", "float64", "float16", "bfloat16"]
+BACKENDS = ["cython", "reference"]
+THREADS = sorted({1, CPUS})
+REFERENCE_LIMIT = 2**22  # elements; it takes 0.1 s per million, and 100 bytes for each
+SMALL = 2**14  # elements; one thread is enough
+IN_CACHE = 0 if TINY else 32e6  # bytes; work on fewer says nothing about memory
+
+
+def normal(shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    """Standard normal numbers; a million draws are repeated, which is as good for speed."""
+    if dtype == "bfloat16":
+        import ml_dtypes
+
+        dtype = ml_dtypes.bfloat16
+    draws = np.random.default_rng(0).standard_normal(1_000_003, dtype=np.float32)
+    return np.resize(draws.astype(dtype), shape)
+
+
+def seconds(function: Callable[[], Any]) -> float:
+    """Median time of a call, after one to warm up, over at least 5 calls and 50 ms."""
+    function()
+    taken: list[float] = []
+    while len(taken) < 5 or sum(taken) < 0.05:
+        start = time.perf_counter()
+        function()
+        taken.append(time.perf_counter() - start)
+    return statistics.median(taken)
+
+
+def copy_bandwidth(threads: int) -> float:
+    """Bytes per second, read and written, of NumPy's copy in so many Python threads."""
+    source = np.ones(2**16 if TINY else 2**25)
+    target = np.empty_like(source)
+    pairs = list(zip(np.array_split(target, threads), np.array_split(source, threads), strict=True))
+    with ThreadPoolExecutor(threads) as pool:
+        taken = seconds(lambda: list(pool.map(lambda pair: np.copyto(*pair), pairs)))
+    return 2 * source.nbytes / taken
+
+
+class _Suite:
+    """Time, peak memory and yardsticks of one op; a subclass says which ops and how to call them.
+
+    The classes are on axis 1 of every shape.
+    """
+
+    param_names = ("op", "shape", "dtype", "backend", "threads")
+    timeout = 300
+    rounds, repeat, warmup_time = 1, (5, 20, 1.0), 0.1  # up to 1 second for each combination
+
+    def prepare(self, op: str, x: np.ndarray) -> tuple[Callable[[], Any], int]:
+        """The call to measure, and how many bytes it moves through memory at least."""
+        raise NotImplementedError
+
+    def setup(
+        self, op: str, shape: tuple[int, ...], dtype: str, backend: str, threads: int
+    ) -> None:
+        size = int(np.prod(shape))
+        if size < SMALL and threads > 1:
+            raise NotImplementedError("as with one thread")  # asv shows n/a
+        if backend == "reference" and (size > REFERENCE_LIMIT or threads > 1 or dtype != "float32"):
+            raise NotImplementedError("a yardstick, in float32 and one thread")
+        self.threads_before = fastce.get_num_threads()
+        self.chosen = fastce.use_backend(backend)
+        try:
+            self.chosen.__enter__()
+        except ImportError as error:  # not built here
+            raise NotImplementedError(str(error)) from error
+        fastce.set_num_threads(threads)
+        self.call, self.bytes = self.prepare(op, normal(shape, dtype))
+
+    def teardown(self, *params: Any) -> None:
+        if hasattr(self, "call"):
+            fastce.set_num_threads(self.threads_before)
+            self.chosen.__exit__(None, None, None)
+            del self.call
+
+    def time_op(self, *params: Any) -> None:
+        self.call()
+
+    def peakmem_op(self, *params: Any) -> None:
+        self.call()
+
+    def track_ratio_to_reference(self, op, shape, dtype, backend, threads) -> float:
+        """Time over the reference's: asv takes more for worse."""
+        if backend == "reference" or np.prod(shape) > REFERENCE_LIMIT:
+            return float("nan")
+        with fastce.use_backend("reference"):
+            reference = seconds(self.call)
+        return seconds(self.call) / reference
+
+    track_ratio_to_reference.unit = "of the reference's time"
+
+    def track_fraction_of_copy_bandwidth(self, op, shape, dtype, backend, threads) -> float:
+        """Here more is better, so asv's verdict on a change is the wrong way round."""
+        if self.bytes < IN_CACHE:
+            return float("nan")
+        return self.bytes / seconds(self.call) / copy_bandwidth(threads)
+
+    track_fraction_of_copy_bandwidth.unit = "of copy bandwidth"

@@ -1,0 +1,113 @@
+"""Times several libraries side by side: in one process, by turns, so that only ratios matter.
+
+A machine's speed drifts by more than the differences of interest: from second to second with
+its other tenants, and from minute to minute with its temperature. Libraries that take turns see
+the same drift, whereas a library that is measured after another sees a different machine.
+"""
+
+import gc
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+
+from .peers import Call
+
+PAUSE = 0.005  # seconds before a turn: idle OpenMP threads of the last library spin for 1 to 3 ms
+TURN = 0.01  # seconds; calls that take less are repeated until a turn is as long
+MIN_ROUNDS, MAX_ROUNDS = 5, 50
+SLOW_ROUNDS = 3  # of a call that alone takes a tenth of the time for all
+
+
+class Timing(NamedTuple):
+    """Seconds for one call: the median of the rounds, and the quartiles about it."""
+
+    median: float
+    q1: float
+    q3: float
+    rounds: list[float]
+
+    @classmethod
+    def of(cls, rounds: list[float]) -> "Timing":
+        q1, median, q3 = (float(q) for q in np.percentile(rounds, (25, 50, 75)))
+        return cls(median, q1, q3, rounds)
+
+
+def alternate(
+    calls: Mapping[str, Call], budget: float, tick: Callable[[str], None] = lambda name: None
+) -> dict[str, Timing]:
+    """Time the calls by turns, for about `budget` seconds in all.
+
+    Every call has been made once before, which compiled what needs compiling. `tick` is told
+    whose turn it is, before the pause.
+    """
+    repeats = {name: _repeats(call) for name, call in calls.items()}
+    rounds: dict[str, list[float]] = {name: [] for name in calls}
+    names = list(calls)
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        end = time.perf_counter() + budget
+        for done in range(MAX_ROUNDS):
+            if done >= MIN_ROUNDS and time.perf_counter() > end:
+                break
+            first = done % len(names)  # nobody always comes after the same one
+            for name in names[first:] + names[:first]:
+                taken = rounds[name]
+                if len(taken) >= SLOW_ROUNDS and min(taken) > budget / 10:
+                    continue
+                tick(name)
+                time.sleep(PAUSE)
+                taken.append(_turn(calls[name], repeats[name]))
+    finally:
+        if collecting:
+            gc.enable()
+    return {name: Timing.of(taken) for name, taken in rounds.items()}
+
+
+def _repeats(call: Call) -> int:
+    """How many calls make a turn."""
+    count = 1
+    with call.context():
+        if _loop(call, 1) > 3 * TURN:  # else it may only have been cold
+            return 1
+        while (seconds := min(_loop(call, count) for _ in range(3))) < TURN / 8:
+            count *= 4
+    return max(1, round(count * TURN / seconds))
+
+
+def _turn(call: Call, repeats: int) -> float:
+    """Seconds for one call, on average over one turn."""
+    with call.context():
+        if repeats > 1:
+            call.run()  # threads and caches have gone to sleep: small calls come in series
+        return _loop(call, repeats) / repeats
+
+
+def _loop(call: Call, count: int) -> float:
+    run = call.run
+    start = time.perf_counter()
+    for _ in range(count):
+        run()
+    return time.perf_counter() - start
+
+
+def memory_call(nbytes: int, writes: bool, threads: int) -> Call:
+    """What memory itself takes for so many bytes: to copy half into the other half, or to read.
+
+    NumPy works in one thread but lets go of the GIL, so each Python thread gets a part.
+    """
+    source = np.ones(nbytes // 8 // (1 + writes), np.int64)
+    sources = np.array_split(source, threads)
+    targets = np.array_split(np.empty_like(source), threads) if writes else sources
+    function = np.copyto if writes else _read
+    pool = ThreadPoolExecutor(threads)
+    call = Call(lambda: list(pool.map(function, targets, sources)))
+    call.run()
+    return call
+
+
+def _read(_: np.ndarray, source: np.ndarray) -> None:
+    source.max()  # of all reductions the fastest: 49 GB/s where sums of float32 reach 41

@@ -1,0 +1,284 @@
+"""What the results should be: the formulas in wider arithmetic, and errors in ULP.
+
+Written without a look at any kernel. float64 inputs are computed in longdouble (80 bits on
+x86), all others in float64. Classes lie on the last axis here. A formula returns
+
+``value``
+    the result;
+``scale``
+    the sum of the absolute values of the terms that it is made of. Where they do not cancel
+    that is abs(value); where they do, no arithmetic in the input's own precision can be
+    exact in ULP of the value, and errors are counted in ULP of the scale.
+"""
+
+from typing import NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+BF16 = np.dtype(ml_dtypes.bfloat16)
+# dtype -> bits of the significand (the hidden one included), exponent of the least subnormal
+FORMATS = {
+    np.dtype(np.float64): (53, -1074),
+    np.dtype(np.float32): (24, -149),
+    np.dtype(np.float16): (11, -24),
+    BF16: (8, -133),
+}
+
+
+class Truth(NamedTuple):
+    value: np.ndarray
+    scale: np.ndarray
+
+
+def compute(dtype):
+    """The dtype in which kernels compute, and give losses."""
+    return np.dtype(np.float64 if dtype == np.float64 else np.float32)
+
+
+def widen(a):
+    a = np.asarray(a)
+    return a.astype(np.longdouble if a.dtype in (np.float64, np.longdouble) else np.float64)
+
+
+# --- errors -------------------------------------------------------------------------------
+
+
+def ulp(value, dtype):
+    """The distance between numbers of `dtype` at `value`."""
+    bits, least = FORMATS[np.dtype(dtype)]
+    value = np.abs(widen(value))
+    _, exponent = np.frexp(np.where(np.isfinite(value), value, 0))
+    exponent = np.where(value == 0, least, np.maximum(exponent - bits, least))
+    return np.ldexp(np.ones_like(value), exponent)
+
+
+def rounded(value, dtype):
+    """`value` rounded to `dtype` once, to nearest even; beyond its range, infinity."""
+    value = widen(value)
+    step = ulp(value, dtype)
+    with np.errstate(invalid="ignore", over="ignore"):
+        result = np.where(np.isfinite(value), np.rint(value / step) * step, value)
+    largest = float(ml_dtypes.finfo(dtype).max)
+    return np.where(np.abs(result) > largest, np.copysign(np.inf, value), result)
+
+
+def ulp_error(result, truth, scale=None, unit=None):
+    """abs(result - truth) in ULP of `unit` (the result's dtype) at `scale` (the truth)."""
+    result = np.asarray(result)
+    unit = np.dtype(unit or result.dtype)
+    wide, truth = result.astype(truth.dtype), np.asarray(truth)
+    scale = np.abs(truth) if scale is None else scale
+    with np.errstate(invalid="ignore", over="ignore"):
+        error = np.abs(wide - truth)
+        if unit != result.dtype:  # computed in `unit`, then rounded to the dtype of the result
+            error = np.maximum(error - ulp(truth, result.dtype) / 2, 0)
+        error = error / ulp(scale, unit)
+        same = (wide == truth) | (np.isnan(wide) & np.isnan(truth))
+        same |= np.isinf(wide) & (wide == rounded(truth, result.dtype))
+    return np.where(same, 0.0, np.where(np.isnan(error), np.inf, error).astype(np.float64))
+
+
+def assert_close(result, truth, limit, what=""):
+    """No element of `result` is further than `limit` ULP of the compute dtype from the truth."""
+    result = np.asarray(result)
+    value, scale = truth
+    assert result.shape == value.shape, f"{what}: shape {result.shape}, not {value.shape}"
+    if not result.size:
+        return 0.0
+    error = ulp_error(result, value, scale, compute(result.dtype))
+    i = np.unravel_index(np.argmax(error), error.shape)
+    assert error[i] <= limit, (
+        f"{what}: element {tuple(map(int, i))} of {error.shape} is {result[i]}, "
+        f"but {value[i]!r} is right: {error[i]:.3g} ULP off, not {limit}"
+    )
+    return float(error[i])
+
+
+# --- log_softmax.py -----------------------------------------------------------------------
+
+
+def _split(x):
+    """max(x), x - max, and log(sum(exp(x - max))) without the 1 of the maximum itself."""
+    x = widen(x)
+    if not x.shape[-1]:
+        none = np.zeros((*x.shape[:-1], 1), x.dtype)
+        return none - np.inf, x, none
+    with np.errstate(invalid="ignore"):
+        top = x.max(axis=-1, keepdims=True)
+        below = x - top
+        powers = np.exp(below)
+        powers[np.arange(x.shape[-1]) == x.argmax(axis=-1)[..., None]] = 0
+        rest = np.log1p(powers.sum(axis=-1, keepdims=True))
+        return top, below, rest + (top - top)  # NaN where the maximum is infinite, as torch has it
+
+
+def logsumexp(x):
+    top, _, rest = _split(x)
+    value = np.where(np.isinf(top), top, top + rest)[..., 0]
+    value = np.where(np.isnan(widen(x)).any(axis=-1), np.nan, value)
+    return Truth(value, (np.abs(top) + rest)[..., 0])
+
+
+def log_softmax(x):
+    _, below, rest = _split(x)
+    return Truth(below - rest, np.abs(below - rest))
+
+
+def softmax(x):
+    value = np.exp(log_softmax(x).value)
+    return Truth(value, value)
+
+
+def softmax_backward(grad, y):
+    grad, y = widen(grad), widen(y)
+    pulled = (grad * y).sum(axis=-1, keepdims=True)
+    total = np.abs(grad * y).sum(axis=-1, keepdims=True)
+    return Truth(y * (grad - pulled), np.abs(y) * (np.abs(grad) + total))
+
+
+def log_softmax_backward(grad, y):
+    grad, p = widen(grad), np.exp(widen(y))
+    total = np.abs(grad).sum(axis=-1, keepdims=True)
+    return Truth(grad - p * grad.sum(axis=-1, keepdims=True), np.abs(grad) + p * total)
+
+
+# --- cross_entropy.py ---------------------------------------------------------------------
+
+
+def _reduced(rows, reduction, divisor):
+    if reduction == "none":
+        return Truth(*rows)
+    divisor = divisor if reduction == "mean" else 1
+    with np.errstate(invalid="ignore"):
+        return Truth(*(r.sum() / np.float64(divisor) for r in rows))
+
+
+def _divisor(target, classes, weight, ignore_index):
+    """What a mean divides by: the weights of the labels that count."""
+    counted = [int(t) for t in target.ravel() if t != ignore_index]
+    return sum(1 if weight is None else widen(weight)[t] for t in counted)
+
+
+def _onehot(target, classes, ignore_index):
+    target = np.asarray(target)
+    kept = target != ignore_index
+    return (target[..., None] == np.arange(classes)) & kept[..., None], kept
+
+
+def _loss_and_grad(logits, target, weight, ignore_index, label_smoothing, z_loss):
+    """(loss rows, gradient rows, lse rows, divisor of the mean)."""
+    x, target = widen(logits), np.asarray(target)
+    n = x.shape[-1]
+    w = np.ones(n, x.dtype) if weight is None else widen(weight).astype(x.dtype)
+    if target.dtype.kind in "iu":
+        q, kept = _onehot(target, n, ignore_index)
+        divisor = _divisor(target, n, weight, ignore_index)
+    else:
+        q, kept = widen(target), np.ones(x.shape[:-1], bool)
+        divisor = kept.size
+    x = np.where(kept[..., None], x, 0)
+    q = ((1 - x.dtype.type(label_smoothing)) * q + x.dtype.type(label_smoothing) / n) * w
+    q = q.astype(x.dtype)
+    z = x.dtype.type(z_loss)
+    top, _, rest = _split(x)
+    lse, lse_scale = top + rest, np.abs(top) + np.abs(rest)
+    log_p = log_softmax(x).value
+    with np.errstate(invalid="ignore"):
+        cost = np.where((q == 0) & ~np.isnan(log_p), 0, -q * log_p)
+        loss = cost.sum(axis=-1) + (z * lse**2)[..., 0]
+        loss_scale = np.abs(cost).sum(axis=-1) + (np.abs(z) * lse_scale**2)[..., 0]
+        pull = q.sum(axis=-1, keepdims=True) + 2 * z * lse
+        pull_scale = np.abs(q).sum(axis=-1, keepdims=True) + 2 * np.abs(z) * lse_scale
+        # p - 1 by expm1, since p rounds to 1 where a class dominates
+        grad = q * np.expm1(log_p) + (pull - q) * np.exp(log_p)
+        grad_scale = np.abs(q) + pull_scale * np.exp(log_p)
+    row = kept[..., None]
+    return (
+        (np.where(kept, loss, 0), np.where(kept, loss_scale, 0)),
+        (np.where(row, grad, 0), np.where(row, grad_scale, 0)),
+        Truth(np.where(kept, lse[..., 0], 0), np.where(kept, lse_scale[..., 0], 0)),
+        divisor,
+    )
+
+
+def _pulled(rows, grad_loss, reduction, divisor):
+    """Gradient rows times the upstream gradient; a row that does not count stays exactly 0."""
+    g = widen(grad_loss)
+    g = g[..., None] if g.ndim else g
+    with np.errstate(divide="ignore"):
+        g = g / np.float64(divisor) if reduction == "mean" else g
+    with np.errstate(invalid="ignore"):
+        value, scale = (np.where(rows[1] == 0, 0, r * np.abs(g)) for r in rows)
+        return Truth(np.where(value == 0, value, value * np.sign(g)), scale)
+
+
+def cross_entropy(
+    logits,
+    target,
+    *,
+    weight=None,
+    ignore_index=-100,
+    reduction="mean",
+    label_smoothing=0.0,
+    z_loss=0.0,
+    return_lse=False,
+):
+    loss, _, lse, divisor = _loss_and_grad(
+        logits, target, weight, ignore_index, label_smoothing, z_loss
+    )
+    loss = _reduced(loss, reduction, divisor)
+    return (loss, lse) if return_lse else loss
+
+
+def cross_entropy_backward(
+    grad_loss,
+    logits,
+    target,
+    *,
+    weight=None,
+    ignore_index=-100,
+    reduction="mean",
+    label_smoothing=0.0,
+    z_loss=0.0,
+):
+    _, grad, _, divisor = _loss_and_grad(
+        logits, target, weight, ignore_index, label_smoothing, z_loss
+    )
+    return _pulled(grad, grad_loss, reduction, divisor)
+
+
+def cross_entropy_with_grad(
+    logits,
+    target,
+    *,
+    weight=None,
+    ignore_index=-100,
+    reduction="mean",
+    label_smoothing=0.0,
+    z_loss=0.0,
+):
+    loss, grad, _, divisor = _loss_and_grad(
+        logits, target, weight, ignore_index, label_smoothing, z_loss
+    )
+    return _reduced(loss, reduction, divisor), _pulled(grad, 1.0, reduction, divisor)
+
+
+def nll_loss(log_probs, target, *, weight=None, ignore_index=-100, reduction="mean"):
+    x = widen(log_probs)
+    onehot, _ = _onehot(target, x.shape[-1], ignore_index)
+    w = 1 if weight is None else widen(weight)
+    rows = np.where(onehot, -w * x, 0).sum(axis=-1)
+    divisor = _divisor(np.asarray(target), x.shape[-1], weight, ignore_index)
+    return _reduced((rows, np.abs(rows)), reduction, divisor)
+
+
+def nll_loss_backward(
+    grad_loss, log_probs, target, *, weight=None, ignore_index=-100, reduction="mean"
+):
+    x = widen(log_probs)
+    onehot, _ = _onehot(target, x.shape[-1], ignore_index)
+    w = np.ones(x.shape[-1], x.dtype) if weight is None else widen(weight)
+    rows = np.where(onehot, -w, 0)
+    divisor = _divisor(np.asarray(target), x.shape[-1], weight, ignore_index)
+    return _pulled((rows, np.abs(rows)), grad_loss, reduction, divisor)

@@ -1,0 +1,58 @@
+"""Every test that asks for `backend` runs on all of them. A missing backend is a failure."""
+
+import os
+
+import hypothesis
+import pytest
+
+import fastce
+from fastce._dispatch import BACKENDS
+
+# FASTCE_TEST_BACKENDS=reference runs a subset, e.g. where there is no compiler.
+_NAMES = os.environ.get("FASTCE_TEST_BACKENDS")
+SELECTED = tuple(_NAMES.split(",")) if _NAMES else BACKENDS
+
+# deadline: machines of CI stall. too_slow, differing: `backend` is the same for all examples.
+hypothesis.settings.register_profile(
+    "fastce",
+    deadline=None,
+    derandomize="CI" in os.environ,
+    suppress_health_check=[
+        hypothesis.HealthCheck.function_scoped_fixture,
+        hypothesis.HealthCheck.too_slow,
+    ],
+)
+hypothesis.settings.load_profile("fastce")
+
+
+@pytest.fixture(params=SELECTED)
+def backend(request):
+    """The name of the backend that computes inside the test."""
+    with fastce.use_backend(request.param):  # raises, and says why, where it is not there
+        yield request.param
+
+
+@pytest.fixture
+def cython():
+    """For tests of what only the Cython backend does."""
+    if "cython" not in SELECTED:
+        pytest.skip("FASTCE_TEST_BACKENDS leaves cython out")
+    with fastce.use_backend("cython"):
+        yield
+
+
+@pytest.fixture
+def threads():
+    """`set_num_threads`, undone after the test."""
+    before = fastce.get_num_threads()
+    yield fastce.set_num_threads
+    fastce.set_num_threads(before)
+
+
+def pytest_configure(config):
+    config.addinivalue_line("filterwarnings", "error::RuntimeWarning")  # NaN is data: no warning
+
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("gpu"):
+        pytest.skip("no NVIDIA GPU here")
