@@ -93,6 +93,7 @@ cdef inline void panel_state(
             old = tops[c]
             top = old
             for k in range(count):
+                prefetch(p + (k + GROUP) * stride)
                 top = vmax(load_n(p + k * stride, left, 0.0), top)
             ties = zero
             b = group_sum(p, NULL, count, stride, left, top, &ties)

