@@ -12,6 +12,7 @@ from rich.table import Table
 
 from ._measure import MEMORY, Result
 
+WIDTH = 115  # columns of the full table; a narrower terminal breaks lines rather than lose figures
 # One colour per library in every picture.
 COLOURS = {
     "reference": "#bdbdbd",
@@ -37,6 +38,7 @@ def show(console: Console, facts: dict[str, Any], results: list[Result]) -> None
         for result in group:
             table.add_row(f"  {escape(result.case.label)}", *_cells(result, others))
         table.add_section()
+    console.width = max(console.width, WIDTH)
     console.print(table)
     for line in _notes(facts, results, others):
         console.print(line, highlight=False)
@@ -69,35 +71,40 @@ def seconds(value: float) -> str:
 
 
 def times(ratio: float) -> str:
-    return (
-        f"{ratio:.0f}x" if ratio >= 99.5 else f"{ratio:.1f}x" if ratio >= 9.95 else f"{ratio:.2f}x"
-    )
+    """With three digits, none of them behind the point from 100 on."""
+    decimals = 2 if ratio < 9.995 else 1 if ratio < 99.95 else 0
+    return f"{ratio:.{decimals}f}x"
+
+
+def _threads(facts: dict[str, Any]) -> str:
+    return "1 thread" if facts["threads"] == 1 else f"{facts['threads']} threads"
 
 
 def _notes(facts: dict[str, Any], results: list[Result], names: list[str]) -> Iterator[str]:
-    copy, read = (
-        [s / 1e9 for r in results if r.case.writes == writes and (s := r.bytes_per_second(MEMORY))]
-        for writes in (True, False)
-    )
     yield (
-        f"{escape(facts['processor'])}, {facts['threads']} threads, {facts['isa_level']}, "
+        f"{escape(facts['processor'])}, {_threads(facts)}, {facts['isa_level']}, "
         f"backend {facts['backend']}; {escape(facts['platform'])}"
     )
     versions = {"python": facts["python"], "numpy": facts["numpy"], **facts["libraries"]}
     versions |= {"fastce": facts["fastce"]}
     shown = {name: v for name, v in versions.items() if name not in ("reference", "torch by hand")}
     yield ", ".join(f"{name} {version}" for name, version in shown.items())
-    yield "±: half the distance between the quartiles."
-    if copy or read:
-        speeds = [f"a copy {median(copy):.1f}"] * bool(copy) + [
-            f"reading {median(read):.1f}"
-        ] * bool(read)
+    yield (
+        "Under a library: its time divided by fastce's, above 1 where fastce is faster. "
+        "±: half the distance between the quartiles."
+    )
+    speeds = [
+        f"{what} {median(found):.1f} GB/s"
+        for what, writes in (("copying", True), ("reading", False))
+        if (found := [s for r in results if r.case.writes == writes for s in _memory_speed(r)])
+    ]
+    if speeds:
         yield (
-            "limit: memory copies as many bytes, or reads them for an op that writes none; "
-            f"in turn with the libraries, on median {' and '.join(speeds)} GB/s."
+            "Limit: memory copies as many bytes, or reads them for an op that writes none; in turn "
+            f"with the libraries, on median {', '.join(speeds)}."
         )
     if "torch by hand" in names:
-        yield "torch: its functions and autograd. torch by hand: the same over one reused array."
+        yield "torch: its functions and autograd; by hand: the same written over one reused array."
     if "jax" in names:
         yield "jax runs on as many threads as XLA takes, and like scipy has no out=."
     for result in results:
@@ -105,6 +112,11 @@ def _notes(facts: dict[str, Any], results: list[Result], names: list[str]) -> It
             yield f"[yellow]skipped {escape(f'{result.case}: {result.skipped}')}[/]"
         for name, problem in result.problems.items():
             yield f"[red]{name} left out of {escape(f'{result.case}: {problem}')}[/]"
+
+
+def _memory_speed(result: Result) -> list[float]:
+    speed = result.bytes_per_second(MEMORY)
+    return [speed / 1e9] if speed else []
 
 
 def plot(path: str, facts: dict[str, Any], results: list[Result]) -> None:
@@ -147,9 +159,8 @@ def plot(path: str, facts: dict[str, Any], results: list[Result]) -> None:
     axes.set_ylim(y - gap / 2, 0)
     axes.set_yticks(ticks, [f"{case.op}\n{case.label}" for case in ratios], fontsize=8)
     axes.tick_params(axis="y", length=0)
-    axes.set_title(
-        f"fastce {facts['fastce']}, {facts['processor']}, {facts['threads']} threads", fontsize=9
-    )
+    title = f"fastce {facts['fastce']}, {facts['processor']}, {_threads(facts)}"
+    axes.set_title(title, fontsize=9)
     axes.spines[["left", "right", "top"]].set_visible(False)
     axes.set_xlabel("time of the library / time of fastce   (right of the line: fastce is faster)")
     names = [name for name in COLOURS if any(name in bars for bars in ratios.values())]

@@ -46,12 +46,15 @@ def alternate(
     repeats = {name: _repeats(call) for name, call in calls.items()}
     rounds: dict[str, list[float]] = {name: [] for name in calls}
     names = list(calls)
+    if not names:
+        return {}
     collecting = gc.isenabled()
     gc.disable()
     try:
         end = time.perf_counter() + budget
         for done in range(MAX_ROUNDS):
-            if done >= MIN_ROUNDS and time.perf_counter() > end:
+            over = time.perf_counter() - end
+            if over > (0 if done >= MIN_ROUNDS else 3 * budget) and done >= SLOW_ROUNDS:
                 break
             first = done % len(names)  # nobody always comes after the same one
             for name in names[first:] + names[:first]:
@@ -69,13 +72,14 @@ def alternate(
 
 def _repeats(call: Call) -> int:
     """How many calls make a turn."""
-    count = 1
     with call.context():
         if _loop(call, 1) > 3 * TURN:  # else it may only have been cold
             return 1
-        while (seconds := min(_loop(call, count) for _ in range(3))) < TURN / 8:
-            count *= 4
-    return max(1, round(count * TURN / seconds))
+        count, start = 0, time.perf_counter()
+        while time.perf_counter() - start < TURN:
+            call.run()
+            count += 1
+    return count
 
 
 def _turn(call: Call, repeats: int) -> float:
@@ -83,7 +87,12 @@ def _turn(call: Call, repeats: int) -> float:
     with call.context():
         if repeats > 1:
             call.run()  # threads and caches have gone to sleep: small calls come in series
-        return _loop(call, repeats) / repeats
+        seconds, done, part = 0.0, 0, max(1, repeats // 8)
+        # On a busy machine, threads that wait for each other can be a thousand times slower.
+        while not done or (done < repeats and seconds < 5 * TURN):
+            seconds += _loop(call, part)
+            done += part
+        return seconds / done
 
 
 def _loop(call: Call, count: int) -> float:

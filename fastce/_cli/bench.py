@@ -9,13 +9,14 @@ import argparse
 import importlib.util
 import json
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import fastce
 
 from . import CommandError
-from ._cases import TRAFFIC, Case, cases
+from ._cases import TRAFFIC, cases
 from ._measure import Result, machine, measure, to_json
 from .peers import PEERS, installed
 
@@ -94,11 +95,16 @@ def _measure_all(args: argparse.Namespace, names: list[str], console: "Console")
     results = []
     with Progress(*columns, console=console, auto_refresh=False, transient=True) as progress:
         task = progress.add_task("", total=len(chosen))
+        drawn = time.monotonic()
+
+        def tick(name: str) -> None:
+            nonlocal drawn
+            progress.update(task, description=f"{case}: {name}")
+            if time.monotonic() - drawn > 0.1:
+                progress.refresh()
+                drawn = time.monotonic()
+
         for case in chosen:
-
-            def tick(name: str, case: Case = case) -> None:
-                progress.update(task, description=f"{case}: {name}", refresh=True)
-
             results.append(measure(case, names, args.quick, tick))
             progress.advance(task)
     return results

@@ -104,9 +104,12 @@ cdef void scan(
 ) noexcept nogil:
     cdef Py_ssize_t blocks = label_blocks(rows), k, r
     cdef double* bad = sums + blocks
-    for k in prange(blocks, num_threads=team(threads, rows), schedule="static"):
-        bad[k] = not scan_block(labels + k * ROWS, min(ROWS, rows - k * ROWS), weight, classes,
-                                ignore_index, sums + k)
+    if blocks == 1:  # one small batch: no parallel region
+        bad[0] = not scan_block(labels, rows, weight, classes, ignore_index, sums)
+    else:
+        for k in prange(blocks, num_threads=team(threads, rows), schedule="static"):
+            bad[k] = not scan_block(labels + k * ROWS, min(ROWS, rows - k * ROWS), weight,
+                                    classes, ignore_index, sums + k)
     stats[0] = -1
     stats[1] = 0
     for k in range(blocks):

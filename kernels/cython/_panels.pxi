@@ -24,6 +24,27 @@ cdef inline Py_ssize_t tile_rows(Py_ssize_t n, Py_ssize_t w) noexcept nogil:
     return min(ABREAST, SHORT // n) * w if n else w
 
 
+cdef inline Py_ssize_t rows_per_task(Py_ssize_t n, Py_ssize_t w) noexcept nogil:
+    """Rows in a thread's turn, where the classes are contiguous."""
+    return TILES * tile_rows(n, w) if n <= SHORT else 1 + 16384 // n
+
+
+cdef inline Py_ssize_t tasks(
+    Py_ssize_t outer, Py_ssize_t n, Py_ssize_t inner, Py_ssize_t w
+) noexcept nogil:
+    """Turns that the threads share: panels or groups of rows. Their number does not depend on
+    that of the threads, so that sums over turns do not either."""
+    cdef Py_ssize_t chunk = rows_per_task(n, w)
+    return (outer + chunk - 1) // chunk if inner == 1 else outer * ((inner + PANEL - 1) // PANEL)
+
+
+cdef inline bint few_long_rows(
+    Py_ssize_t outer, Py_ssize_t n, Py_ssize_t inner, int crew
+) noexcept nogil:
+    """Whether to spread each row over the threads instead of the rows."""
+    return inner == 1 and outer < 2 * crew and n > 16 * BLOCK
+
+
 cdef inline void load_tiles(
     const real* x, Py_ssize_t stride, Py_ssize_t rows, Py_ssize_t n, vector[real]* tile
 ) noexcept nogil:

@@ -119,7 +119,7 @@ cdef double row(
 ) noexcept nogil:
     """Loss of row r, and its gradient where `grad` is not NULL."""
     cdef Py_ssize_t blocks = (p.n + BLOCK - 1) // BLOCK, k, label = -1
-    cdef double weight = 0, gap = 0, loss, lse, log_sum, pull, upstream, share, below
+    cdef double weight = 0, gap = 0, loss, lse, log_sum, pull, upstream, share, below = 0
     cdef Cost cost
     cdef State state
     if p.labels != NULL:
@@ -183,62 +183,60 @@ include "_cross_entropy_panels.pxi"
 
 # ---- loops over threads ---------------------------------------------------------------------
 
-cdef double run(
-    const Problem* p, const real* x, const real* t, real* grad, double* sums, int crew
+cdef double turn(
+    const Problem* p, const real* x, const real* t, real* grad, Py_ssize_t task
 ) noexcept nogil:
-    """The sum of the losses; `sums` has room for one number per task, see `tasks`."""
-    cdef Py_ssize_t w = lanes(x), panels = (p.inner + PANEL - 1) // PANEL, task, k, at
-    cdef Py_ssize_t chunk = rows_per_task(p, w), count = tasks(p, w)
+    """One thread's turn: a panel, or some rows. The sum of its losses."""
+    cdef Py_ssize_t panels = (p.inner + PANEL - 1) // PANEL, k, at
+    cdef Py_ssize_t rows = tile_rows(p.n, lanes(x)), chunk = rows_per_task(p.n, lanes(x))
+    cdef Py_ssize_t last = min(p.outer, (task + 1) * chunk)
     cdef double loss = 0
     if p.inner > 1:
-        for task in prange(count, num_threads=crew, schedule="dynamic"):
-            k = task // panels
-            at = task % panels * PANEL
-            sums[task] = panel(
-                p, x + k * p.x_step + at, t + k * p.t_step + at if t != NULL else NULL,
-                grad + k * p.grad_step + at if grad != NULL else NULL, p.inner,
-                min(PANEL, p.inner - at), False, k * p.inner + at)
-    elif p.n > SHORT and p.outer < 2 * crew and p.n > 16 * BLOCK:
-        for k in range(p.outer):
-            sums[k // chunk] = (0 if k % chunk == 0 else sums[k // chunk]) + row(
-                p, x + k * p.x_step, t + k * p.t_step if t != NULL else NULL,
-                grad + k * p.grad_step if grad != NULL else NULL, k, crew)
-    else:
-        for task in prange(count, num_threads=crew, schedule="dynamic"):
-            sums[task] = rows(p, x, t, grad, task * chunk, min(p.outer, (task + 1) * chunk))
-    for k in range(count):
-        loss += sums[k]
-    return loss
-
-
-cdef double rows(
-    const Problem* p, const real* x, const real* t, real* grad, Py_ssize_t first, Py_ssize_t last
-) noexcept nogil:
-    """The rows of one task."""
-    cdef Py_ssize_t count = tile_rows(p.n, lanes(x)), k, r
-    cdef double loss = 0
+        k = task // panels
+        at = task % panels * PANEL
+        return panel(p, x + k * p.x_step + at, t + k * p.t_step + at if t != NULL else NULL,
+                     grad + k * p.grad_step + at if grad != NULL else NULL, p.inner,
+                     min(PANEL, p.inner - at), False, k * p.inner + at)
     if p.n <= SHORT:
-        for k in range((last - first + count - 1) // count):
-            r = first + k * count
-            loss += tile(p, x, t, grad, min(count, last - r), r)
+        for k in range((last - task * chunk + rows - 1) // rows):
+            at = task * chunk + k * rows
+            loss += tile(p, x, t, grad, min(rows, last - at), at)
         return loss
-    for r in range(first, last):
-        loss += row(p, x + r * p.x_step, t + r * p.t_step if t != NULL else NULL,
-                    grad + r * p.grad_step if grad != NULL else NULL, r, 1)
+    for k in range(task * chunk, last):
+        loss += whole_row(p, x, t, grad, k, 1)
     if p.streaming:
         stream_end()
     return loss
 
 
-cdef Py_ssize_t rows_per_task(const Problem* p, Py_ssize_t w) noexcept nogil:
-    return TILES * tile_rows(p.n, w) if p.n <= SHORT else 1 + 16384 // p.n
+cdef inline double whole_row(
+    const Problem* p, const real* x, const real* t, real* grad, Py_ssize_t r, int crew
+) noexcept nogil:
+    return row(p, x + r * p.x_step, t + r * p.t_step if t != NULL else NULL,
+               grad + r * p.grad_step if grad != NULL else NULL, r, crew)
 
 
-cdef Py_ssize_t tasks(const Problem* p, Py_ssize_t w) noexcept nogil:
-    cdef Py_ssize_t chunk = rows_per_task(p, w)
-    if p.inner > 1:
-        return p.outer * ((p.inner + PANEL - 1) // PANEL)
-    return (p.outer + chunk - 1) // chunk
+cdef double run(
+    const Problem* p, const real* x, const real* t, real* grad, double* sums, int crew
+) noexcept nogil:
+    """The sum of the losses; `sums` has room for one number per task, and one more."""
+    cdef Py_ssize_t count = tasks(p.outer, p.n, p.inner, lanes(x)), task, chunk, k
+    cdef double loss = 0
+    if crew == 1:  # a parallel region of one thread costs as much as a row of 1000
+        for task in range(count):
+            sums[task] = turn(p, x, t, grad, task)
+    elif few_long_rows(p.outer, p.n, p.inner, crew):
+        chunk = rows_per_task(p.n, lanes(x))
+        for task in range(count):  # in the same groups as elsewhere: the same bits
+            sums[task] = 0
+            for k in range(task * chunk, min(p.outer, (task + 1) * chunk)):
+                sums[task] += whole_row(p, x, t, grad, k, crew)
+    else:
+        for task in prange(count, num_threads=crew, schedule="dynamic"):
+            sums[task] = turn(p, x, t, grad, task)
+    for task in range(count):
+        loss += sums[task]
+    return loss
 
 
 cdef double typed(
@@ -247,7 +245,7 @@ cdef double typed(
     cdef const real* x = <const real*>cnp.PyArray_DATA(logits)
     cdef double loss
     cdef Py_ssize_t elements = p.outer * p.n * p.inner
-    cdef double* sums = room(tasks(p, lanes(x)))
+    cdef double* sums = room(tasks(p.outer, p.n, p.inner, lanes(x)))
     p.streaming = (grad != NULL and grad != <const void*>x
                    and elements * <Py_ssize_t>sizeof(real) > STREAM_ABOVE)
     with nogil:

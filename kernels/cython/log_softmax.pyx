@@ -266,59 +266,71 @@ cdef void tile(
 
 # ---- loops over threads ---------------------------------------------------------------------
 
-cdef void run(
-    int op, const real* x, const real* second, real* out, Py_ssize_t outer, Py_ssize_t n,
-    Py_ssize_t inner, Py_ssize_t x_step, Py_ssize_t second_step, Py_ssize_t out_step, int threads
+cdef struct Job:
+    int op
+    Py_ssize_t outer, n, inner
+    Py_ssize_t x_step, second_step, out_step  # from one plane to the next, in elements
+    bint streaming
+
+
+cdef void turn(
+    const Job* job, const real* x, const real* second, real* out, Py_ssize_t task
 ) noexcept nogil:
-    """Any op on (outer, n, inner); the steps are from one plane to the next, in elements."""
-    cdef int crew = team(threads, outer * n * inner)
-    cdef Py_ssize_t panels = (inner + PANEL - 1) // PANEL, task, k, chunk, at, rows
-    cdef bint streaming = (
-        op != LOGSUMEXP and out != x and out != second
-        and outer * n * inner * <Py_ssize_t>sizeof(real) > STREAM_ABOVE
-    )
-    if inner > 1:
-        for task in prange(outer * panels, num_threads=crew, schedule="dynamic"):
-            k = task // panels
-            at = task % panels * PANEL
-            panel(op, x + k * x_step + at, second + k * second_step + at,
-                  out + k * out_step + at, n, inner, min(PANEL, inner - at), False,
-                  out + k * inner + at)
-    elif n <= SHORT:
-        rows = tile_rows(n, lanes(x))
-        chunk = TILES * rows
-        for task in prange((outer + chunk - 1) // chunk, num_threads=crew, schedule="dynamic"):
-            for k in range(min(TILES, (outer - task * chunk + rows - 1) // rows)):
-                at = task * chunk + k * rows
-                tile(op, x + at * x_step, second + at * second_step, out + at * out_step,
-                     min(rows, outer - at), n, x_step, second_step, out_step)
-    elif outer < 2 * crew and n > 16 * BLOCK:
-        for k in range(outer):
-            row(op, x + k * x_step, second + k * second_step, out + k * out_step, n, streaming,
-                crew)
+    """One thread's turn: a panel, or some rows."""
+    cdef Py_ssize_t panels = (job.inner + PANEL - 1) // PANEL, k, at
+    cdef Py_ssize_t rows = tile_rows(job.n, lanes(x)), chunk = rows_per_task(job.n, lanes(x))
+    cdef Py_ssize_t last = min(job.outer, (task + 1) * chunk)
+    if job.inner > 1:
+        k = task // panels
+        at = task % panels * PANEL
+        panel(job.op, x + k * job.x_step + at, second + k * job.second_step + at,
+              out + k * job.out_step + at, job.n, job.inner, min(PANEL, job.inner - at), False,
+              out + k * job.inner + at)
+    elif job.n <= SHORT:
+        for k in range((last - task * chunk + rows - 1) // rows):
+            at = task * chunk + k * rows
+            tile(job.op, x + at * job.x_step, second + at * job.second_step,
+                 out + at * job.out_step, min(rows, last - at), job.n, job.x_step,
+                 job.second_step, job.out_step)
     else:
-        chunk = 1 + 16384 // n
-        for task in prange((outer + chunk - 1) // chunk, num_threads=crew, schedule="dynamic"):
-            for k in range(task * chunk, min(outer, (task + 1) * chunk)):
-                row(op, x + k * x_step, second + k * second_step, out + k * out_step, n, streaming,
-                    1)
-            if streaming:
-                stream_end()
+        for k in range(task * chunk, last):
+            row(job.op, x + k * job.x_step, second + k * job.second_step,
+                out + k * job.out_step, job.n, job.streaming, 1)
+        if job.streaming:
+            stream_end()
 
 
 cdef void typed(
-    int op, const real* like, cnp.ndarray x, cnp.ndarray second, cnp.ndarray out, int threads
+    int op, const real* like, cnp.ndarray x_array, cnp.ndarray second_array, cnp.ndarray out_array,
+    int threads
 ):
-    cdef Py_ssize_t outer = cnp.PyArray_DIM(x, 0), n = cnp.PyArray_DIM(x, 1)
-    cdef Py_ssize_t inner = cnp.PyArray_DIM(x, 2)
-    cdef Py_ssize_t x_step = plane_step(x), second_step = plane_step(second)
-    cdef Py_ssize_t out_step = 1 if op == LOGSUMEXP else plane_step(out)
-    cdef const real* x_data = <const real*>cnp.PyArray_DATA(x)
-    cdef const real* second_data = <const real*>cnp.PyArray_DATA(second)
-    cdef real* out_data = <real*>cnp.PyArray_DATA(out)
+    cdef const real* x = <const real*>cnp.PyArray_DATA(x_array)
+    cdef const real* second = <const real*>cnp.PyArray_DATA(second_array)
+    cdef real* out = <real*>cnp.PyArray_DATA(out_array)
+    cdef Py_ssize_t elements = cnp.PyArray_SIZE(x_array), count, task
+    cdef int crew = team(threads, elements)
+    cdef Job job
+    job.op = op
+    job.outer = cnp.PyArray_DIM(x_array, 0)
+    job.n = cnp.PyArray_DIM(x_array, 1)
+    job.inner = cnp.PyArray_DIM(x_array, 2)
+    job.x_step = plane_step(x_array)
+    job.second_step = plane_step(second_array)
+    job.out_step = 1 if op == LOGSUMEXP else plane_step(out_array)
+    job.streaming = (op != LOGSUMEXP and out != x and out != second
+                     and elements * <Py_ssize_t>sizeof(real) > STREAM_ABOVE)
+    count = tasks(job.outer, job.n, job.inner, lanes(x))
     with nogil:
-        run(op, x_data, second_data, out_data, outer, n, inner, x_step, second_step, out_step,
-            threads)
+        if crew == 1:  # a parallel region of one thread costs as much as a row of 1000
+            for task in range(count):
+                turn(&job, x, second, out, task)
+        elif few_long_rows(job.outer, job.n, job.inner, crew):
+            for task in range(job.outer):
+                row(op, x + task * job.x_step, second + task * job.second_step,
+                    out + task * job.out_step, job.n, job.streaming, crew)
+        else:
+            for task in prange(count, num_threads=crew, schedule="dynamic"):
+                turn(&job, x, second, out, task)
 
 
 cdef by_dtype(int op, cnp.ndarray x, cnp.ndarray second, cnp.ndarray out, int threads):
