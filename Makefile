@@ -33,7 +33,7 @@ help:
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/python examples/digits.py --output demo
-	$(BIN)/fastce bench --quick
+	$(BIN)/fastce bench --quick --plot demo/speed.png
 
 test: lint
 	$(BIN)/python -m pytest $(ARGS)
@@ -47,7 +47,7 @@ lint: $(VENV)/dev.stamp
 
 bench: $(VENV)/dev.stamp
 	$(BIN)/asv --config bench/asv.conf.json machine --yes > /dev/null
-	$(BIN)/asv --config bench/asv.conf.json run --python=same --quick $(ARGS)
+	$(BIN)/asv --config bench/asv.conf.json run --python=same $(ARGS)
 
 peers: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest bench/peers $(ARGS)

@@ -16,6 +16,7 @@ from ._version import __version__
 VARIABLES = {
     "FASTCE_BACKEND": "backend to use, without falling back to another: cython or reference",
     "FASTCE_ISA": "instruction set level of the cython backend, instead of the processor's best",
+    "FASTCE_BENCH_TINY": "any value: tiny shapes in the benchmarks, to test the benchmarks",
     "FASTCE_NUM_THREADS": "number of CPU threads (before OMP_NUM_THREADS)",
 }
 

@@ -5,6 +5,8 @@ import importlib
 import itertools
 import json
 import math
+import os
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -152,7 +154,7 @@ def test_calls_take_turns(monkeypatch):
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     calls = {"quick": make("quick", 0.02), "slow": make("slow", 2.0)}
     ticks = []
-    times = alternate(calls, budget=1.0, tick=ticks.append)
+    times = alternate(calls, budget=5.0, tick=ticks.append)
     assert gc.isenabled()
     assert times["quick"].median == pytest.approx(0.02)
     assert times["slow"].median == pytest.approx(2.0)
@@ -175,6 +177,21 @@ def test_short_calls_are_repeated_in_a_turn(monkeypatch):
     timing = alternate({"tiny": Call(run)}, budget=0.0)["tiny"]
     assert timing.median == pytest.approx(1e-5)
     assert count > 500 * MIN_ROUNDS
+
+
+def test_nothing_to_time():
+    assert alternate({}, budget=1.0) == {}
+
+
+@pytest.mark.parametrize(
+    ("ratio", "shown"),
+    [(0.123, "0.12x"), (1, "1.00x"), (9.994, "9.99x"), (9.996, "10.0x"), (99.96, "100x")],
+)
+def test_ratios_are_shown_with_three_digits(ratio, shown):
+    pytest.importorskip("rich")
+    from fastce._cli._report import times
+
+    assert times(ratio) == shown
 
 
 def test_timing_quartiles():
@@ -203,7 +220,7 @@ def test_command_prints_a_table_and_saves_picture_and_figures(monkeypatch, tmp_p
         "numpy",
         "jax is not here",
         "in place",
-        "1 threads",
+        "1 thread,",
     ):
         assert expected in shown
     assert picture.read_bytes().startswith(b"\x89PNG")
@@ -240,6 +257,22 @@ def test_command_refuses_before_measuring(options, message, capsys):
     pytest.importorskip("matplotlib")
     assert main(["bench", "--quick", *options]) == 1
     assert message in capsys.readouterr().err
+
+
+def test_peers_under_pytest_benchmark(tmp_path):
+    pytest.importorskip("pytest_benchmark")
+    pytest.importorskip("rich")
+    saved = tmp_path / "peers.json"
+    command = ["-m", "pytest", "bench/peers", "--quick", "-k", "numpy and logsumexp"]
+    command = [sys.executable, *command, f"--benchmark-json={saved}"]
+    tiny = os.environ | {"FASTCE_BENCH_TINY": "1"}
+    done = subprocess.run(command, cwd=BENCH.parent, env=tiny, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "time of each library / time of fastce" in done.stdout
+    (result,) = json.loads(saved.read_text())["benchmarks"]
+    assert (result["group"], result["name"]) == ("logsumexp (3, 40)", "numpy")
+    assert 0 < result["stats"]["median"] < 10
+    assert result["extra_info"]["time_over_fastce"] > 0
 
 
 @pytest.fixture
