@@ -1,0 +1,43 @@
+# cython: boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
+# cython: binding=True
+"""The vector functions of simd.h on arrays, so that tests can measure their error. Not a kernel."""
+
+include "_simd.pxi"
+include "_arrays.pxi"
+
+ctypedef fused wide:
+    double
+    float
+
+
+cdef void apply(const wide* x, const wide* m, wide* out, Py_ssize_t n) noexcept nogil:
+    cdef Py_ssize_t w = lanes(x), k, left
+    cdef vector[wide] v
+    for k in range((n + w - 1) // w):
+        left = min(w, n - k * w)
+        v = load_n(x + k * w, left, 0.0)
+        v = exp_sub(v, load_n(m + k * w, left, 0.0)) if m != NULL else log_1p(v)
+        store_n(out + k * w, v, left)
+
+
+def exp_sub_of(x, m, out):
+    """out = exp(x - m), for contiguous float64 or float32 arrays with x <= m."""
+    by_dtype(x, m, out)
+
+
+def log_1p_of(x, out):
+    """out = log(1 + x), for contiguous float64 or float32 arrays of at least 0."""
+    by_dtype(x, None, out)
+
+
+cdef by_dtype(cnp.ndarray x, m, out):
+    cdef Py_ssize_t n = cnp.PyArray_SIZE(x)
+    cdef void* from_ = data(x)
+    cdef void* less = data(m)
+    cdef void* to = data(out)
+    cdef bint doubles = cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT64
+    with nogil:
+        if doubles:
+            apply(<const double*>from_, <const double*>less, <double*>to, n)
+        else:
+            apply(<const float*>from_, <const float*>less, <float*>to, n)

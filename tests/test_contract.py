@@ -1,0 +1,141 @@
+"""The rules of the house: same kernels and signatures everywhere, and who may import whom."""
+
+import ast
+import importlib
+import inspect
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import fastce
+from fastce._dispatch import BACKENDS, OPS
+
+ROOT = Path(__file__).parent.parent
+KERNELS = ROOT / "kernels"
+# What only part of the code may import, beside the standard library and NumPy.
+ENGINES = {"reference": set(), "cython": set()}
+
+
+def python_files(folder):
+    found = [p for p in folder.rglob("*.py") if "__pycache__" not in p.parts]
+    assert found, folder
+    return found
+
+
+def imports(path):
+    """(level, module) of every import statement, wherever it stands."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from ((0, name.name) for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.level, node.module or ""
+
+
+def kernel_functions(backend, op):
+    module = importlib.import_module(f"fastce.kernels.{backend}.{op}")
+    return {
+        name: function
+        for name, function in vars(module).items()
+        if callable(function)
+        and not name.startswith("_")
+        and function.__module__ == module.__name__
+        and "threads" in inspect.signature(function).parameters
+    }
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_every_backend_has_the_same_kernels_with_the_same_parameters(backend, op):
+    def shape(functions):
+        return {
+            name: [(p.name, p.kind, p.default) for p in inspect.signature(f).parameters.values()]
+            for name, f in functions.items()
+        }
+
+    oracle = shape(kernel_functions("reference", op))
+    assert oracle
+    assert shape(kernel_functions(backend, op)) == oracle
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_every_op_has_its_file_in_every_room(op):
+    for room in ("fastce", "kernels/reference", "bench/benchmarks"):
+        assert (ROOT / room / f"{op}.py").is_file()
+    assert (KERNELS / "cython" / f"{op}.pyx").is_file()
+    assert (ROOT / "tests" / f"test_{op}.py").is_file()
+    assert (ROOT / "docs" / f"{op}.md").is_file()
+
+
+def test_ops_are_the_files_that_do_not_begin_with_an_underscore():
+    for folder in (ROOT / "fastce", KERNELS / "reference", ROOT / "bench" / "benchmarks"):
+        assert {p.stem for p in folder.glob("[!_]*.py")} == set(OPS), folder
+    assert {p.stem for p in (KERNELS / "cython").glob("[!_]*.pyx")} == set(OPS)
+
+
+def test_kernels_import_nothing_but_numpy_and_their_own_folder():
+    for path in python_files(KERNELS):
+        for level, module in imports(path):
+            root = module.partition(".")[0]
+            assert level <= 1, f"{path} imports from another folder"
+            assert level == 1 or root in sys.stdlib_module_names | {"numpy"}, f"{path}: {module}"
+
+
+def test_cython_kernels_import_nothing_but_c_and_numpy():
+    sources = [*(KERNELS / "cython").glob("*.pyx"), *(KERNELS / "cython").glob("*.pxi")]
+    assert len(sources) > 5
+    for path in sources:
+        for line in path.read_text().splitlines():
+            if line.startswith(("import ", "from ", "cimport ")):
+                module = line.split()[1].partition(".")[0]
+                assert module in {"libc", "cython", "posix", "numpy"}, f"{path}: {line}"
+
+
+def test_fastce_itself_imports_nothing_of_tests_or_bench():
+    for path in python_files(ROOT / "fastce"):
+        for level, module in imports(path):
+            assert level or module.partition(".")[0] not in {
+                "tests",
+                "bench",
+                "examples",
+                "kernels",
+            }
+
+
+def test_nobody_imports_a_second_copy_of_the_kernels():
+    for folder in ("fastce", "kernels", "bench", "tests", "examples"):
+        for path in python_files(ROOT / folder):
+            assert (0, "kernels") not in set(imports(path)), path
+
+
+def test_importing_fastce_loads_numpy_alone():
+    loaded = subprocess.run(
+        [sys.executable, "-c", "import fastce, sys; print(*sys.modules)"],
+        capture_output=True, text=True, check=True,
+    ).stdout.split()  # fmt: skip
+    assert "numpy" in loaded
+    unwanted = {"numba", "rich", "matplotlib", "scipy", "sklearn", "ml_dtypes", "torch", "jax"}
+    assert not unwanted & set(loaded)
+    assert not [name for name in loaded if name.startswith("fastce.kernels")], "not before use"
+
+
+def test_every_public_name_is_documented_with_an_example():
+    for name in fastce.__all__:
+        item = getattr(fastce, name)
+        if callable(item):
+            assert item.__doc__, name
+            assert isinstance(item, type) or ">>> " in item.__doc__, name
+
+
+def test_packages_are_listed():
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    rooms = {"fastce": ROOT / "fastce", "fastce.kernels": KERNELS}
+    found = {
+        ".".join([package, *p.parent.relative_to(folder).parts])
+        for package, folder in rooms.items()
+        for p in folder.rglob("__init__.py")
+        if p.parent.resolve() != (ROOT / "fastce" / "kernels").resolve()
+    }
+    assert set(listed) == found
