@@ -29,7 +29,7 @@ def ulp(result, truth, dtype):
     return np.where(result == truth, 0, np.abs(result.astype(truth.dtype) - truth) / step)
 
 
-@pytest.mark.parametrize("m", [0.0, 1.0, -3.7, 80.0, 1e4])
+@pytest.mark.parametrize("m", [0.0, 1.0, -3.7, 80.0, -255.5, 256.0, 2050.0, 1e4, -1e30])
 @pytest.mark.parametrize(("dtype", "low", "high"), [("f4", -30, 6), ("f8", -60, 9)])
 def test_exp_of_difference(dtype, low, high, m):
     m = np.dtype(dtype).type(m)
@@ -39,6 +39,10 @@ def test_exp_of_difference(dtype, low, high, m):
     # The difference is exact in longdouble: what x - m rounds away must not be lost.
     truth = np.exp(x.astype(np.longdouble) - np.longdouble(m))
     assert ulp(result, truth, dtype).max() <= 2
+    shift, power = _vector_math.exp_from_of(x, np.array([m]), result)
+    near = np.longdouble(shift) + power * np.log(np.longdouble(2))
+    assert abs(near - m) < 0.35
+    assert ulp(result, np.exp(x.astype(np.longdouble) - near), dtype).max() <= 2
 
 
 @pytest.mark.parametrize(("dtype", "low", "high"), [("f4", -149, 127), ("f8", -1022, 1023)])

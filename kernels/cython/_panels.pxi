@@ -77,17 +77,17 @@ cdef inline vector[real] group_sum(
         v = load_n(x + (2 * k + 1) * stride, n, 0.0)
         e = exp_sub(u, top)
         f = exp_sub(v, top)
-        sum0 = sum0 + where_equal(u, top, zero, e)
-        sum1 = sum1 + where_equal(v, top, zero, f)
-        ties[0] = ties[0] + where_equal(u, top, one, zero) + where_equal(v, top, one, zero)
+        sum0 = add_unless_equal(sum0, u, top, e)
+        sum1 = add_unless_equal(sum1, v, top, f)
+        ties[0] = add_if_equal(add_if_equal(ties[0], u, top, one), v, top, one)
         if exps != NULL:
             store_n(exps + 2 * k * stride, e, n)
             store_n(exps + (2 * k + 1) * stride, f, n)
     if count % 2:
         u = load_n(x + (count - 1) * stride, n, 0.0)
         e = exp_sub(u, top)
-        sum0 = sum0 + where_equal(u, top, zero, e)
-        ties[0] = ties[0] + where_equal(u, top, one, zero)
+        sum0 = add_unless_equal(sum0, u, top, e)
+        ties[0] = add_if_equal(ties[0], u, top, one)
         if exps != NULL:
             store_n(exps + (count - 1) * stride, e, n)
     return sum0 + sum1

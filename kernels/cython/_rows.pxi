@@ -40,6 +40,8 @@ cdef inline State block_state(const real* x, Py_ssize_t n) noexcept nogil:
     m0 = vmax(vmax(m0, m1), vmax(m2, m3))
     state.top = reduce_max(m0)
 
+    cdef Reference at = reference(x, state.top)
+    cdef vector[real] shift = splat(x, at.shift), power = splat(x, at.power)
     cdef vector[real] top = splat(x, state.top), a, b
     cdef vector[real] sum0 = zero, sum1 = zero, ties0 = zero, ties1 = zero
     for k in range(pairs):
@@ -48,16 +50,16 @@ cdef inline State block_state(const real* x, Py_ssize_t n) noexcept nogil:
         prefetch(p + BLOCK + w)
         a = load(p)
         b = load(p + w)
-        sum0 = sum0 + where_equal(a, top, zero, exp_sub(a, top))
-        sum1 = sum1 + where_equal(b, top, zero, exp_sub(b, top))
-        ties0 = ties0 + where_equal(a, top, one, zero)
-        ties1 = ties1 + where_equal(b, top, one, zero)
+        sum0 = add_unless_equal(sum0, a, top, exp_from(a, shift, power))
+        sum1 = add_unless_equal(sum1, b, top, exp_from(b, shift, power))
+        ties0 = add_if_equal(ties0, a, top, one)
+        ties1 = add_if_equal(ties1, b, top, one)
     for k in range(2 * pairs, (n + w - 1) // w):
         left = min(w, n - k * w)
         a = load_n(x + k * w, left, -INFINITY)
-        sum0 = sum0 + where_equal(a, top, zero, exp_sub(a, top))
-        ties0 = ties0 + where_equal(a, top, one, zero)
-    state.rest = reduce_add(sum0 + sum1) + (reduce_add(ties0 + ties1) - 1)
+        sum0 = add_unless_equal(sum0, a, top, exp_from(a, shift, power))
+        ties0 = add_if_equal(ties0, a, top, one)
+    state.rest = at.ratio * reduce_add(sum0 + sum1) + (reduce_add(ties0 + ties1) - 1)
     return state
 
 

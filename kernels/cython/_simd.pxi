@@ -41,10 +41,17 @@ cdef extern from "simd.h" nogil:
 
     vector[T] vmax[T](vector[T], vector[T])
     vector[T] where_equal[T](vector[T], vector[T], vector[T], vector[T])
+    vector[T] add_if_equal[T](vector[T], vector[T], vector[T], vector[T])
+    vector[T] add_unless_equal[T](vector[T], vector[T], vector[T], vector[T])
     double reduce_max[T](vector[T])
     double reduce_add[T](vector[T])
     vector[T] exp_sub[T](vector[T], vector[T])
+    vector[T] exp_from[T](vector[T], vector[T], vector[T])
     vector[T] log_1p[T](vector[T])
+
+    ctypedef struct Reference:
+        double shift, power, ratio
+    Reference reference[T](const T*, double)
 
     void load_tile[T](const T*, Py_ssize_t, Py_ssize_t, Py_ssize_t, vector[T]*, Py_ssize_t)
     void store_tile[T](T*, Py_ssize_t, Py_ssize_t, Py_ssize_t, const vector[T]*, Py_ssize_t)

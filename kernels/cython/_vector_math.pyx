@@ -10,13 +10,22 @@ ctypedef fused wide:
     float
 
 
-cdef void apply(const wide* x, const wide* m, wide* out, Py_ssize_t n) noexcept nogil:
+cdef void apply(
+    const wide* x, const wide* m, wide* out, Py_ssize_t n, bint from_one
+) noexcept nogil:
     cdef Py_ssize_t w = lanes(x), k, left
+    cdef Reference at
     cdef vector[wide] v
     for k in range((n + w - 1) // w):
         left = min(w, n - k * w)
         v = load_n(x + k * w, left, 0.0)
-        v = exp_sub(v, load_n(m + k * w, left, 0.0)) if m != NULL else log_1p(v)
+        if from_one:
+            at = reference(x, m[0])
+            v = exp_from(v, splat(x, at.shift), splat(x, at.power))
+        elif m != NULL:
+            v = exp_sub(v, load_n(m + k * w, left, 0.0))
+        else:
+            v = log_1p(v)
         store_n(out + k * w, v, left)
 
 
@@ -25,12 +34,23 @@ def exp_sub_of(x, m, out):
     by_dtype(x, m, out)
 
 
+def exp_from_of(x, m, out):
+    """out = exp(x) / exp(m'), for an m of one element; m' as (shift, power), see simd.h."""
+    cdef Reference at
+    by_dtype(x, m, out, True)
+    if x.dtype == "f8":
+        at = reference(<const double*>NULL, m[0])
+    else:
+        at = reference(<const float*>NULL, m[0])
+    return at.shift, at.power
+
+
 def log_1p_of(x, out):
     """out = log(1 + x), for contiguous float64 or float32 arrays of at least 0."""
     by_dtype(x, None, out)
 
 
-cdef by_dtype(cnp.ndarray x, m, out):
+cdef by_dtype(cnp.ndarray x, m, out, bint from_one=False):
     cdef Py_ssize_t n = cnp.PyArray_SIZE(x)
     cdef void* from_ = data(x)
     cdef void* less = data(m)
@@ -38,6 +58,6 @@ cdef by_dtype(cnp.ndarray x, m, out):
     cdef bint doubles = cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT64
     with nogil:
         if doubles:
-            apply(<const double*>from_, <const double*>less, <double*>to, n)
+            apply(<const double*>from_, <const double*>less, <double*>to, n, from_one)
         else:
-            apply(<const float*>from_, <const float*>less, <float*>to, n)
+            apply(<const float*>from_, <const float*>less, <float*>to, n, from_one)

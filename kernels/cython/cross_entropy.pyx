@@ -96,7 +96,9 @@ cdef inline void row_gradient(
 ) noexcept nogil:
     """grad = slope * exp(x - top) - upstream * q for the n classes from `first`."""
     cdef Py_ssize_t w = lanes(x), head, k, at, left, last = first + n
-    cdef vector[real] top = splat(x, row_top), a = splat(x, slope), g = splat(x, upstream)
+    cdef Reference ref = reference(x, row_top)
+    cdef vector[real] shift = splat(x, ref.shift), power = splat(x, ref.power)
+    cdef vector[real] a = splat(x, slope * ref.ratio), g = splat(x, upstream)
     cdef vector[real] soft = splat(x, p.soft), v
     head = first + stream_head(grad + first, n, p.streaming)
     for k in range(-1, (last - head + w - 1) // w):
@@ -105,7 +107,7 @@ cdef inline void row_gradient(
         left = head - first if k < 0 else min(w, last - at)
         if left == 0:
             continue
-        v = a * exp_sub(load_n(x + at, left, 0.0), top)
+        v = a * exp_from(load_n(x + at, left, 0.0), shift, power)
         if p.dense_q:
             v = v - g * ((soft + target_part(p, x, t, at, left)) * row_weight(p, x, at, left))
         if p.streaming and left == w and k >= 0:

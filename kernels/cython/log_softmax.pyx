@@ -22,26 +22,27 @@ cdef enum:  # the ops
     LOG_SOFTMAX_BACKWARD
 
 
-cdef inline vector[real] forward_value(
-    int op, const real* like, vector[real] v, vector[real] top, vector[real] scale
-) noexcept nogil:
-    return exp_sub(v, top) * scale if op == SOFTMAX else (v - top) - scale
-
-
 cdef inline vector[real] backward_value(
     int op, const real* like, vector[real] g, vector[real] y, vector[real] total
 ) noexcept nogil:
     return y * (g - total) if op == SOFTMAX_BACKWARD else g - exp_sub(y, splat(like, 0.0)) * total
 
 
-cdef inline double forward_scale(int op, State state) noexcept nogil:
-    """What forward_value needs beside the maximum: NaN where there is no distribution."""
+cdef inline double forward_scale(int op, State state, Reference ref) noexcept nogil:
+    """What row_value needs beside the maximum: NaN where there is no distribution."""
     if isinf(state.top):
         return NAN
-    return 1 / (1 + state.rest) if op == SOFTMAX else log1p(state.rest)
+    return ref.ratio / (1 + state.rest) if op == SOFTMAX else log1p(state.rest)
 
 
 # ---- rows -----------------------------------------------------------------------------------
+
+cdef inline vector[real] row_value(
+    int op, const real* like, vector[real] v, vector[real] top, vector[real] power,
+    vector[real] scale
+) noexcept nogil:
+    return exp_from(v, top, power) * scale if op == SOFTMAX else (v - top) - scale
+
 
 cdef inline void forward_write(
     int op, const real* x, real* y, Py_ssize_t n, State state, bint streaming
@@ -49,17 +50,20 @@ cdef inline void forward_write(
     """softmax or log_softmax of (part of) a row, given the state of the whole row."""
     cdef Py_ssize_t k, w = lanes(x), head = stream_head(y, n, streaming), tail = (n - head) % w
     cdef Py_ssize_t last = n - tail
-    cdef vector[real] top = splat(x, state.top), scale = splat(x, forward_scale(op, state)), value
+    cdef Reference ref = reference(x, state.top)
+    cdef vector[real] top = splat(x, ref.shift if op == SOFTMAX else state.top), value
+    cdef vector[real] power = splat(x, ref.power)
+    cdef vector[real] scale = splat(x, forward_scale(op, state, ref))
     if head:
-        store_n(y, forward_value(op, x, load_n(x, head, 0.0), top, scale), head)
+        store_n(y, row_value(op, x, load_n(x, head, 0.0), top, power, scale), head)
     for k in range((n - head) // w):
-        value = forward_value(op, x, load(x + head + k * w), top, scale)
+        value = row_value(op, x, load(x + head + k * w), top, power, scale)
         if streaming:
             stream(y + head + k * w, value)
         else:
             store(y + head + k * w, value)
     if tail:
-        store_n(y + last, forward_value(op, x, load_n(x + last, tail, 0.0), top, scale), tail)
+        store_n(y + last, row_value(op, x, load_n(x + last, tail, 0.0), top, power, scale), tail)
 
 
 cdef inline double backward_sum(int op, const real* g, const real* y, Py_ssize_t n) noexcept nogil:
@@ -235,7 +239,8 @@ cdef void panel(
             if exps != NULL:
                 value = load(exps + at) * scales[c]
             elif op == SOFTMAX or op == LOG_SOFTMAX:
-                value = forward_value(op, x, a, tops[c], scales[c])
+                value = exp_sub(a, tops[c]) * scales[c] if op == SOFTMAX else (
+                    (a - tops[c]) - scales[c])
             else:
                 value = backward_value(op, x, a, load_n(second + at, left, 0.0), tops[c])
             store_n(out + at, value, left)

@@ -42,6 +42,8 @@ template <> struct traits<f32v> {
     static constexpr float ln2_hi = 0x1.63p-1f;   // 9 bits: times an exponent it stays exact
     static constexpr float ln2_lo = -2.12194440e-4f;
     static constexpr float exp_low = -104.0f;     // exp of it rounds to 0
+    static constexpr float near_limit = 256.0f;   // more than twice that, see exp_from
+    static constexpr float far_below = -1024.0f;
     static constexpr float largest = 3.40282347e38f;
     static constexpr int sqrt_half = 0x3f3504f3;
 };
@@ -53,6 +55,8 @@ template <> struct traits<f64v> {
     static constexpr double ln2_hi = 6.93147180369123816490e-01;  // 32 bits
     static constexpr double ln2_lo = 1.90821492927058770002e-10;
     static constexpr double exp_low = -746.0;
+    static constexpr double near_limit = 2048.0;
+    static constexpr double far_below = -8192.0;
     static constexpr double largest = 1.7976931348623157e308;
     static constexpr int64_t sqrt_half = 0x3fe6a09e667f3bcdLL;
 };
@@ -254,14 +258,18 @@ template <class V> INLINE V vmax(V a, V b) {
 #endif
 }
 template <class V> INLINE double reduce_max(V v) {
+#pragma GCC unroll 4
     for (int half = WIDTH<V> / 2; half; half /= 2)
+#pragma GCC unroll 8
         for (int i = 0; i < half; i++) v[i] = v[i] > v[i + half] ? v[i] : v[i + half];
     return v[0];
 }
 template <class V> INLINE double reduce_add(V v) {  // in double, lanes in order of halves
     double part[WIDTH<V>];
     for (int i = 0; i < WIDTH<V>; i++) part[i] = v[i];
+#pragma GCC unroll 4
     for (int half = WIDTH<V> / 2; half; half /= 2)
+#pragma GCC unroll 8
         for (int i = 0; i < half; i++) part[i] += part[i + half];
     return part[0];
 }
@@ -315,6 +323,31 @@ template <class V> INLINE V exp_sub(V x, V m) {
     return scale_by_power(V{} + 1 + (r + r * r * exp_tail(r)), n);
 }
 
+// The same in fewer operations where m is one number for many x: exp(x) / exp(m'), where the
+// reference m' = shift + power * ln(2) is near m and chosen so that nothing is rounded. A small m
+// becomes a power of two, and x is reduced as it is. Subtracting a large m is exact by Sterbenz's
+// lemma, for every x that is not so far below that the result is 0.
+struct Reference {
+    double shift, power;
+    double ratio;  // exp(m' - m)
+};
+template <class T> INLINE Reference reference(const T *, double m) {
+    constexpr double limit = traits<vector<T>>::near_limit, largest = traits<vector<T>>::largest;
+    if (-limit < m && m < limit) {
+        double power = __builtin_rint(m * 1.4426950408889634);
+        return {0, power, exp(power * 0.6931471805599453 - m)};
+    }
+    return {m < -largest ? -largest : m > largest ? largest : m, 0, 1};
+}
+template <class V> INLINE V exp_from(V x, V shift, V power) {
+    typedef traits<V> t;
+    V d = vmax(V{} + t::far_below, x - shift);
+    V n = (d * (typename t::scalar)1.4426950408889634 + t::to_int) - t::to_int;
+    V r = d - n * t::ln2_hi;
+    r = r - n * t::ln2_lo;
+    return scale_by_power(V{} + 1 + (r + r * r * exp_tail(r)), n - power);
+}
+
 // log(f) - (f - 1) + (f - 1)**2 / 2 = s * (h + R(s**2)), s = (f - 1) / (f + 1): the classic
 // coefficients of fdlibm, below 2**-34.2 (float) and 2**-58.4 (double).
 INLINE f32v log_tail(f32v z) {
@@ -360,6 +393,32 @@ template <class T> INLINE vector<T> exp_sub(vector<T> x, vector<T> m) {
 template <class T> INLINE vector<T> log_1p(vector<T> x) { return log_1p<vector<T>>(x); }
 template <class T> INLINE double reduce_max(vector<T> v) { return reduce_max<vector<T>>(v); }
 template <class T> INLINE double reduce_add(vector<T> v) { return reduce_add<vector<T>>(v); }
+template <class T> INLINE vector<T> exp_from(vector<T> x, vector<T> shift, vector<T> power) {
+    return exp_from<vector<T>>(x, shift, power);
+}
+// sum + term in the lanes where a and b are equal, or where they are not; else sum.
+template <class T>
+INLINE vector<T> add_if_equal(vector<T> sum, vector<T> a, vector<T> b, vector<T> term) {
+#if defined(__AVX512F__)  // one masked addition, which the compiler does not see in the last line
+    if constexpr (is<vector<T>, f32v>)
+        return _mm512_mask_add_ps(sum, _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ), sum, term);
+    else
+        return _mm512_mask_add_pd(sum, _mm512_cmp_pd_mask(a, b, _CMP_EQ_OQ), sum, term);
+#else
+    return sum + (a == b ? term : vector<T>{});
+#endif
+}
+template <class T>
+INLINE vector<T> add_unless_equal(vector<T> sum, vector<T> a, vector<T> b, vector<T> term) {
+#if defined(__AVX512F__)
+    if constexpr (is<vector<T>, f32v>)
+        return _mm512_mask_add_ps(sum, _mm512_cmp_ps_mask(a, b, _CMP_NEQ_UQ), sum, term);
+    else
+        return _mm512_mask_add_pd(sum, _mm512_cmp_pd_mask(a, b, _CMP_NEQ_UQ), sum, term);
+#else
+    return sum + (a == b ? vector<T>{} : term);
+#endif
+}
 template <class T>
 INLINE vector<T> where_equal(vector<T> a, vector<T> b, vector<T> then, vector<T> otherwise) {
     return a == b ? then : otherwise;

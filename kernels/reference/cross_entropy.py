@@ -30,6 +30,11 @@ def scan_target(target, weight, stats, *, classes, ignore_index, threads):
     stats[1] = kept.size if weight is None else np.sum(weight.astype(np.float64)[kept])
 
 
+def _is_label(target, n):
+    """Which of n classes is the row's label, (outer, n, inner)."""
+    return np.arange(n)[:, None] == target[:, None]
+
+
 def _wanted(target, weight, shape, ignore_index, label_smoothing):
     """q of the formulas, (outer, n, inner), and which rows count, (outer, 1, inner)."""
     n = shape[1]
@@ -37,10 +42,8 @@ def _wanted(target, weight, shape, ignore_index, label_smoothing):
         q = (1 - label_smoothing) * widen(target)
         kept = np.ones((shape[0], 1, shape[2]), bool)
     else:
-        target = target[:, None, :]
-        kept = target != ignore_index
-        q = np.zeros(shape)
-        np.put_along_axis(q, np.where(kept, target, 0), 1 - label_smoothing, axis=1)
+        kept = target[:, None] != ignore_index
+        q = np.where(_is_label(target, n), 1 - label_smoothing, 0.0)
     q = q + label_smoothing / n if label_smoothing else q
     return q if weight is None else q * weight.astype(np.float64)[:, None], kept
 
@@ -148,24 +151,24 @@ def cross_entropy_with_grad(
 
 
 def _row_weight(target, weight, ignore_index):
-    """Label of each row, 0 where ignored, and its weight, 0 where ignored."""
+    """Weight of each row, 0 where ignored, and which rows count."""
     kept = target != ignore_index
-    label = np.where(kept, target, 0)
-    w = np.ones(label.shape) if weight is None else weight.astype(np.float64)[label]
-    return label, np.where(kept, w, 0.0), kept
+    if weight is None:
+        return kept.astype(np.float64), kept
+    row_weight = np.zeros(target.shape)
+    row_weight[kept] = weight.astype(np.float64)[target[kept]]
+    return row_weight, kept
 
 
 def nll_loss(log_probs, target, weight, loss, *, denominator, ignore_index, threads):
-    label, w, kept = _row_weight(target, weight, ignore_index)
-    picked = np.take_along_axis(widen(log_probs), label[:, None], axis=1)[:, 0]
+    w, kept = _row_weight(target, weight, ignore_index)
+    picked = np.where(_is_label(target, log_probs.shape[1]), widen(log_probs), 0.0).sum(axis=1)
     with np.errstate(invalid="ignore"):
         _put_loss(np.where(kept, -w * picked, 0.0), loss, denominator)
 
 
 def nll_loss_backward(grad_loss, target, weight, grad, *, denominator, ignore_index, threads):
-    label, w, kept = _row_weight(target, weight, ignore_index)
-    rows = np.zeros(grad.shape)
+    w, kept = _row_weight(target, weight, ignore_index)
     with np.errstate(invalid="ignore"):
         slope = np.where(kept[:, None], -w[:, None] * _scale(grad_loss, denominator), 0.0)
-    np.put_along_axis(rows, label[:, None], slope, axis=1)
-    narrow(rows, grad)
+    narrow(np.where(_is_label(target, grad.shape[1]) & kept[:, None], slope, 0.0), grad)
