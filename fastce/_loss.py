@@ -69,6 +69,8 @@ class LossInputs:
         """The target in canonical form, and what a mean divides by."""
         t = target if type(target) is np.ndarray else _arrays.to_numpy(target, "target")
         outer, classes, inner = self.layout.shape
+        if not t.flags.aligned:
+            t = t.copy()
         if t.dtype.kind in "iu":
             if t.shape != self.layout.rest_shape:
                 raise ValueError(
@@ -107,7 +109,7 @@ class LossInputs:
             )
         if self.result is not None:
             t = _arrays.apart(t, self.result)
-            if np.may_share_memory(t, self.result):
+            if t.size and t.__array_interface__ == self.result.__array_interface__:
                 raise ValueError("out may not be the target")
         return _arrays.rows_in(t.astype(self.array.dtype, copy=False), self.layout), outer * inner
 

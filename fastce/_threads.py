@@ -9,6 +9,7 @@ import math
 import os
 from pathlib import Path
 
+MOST = 4096
 _num_threads = 0  # 0: not asked for yet
 
 
@@ -57,8 +58,8 @@ def set_num_threads(n: int) -> int:
     if isinstance(n, bool) or not hasattr(n, "__index__"):
         raise TypeError(f"the number of threads must be an integer, got {n!r}")
     n = n.__index__()
-    if not 1 <= n <= 4096:
-        raise ValueError(f"the number of threads must be 1 to 4096, got {n}")
+    if not 1 <= n <= MOST:
+        raise ValueError(f"the number of threads must be 1 to {MOST}, got {n}")
     _num_threads = n
     return n
 
@@ -67,8 +68,8 @@ def _default() -> int:
     for variable in ("FASTCE_NUM_THREADS", "OMP_NUM_THREADS"):
         value = os.environ.get(variable, "").split(",")[0].strip()
         if value:
-            if not value.isdigit() or int(value) < 1:
-                raise ValueError(f"{variable} must be a positive integer, got {value!r}")
+            if not (value.isascii() and value.isdigit() and 1 <= int(value) <= MOST):
+                raise ValueError(f"{variable} must be an integer from 1 to {MOST}, got {value!r}")
             return int(value)
     if hasattr(os, "sched_getaffinity"):
         granted = len(os.sched_getaffinity(0))
@@ -86,7 +87,7 @@ def _cgroup_limit(folder: Path = Path("/sys/fs/cgroup")) -> int:
             quota = (folder / "cpu" / "cpu.cfs_quota_us").read_text().strip()
             period = (folder / "cpu" / "cpu.cfs_period_us").read_text().strip()
         except OSError:
-            return 4096
+            return MOST
     if not quota.isdigit():  # "max" in v2, "-1" in v1: no limit
-        return 4096
+        return MOST
     return max(1, math.ceil(int(quota) / int(period)))

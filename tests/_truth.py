@@ -38,7 +38,7 @@ def compute(dtype):
 
 def widen(a):
     a = np.asarray(a)
-    return a.astype(np.longdouble if a.dtype in (np.float64, np.longdouble) else np.float64)
+    return a.astype(np.longdouble if a.dtype.kind == "f" and a.itemsize >= 8 else np.float64)
 
 
 # --- errors -------------------------------------------------------------------------------

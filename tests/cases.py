@@ -29,8 +29,12 @@ class Case:
     name: str  # of this row of the table
     draw: Callable[..., tuple]  # (rng, shape, dtype, options) -> arguments, classes last
     options: dict[str, Any] = field(default_factory=dict)
-    ulp: float = 2.0  # tolerance: ULP of the compute dtype at the truth's scale
+    ulp: float = 2.0  # tolerance: ULP of float32 at the truth's scale; see `limit`
     weighted: bool = False  # draw a weight per class
+
+    def limit(self, dtype) -> float:
+        """The tolerance for one dtype. Kernels have nothing wider than float64 for its sums."""
+        return 1.5 * self.ulp if dtype == np.float64 else self.ulp
 
     def __str__(self) -> str:
         return f"{self.op}-{self.name}" if self.name else self.op
@@ -73,13 +77,13 @@ class Case:
         return self.compare(self.run(arguments, options, axis), arguments, options, axis)
 
     def compare(self, results, arguments, options, axis=-1) -> float:
-        """The largest error in ULP; more than `self.ulp` is an AssertionError."""
+        """The largest error in ULP; more than `limit` is an AssertionError."""
         truths = self.truth(arguments, options, axis)
         assert len(results) == len(truths)
         shape = max((np.shape(a) for a in arguments), key=len)
         what = f"{self} {shape} {arguments[-1].dtype} axis={axis}"
         return max(
-            _truth.assert_close(r, t, self.ulp, f"{what} result {i}")
+            _truth.assert_close(r, t, self.limit(r.dtype), f"{what} result {i}")
             for i, (r, t) in enumerate(zip(results, truths, strict=True))
         )
 
@@ -169,15 +173,17 @@ def _losses(ops, rows, draw):
     ]
 
 
-# Tolerances are what was measured over the shapes of test_shapes.py, rounded up: see there.
+# Tolerances hold for the shapes of test_shapes.py; measured there are 1.4, 3.2, 3.5, 2.0, 1.7 ULP.
+# Where log_softmax exceeds 2, log p is about -0.5 and the class axis is not the last in memory;
+# test_exactness.py has the closer bounds for what users mostly do.
 LOG_SOFTMAX = [
     Case("logsumexp", "", _logits, ulp=2),
     Case("softmax", "", _logits, ulp=4),
-    Case("log_softmax", "", _logits, ulp=2),
-    Case("softmax_backward", "", _grad_and_p, ulp=4),
-    Case("log_softmax_backward", "", _grad_and_log_p, ulp=4),
+    Case("log_softmax", "", _logits, ulp=4),
+    Case("softmax_backward", "", _grad_and_p, ulp=3),
+    Case("log_softmax_backward", "", _grad_and_log_p, ulp=3),
 ]
-_CE = {"cross_entropy": 4, "cross_entropy_backward": 6, "cross_entropy_with_grad": 6}
+_CE = {"cross_entropy": 4, "cross_entropy_backward": 8, "cross_entropy_with_grad": 8}
 CROSS_ENTROPY = [
     *_losses(_CE, _INDEX, _labels),
     *_losses(_CE, _PROBABILITY, _probabilities),

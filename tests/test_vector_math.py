@@ -56,12 +56,19 @@ def test_log1p(dtype, low, high):
 @pytest.mark.parametrize("dtype", ["f4", "f8"])
 def test_special_values(dtype):
     inf, nan = np.inf, np.nan
-    x = np.array([0, -inf, nan, -inf, 5, 5, -1e30, 1e30], dtype)
-    m = np.array([0, 0, 0, 5, 5, inf, 0, 1e30], dtype)
+    x = np.array([0, -inf, nan, -inf, 5, 5, -1e30, 1e30, 0, -3e38], dtype)
+    m = np.array([0, 0, 0, 5, 5, inf, 0, 1e30, 1e10, 3e38], dtype)
     result = np.empty_like(x)
     _vector_math.exp_sub_of(x, m, result)
     # An infinite m counts as the largest finite number.
-    np.testing.assert_array_equal(result, np.array([1, 0, nan, 0, 1, 1, 0, 1], dtype))
+    np.testing.assert_array_equal(result, np.array([1, 0, nan, 0, 1, 0, 0, 1, 0, 0], dtype))
+    for m in (0.0, -200.0, 250.0, 1e30, -1e30):
+        x = np.array([-inf, nan, m - 400, -1e38, m], dtype)
+        _vector_math.exp_from_of(x, np.array([m], dtype), result := np.empty_like(x))
+        np.testing.assert_array_equal(result[[0, 1]], np.array([0, nan], dtype))
+        if m > -1e30 and dtype == "f4":
+            np.testing.assert_array_equal(result[3], 0)
+        assert 0.7 < result[4] < 1.42
     x = np.array([0, inf, nan], dtype)
     result = np.empty_like(x)
     _vector_math.log_1p_of(x, result)

@@ -2,25 +2,39 @@
 as row() in cross_entropy.pyx computes one row. Included there, behind what both share.
 """
 
+cdef inline void add(vector[real]* total, vector[real]* error, vector[real] term) noexcept nogil:
+    """total += term, and what that rounds away to `error`."""
+    cdef vector[real] old = total[0], new = old + term, back = new - old
+    error[0] = error[0] + ((old - (new - back)) + (term - back))
+    total[0] = new
+
+
 cdef inline void panel_cost(
     const Problem* p, const real* x, const real* t, Py_ssize_t stride, Py_ssize_t width,
-    vector[real]* tops, vector[real]* losses, vector[real]* totals
+    vector[real]* tops, vector[real]* losses, vector[real]* totals, vector[real]* errors
 ) noexcept nogil:
+    """row_cost for each column; the sums are compensated, `errors` is scratch for two of them."""
     cdef Py_ssize_t w = lanes(x), vectors = (width + w - 1) // w, c, k, at, left
     cdef vector[real] zero = splat(x, 0.0), soft = splat(x, p.soft), weight, part, q
     for c in range(vectors):
         losses[c] = zero
         totals[c] = splat(x, p.soft_total)
+        errors[c] = zero
+        errors[vectors + c] = zero
     for k in range(p.n):
         weight = class_weight(p, x, k)
         for c in range(vectors):
             at = k * stride + c * w
             left = min(w, width - c * w)
             part = target_part(p, x, t, at, left)
-            totals[c] = totals[c] + part * weight
+            add(totals + c, errors + c, part * weight)
             q = (soft + part) * weight
-            losses[c] = losses[c] + where_equal(q, zero, zero,
-                                                q * (tops[c] - load_n(x + at, left, 0.0)))
+            add(losses + c, errors + vectors + c,
+                where_equal(q, zero, zero, q * (tops[c] - load_n(x + at, left, 0.0))))
+    for c in range(vectors):
+        totals[c] = totals[c] + errors[c]
+        # An infinite loss has no error to add: inf - inf is NaN.
+        losses[c] = losses[c] + where_equal(losses[c], splat(x, INFINITY), zero, errors[vectors + c])
 
 
 cdef double panel(
@@ -28,7 +42,7 @@ cdef double panel(
     Py_ssize_t width, bint tile, Py_ssize_t r
 ) noexcept nogil:
     """Loss of the rows r to r + width, one in each column, and their gradient."""
-    cdef char memory[3 * PANEL_MEMORY]
+    cdef char memory[3 * PANEL_MEMORY]  # nine arrays
     cdef Py_ssize_t w = lanes(x), vectors = (width + w - 1) // w, c, j, k, at, left, label
     cdef vector[real]* tops = aligned(x, memory)
     cdef vector[real]* rests = tops + vectors  # later: the slope of the gradient
@@ -76,7 +90,7 @@ cdef double panel(
         losses[c] = zero
         totals[c] = zero
     if p.dense_q:
-        panel_cost(p, x, t, stride, width, tops, losses, totals)
+        panel_cost(p, x, t, stride, width, tops, losses, totals, picked + 2 * vectors)
 
     for c in range(vectors):
         left = min(w, width - c * w)

@@ -119,7 +119,7 @@ cdef inline void panel_state(
             ties = zero
             b = group_sum(p, NULL, count, stride, left, top, &ties)
             # The old maximum stays the 1 of 1 + rest, or joins the rest beside the new one.
-            scale = exp_sub(old, top)
+            scale = where_equal(old, top, one, exp_sub(old, top))  # both may be infinite
             a = rests[c] * scale
             b = b + where_equal(old, top, ties, (ties - one) + scale)
             rest = a + b

@@ -127,7 +127,7 @@ cdef double row(
     if p.labels != NULL:
         if p.labels[r] == p.ignore_index:
             if p.loss_per_row:
-                put_wide(x, p.loss, r, 0)
+                put_wide(x, p.loss, r, 0 / p.denominator)  # NaN for the mean over no row
             if p.lse != NULL:
                 put_wide(x, p.lse, r, 0)
             if grad != NULL:

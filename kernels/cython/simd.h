@@ -45,6 +45,7 @@ template <> struct traits<f32v> {
     static constexpr float near_limit = 256.0f;   // more than twice that, see exp_from
     static constexpr float far_below = -1024.0f;
     static constexpr float largest = 3.40282347e38f;
+    static constexpr float two_steps = 0x1p-22f;  // of the last place, relatively
     static constexpr int sqrt_half = 0x3f3504f3;
 };
 template <> struct traits<f64v> {
@@ -58,6 +59,7 @@ template <> struct traits<f64v> {
     static constexpr double near_limit = 2048.0;
     static constexpr double far_below = -8192.0;
     static constexpr double largest = 1.7976931348623157e308;
+    static constexpr double two_steps = 0x1p-51;
     static constexpr int64_t sqrt_half = 0x3fe6a09e667f3bcdLL;
 };
 template <class V> constexpr int WIDTH = VECTOR_BYTES / sizeof(typename traits<V>::scalar);
@@ -281,6 +283,7 @@ template <class V> INLINE V scale_by_power(V value, V n) {
     else return _mm512_scalef_pd(value, n);
 #else
     typedef traits<V> t;
+    n = vmax(V{} + (2 - 2 * t::bias), n);  // below, the result is 0 and the exponents would wrap
     auto whole = bits<typename t::ints>(n + t::to_int) - bits<typename t::ints>(V{} + t::to_int);
     auto part = whole >> 1;  // in two steps: 2**n itself may be no normal number
     return value * bits<V>((part + t::bias) << t::mantissa)
@@ -314,9 +317,13 @@ INLINE f64v exp_tail(f64v r) {
 template <class V> INLINE V exp_sub(V x, V m) {
     typedef traits<V> t;
     m = -vmax(-vmax(m, V{} - t::largest), V{} - t::largest);
-    x = vmax(m + t::exp_low, x);
+    // What is so far below that the result is 0 comes as near as that; the next number below a
+    // huge m is farther.
+    V apart = vmax(V{} - t::exp_low, vmax(m, -m) * t::two_steps);
+    x = vmax(vmax(m - apart, V{} - t::largest), x);
     V d = x - m, back = d - x;
     V lost = (x - (d - back)) - (m + back);
+    d = vmax(V{} + t::exp_low, d);
     V n = (d * (typename t::scalar)1.4426950408889634 + t::to_int) - t::to_int;
     V r = d - n * t::ln2_hi;
     r = r - n * t::ln2_lo + lost;
@@ -335,7 +342,9 @@ template <class T> INLINE Reference reference(const T *, double m) {
     constexpr double limit = traits<vector<T>>::near_limit, largest = traits<vector<T>>::largest;
     if (-limit < m && m < limit) {
         double power = __builtin_rint(m * 1.4426950408889634);
-        return {0, power, exp(power * 0.6931471805599453 - m)};
+        // In two parts, the first of them exact: the error of m' would be one of every result.
+        typedef traits<f64v> d;
+        return {0, power, exp((power * d::ln2_hi - m) + power * d::ln2_lo)};
     }
     return {m < -largest ? -largest : m > largest ? largest : m, 0, 1};
 }
