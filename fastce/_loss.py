@@ -140,8 +140,14 @@ class LossInputs:
     def new_grad(self) -> tuple[np.ndarray, np.ndarray]:
         """Room for the gradient, in `out` where that was given."""
         if self.result is None:
-            self.result = np.empty_like(self.array, subok=False)
-            self.layout = _arrays.layout_of(self.result, self.layout.axis, "logits")
+            shape, order = self.array.shape, self.layout.order
+            if order is None:
+                self.result = np.empty(shape, self.array.dtype)
+            else:
+                # As the target and the loss were folded: NumPy's own choice (empty_like) may
+                # differ where an axis has length 1.
+                folded = np.empty([shape[i] for i in order], self.array.dtype)
+                self.result = folded.transpose(np.argsort(order))
         return _arrays.rows_out(self.result, self.layout), self.result
 
     def per_row(self, a: Any, name: str) -> np.ndarray:

@@ -93,7 +93,7 @@ def test_out_does_not_change_a_bit(backend, op, drawn, place):
 def assert_same_numbers(a, b, dtype):
     """To a few ULP: rows and planes may round differently."""
     a, b = a.astype(np.float64), b.astype(np.float64)
-    np.testing.assert_allclose(a, b, rtol=8 * float(_truth.ulp(1.0, dtype)), atol=0)
+    np.testing.assert_allclose(a, b, rtol=12 * float(_truth.ulp(1.0, dtype)), atol=0)
 
 
 @EXAMPLES
