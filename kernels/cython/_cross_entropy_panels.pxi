@@ -34,7 +34,8 @@ cdef inline void panel_cost(
     for c in range(vectors):
         totals[c] = totals[c] + errors[c]
         # An infinite loss has no error to add: inf - inf is NaN.
-        losses[c] = losses[c] + where_equal(losses[c], splat(x, INFINITY), zero, errors[vectors + c])
+        q = where_equal(losses[c], splat(x, INFINITY), zero, errors[vectors + c])
+        losses[c] = losses[c] + q
 
 
 cdef double panel(
