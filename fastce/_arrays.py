@@ -61,8 +61,9 @@ def to_numpy(x: Any, name: str) -> np.ndarray:
         try:
             return np.from_dlpack(x)
         except (BufferError, RuntimeError, ValueError, TypeError) as error:
+            hint = "; use tensor.float()" if "bfloat16" in str(getattr(x, "dtype", "")) else ""
             raise TypeError(
-                f"{name}: NumPy cannot view this {type(x).__name__}: {error}"
+                f"{name}: NumPy cannot view this {type(x).__name__}: {error}{hint}"
             ) from error
     return np.asarray(x)
 
@@ -74,7 +75,8 @@ def like(x: Any, result: np.ndarray) -> Any:
     if hasattr(x, "__array_namespace__"):
         namespace = x.__array_namespace__()
     else:
-        namespace = sys.modules[type(x).__module__.partition(".")[0]]
+        modules = (sys.modules[base.__module__.partition(".")[0]] for base in type(x).__mro__)
+        namespace = next(module for module in modules if hasattr(module, "from_dlpack"))
     return namespace.from_dlpack(result)
 
 
@@ -144,6 +146,8 @@ def rows_out(out: np.ndarray, layout: Layout) -> np.ndarray:
     rows, dense = _planes(out, layout)
     if out.size and not (dense and np.may_share_memory(rows, out)):
         raise _needs_copy(out)
+    if rows.shape[0] > 1 and abs(rows.strides[0]) < rows[0].nbytes:
+        raise ValueError(f"out with shape {out.shape} and strides {out.strides} overlaps itself")
     return _bits(rows)
 
 
@@ -185,7 +189,7 @@ def apart(a: np.ndarray, out: np.ndarray) -> np.ndarray:
 
 def map_rows(x: Any, axis: int, out: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Canonical input, canonical output and result, for an op from a shape to the same shape."""
-    if out is None and axis == -1 and type(x) is np.ndarray:
+    if out is None and type(x) is np.ndarray and type(axis) is int and axis == -1:
         # The common case by the shortest way: a call on (1, 10) is all overhead.
         dtype = x.dtype
         if dtype in _COMPUTE and dtype.isnative and x.flags.c_contiguous and x.size and x.ndim:

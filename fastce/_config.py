@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ._dispatch import available_backends
+from ._dispatch import available_backends, chosen_backend
 from ._threads import get_num_threads
 from ._validation import get_validation
 from ._version import __version__
@@ -16,13 +16,15 @@ from ._version import __version__
 VARIABLES = {
     "FASTCE_BACKEND": "backend to use, without falling back to another: cython or reference",
     "FASTCE_ISA": "instruction set level of the cython backend, instead of the processor's best",
-    "FASTCE_BENCH_TINY": "any value: tiny shapes in the benchmarks, to test the benchmarks",
     "FASTCE_NUM_THREADS": "number of CPU threads (before OMP_NUM_THREADS)",
 }
 
 
 def config() -> dict[str, object]:
-    """Versions, processor, instruction set, threads, and each backend or why it is missing."""
+    """Versions, processor, instruction set, threads, and each backend or why it is missing.
+
+    Raises ValueError for an environment variable that asks for what there is not.
+    """
     from .kernels.cython import _isa
 
     return {
@@ -34,7 +36,8 @@ def config() -> dict[str, object]:
         "isa_levels": _isa.supported(),
         "isa_level": _isa.level(),
         "threads": get_num_threads(),
-        "validation": get_validation(),
+        "label_checks": "always" + (", on GPUs too" if get_validation() else ""),
+        "backend": chosen_backend(),
         "backends": available_backends(),
         "environment": {name: os.environ[name] for name in VARIABLES if name in os.environ},
     }

@@ -64,7 +64,7 @@ def check_name(backend: str) -> None:
 
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Compute with one backend inside a ``with`` block.
+    """Compute with one backend inside a ``with`` block; without ``with`` it does nothing.
 
     The choice holds for the current thread (and asyncio task) and never falls back.
 
@@ -95,6 +95,14 @@ def use_backend(name: str) -> Iterator[None]:
         yield
     finally:
         _chosen.reset(token)
+
+
+def chosen_backend() -> str:
+    """The backend that computes now. Raises as a call would, where a choice cannot be had."""
+    backend = _chosen.get()
+    if backend:
+        check_name(backend)
+    return kernel(OPS[0], OPS[0]).__module__.split(".")[-2]
 
 
 def available_backends() -> dict[str, str | None]:

@@ -1,6 +1,7 @@
 """The arguments of a loss, checked and in canonical form, and room for its results."""
 
 import math
+import operator
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,12 @@ class LossInputs:
             raise ValueError(f"label_smoothing must be from 0 to 1, got {label_smoothing!r}")
         if not math.isfinite(z_loss):
             raise ValueError(f"z_loss must be finite, got {z_loss!r}")
+        try:
+            ignore_index = operator.index(ignore_index)
+        except TypeError:
+            raise TypeError(f"ignore_index must be an integer, got {ignore_index!r}") from None
+        if not -(2**63) <= ignore_index < 2**63:
+            raise ValueError(f"ignore_index must fit 64 bits, got {ignore_index}")
         x = _arrays.floating(logits, name)
         self.result: np.ndarray | None = None
         shaped = x
@@ -63,7 +70,13 @@ class LossInputs:
         classes = self.layout.shape[1]
         if w.shape != (classes,):
             raise ValueError(f"weight must have shape ({classes},), one per class, got {w.shape}")
-        return np.ascontiguousarray(w, self.dtype)
+        return self._apart(np.ascontiguousarray(w, self.dtype))
+
+    def _apart(self, a: np.ndarray) -> np.ndarray:
+        """`a`, or a copy where `out` is written while the kernel still reads it."""
+        if self.result is None or not np.may_share_memory(a, self.result):
+            return a
+        return a.copy()
 
     def _target(self, target: Any, ignore_index: int, name: str) -> tuple[np.ndarray, float]:
         """The target in canonical form, and what a mean divides by."""
@@ -80,7 +93,7 @@ class LossInputs:
                 )
             if t.dtype.char in "LQ" and t.size and t.max() > np.iinfo(np.int64).max:
                 raise self._bad_label(t, ignore_index)
-            rows = _arrays.row_in(t, self.layout, _INT64)
+            rows = self._apart(_arrays.row_in(t, self.layout, _INT64))
             stats = np.empty(2)
             kernel("cross_entropy", "scan_target")(
                 rows,
@@ -100,7 +113,7 @@ class LossInputs:
         if t.shape != self.array.shape:
             raise ValueError(
                 f"target of probabilities must have the shape of {name}, {self.array.shape}, "
-                f"got {t.shape}"
+                f"got {t.shape}; class indices must be integers, got {t.dtype}"
             )
         if ignore_index >= 0:
             raise ValueError(
@@ -155,13 +168,13 @@ class LossInputs:
         a = _arrays.floating(a, name)
         if a.shape != self.layout.rest_shape:
             raise ValueError(f"{name} must have shape {self.layout.rest_shape}, got {a.shape}")
-        return _arrays.row_in(a, self.layout, self.dtype)
+        return self._apart(_arrays.row_in(a, self.layout, self.dtype))
 
     def grad_loss(self, grad_loss: Any) -> np.ndarray:
         """The upstream gradient: one per row, or (1, 1)."""
         g = _arrays.floating(grad_loss, "grad_loss")
         if g.ndim == 0 or (self.reduction != "none" and g.size == 1):
-            return np.ascontiguousarray(g.reshape(1, 1), self.dtype)
+            return self._apart(np.ascontiguousarray(g.reshape(1, 1), self.dtype))
         if self.reduction != "none":
             raise ValueError(
                 f"grad_loss must be a scalar for reduction={self.reduction!r}, got shape {g.shape}"

@@ -1,5 +1,7 @@
 """Cross-entropy of logits, and the negative log-likelihood of log-probabilities."""
 
+from __future__ import annotations  # help() then says ArrayLike, not what that stands for
+
 from typing import Any, Literal
 
 from numpy.typing import ArrayLike
@@ -185,6 +187,8 @@ def cross_entropy_with_grad(
     out: Any = None,
 ) -> tuple[Any, Any]:
     """`cross_entropy` and its gradient with respect to the logits, in one trip through memory.
+
+    Where both are wanted, prefer this to `cross_entropy_backward`, which needs a `grad_loss`.
 
     Parameters
     ----------

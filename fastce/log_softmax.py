@@ -1,5 +1,7 @@
 """logsumexp, softmax, log_softmax and their gradients."""
 
+from __future__ import annotations  # help() then says ArrayLike, not what that stands for
+
 from typing import Any
 
 import numpy as np

@@ -190,7 +190,9 @@ def _read_header(name: str, file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.
     except KeyError:
         raise CommandError(f"{name} has .npy format version {version}, not 1.0 or 2.0") from None
     except (ValueError, SyntaxError, tokenize.TokenError) as error:
-        raise CommandError(f"{name} is not an .npy or .npz file: {error.args[0]}") from error
+        raise CommandError(
+            f"{name} is not an .npy or .npz file, or its header is damaged"
+        ) from error
     if dtype.hasobject:
         raise CommandError(f"{name} holds pickled Python objects, which are not loaded")
     if min(shape, default=1) < 1 or dtype.itemsize < 1:

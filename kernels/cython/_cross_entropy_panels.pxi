@@ -32,10 +32,8 @@ cdef inline void panel_cost(
             add(losses + c, errors + vectors + c,
                 where_equal(q, zero, zero, q * (tops[c] - load_n(x + at, left, 0.0))))
     for c in range(vectors):
-        totals[c] = totals[c] + errors[c]
-        # An infinite loss has no error to add: inf - inf is NaN.
-        q = where_equal(losses[c], splat(x, INFINITY), zero, errors[vectors + c])
-        losses[c] = losses[c] + q
+        totals[c] = corrected(x, totals[c], errors[c])
+        losses[c] = corrected(x, losses[c], errors[vectors + c])
 
 
 cdef double panel(
@@ -107,8 +105,10 @@ cdef double panel(
         loss = losses[c] + where_equal(weight, zero, zero, weight * gap)
         loss = where_equal(keep, one, loss + total * log_sum + z * lse * lse, zero)
         loss_sum += reduce_add(loss)
-        if p.loss_per_row:
-            store_wide(x, p.loss, r + c * w, loss * scale, left)
+        if p.loss_per_row and p.denominator == 1:
+            store_wide(x, p.loss, r + c * w, loss, left)
+        elif p.loss_per_row:  # the mean over a single row
+            put_wide(x, p.loss, r, reduce_add(loss) / p.denominator)
         if p.lse != NULL:
             store_wide(x, p.lse, r + c * w, where_equal(keep, one, lse, zero), left)
         if grad == NULL:

@@ -62,6 +62,14 @@ cdef inline void store_tiles(
         store_tile(x + c * w * stride, stride, min(w, rows - c * w), n, tile + c, vectors)
 
 
+cdef inline vector[real] corrected(
+    const real* like, vector[real] total, vector[real] error
+) noexcept nogil:
+    """A compensated sum. An infinite one has no error to add: inf - inf is NaN."""
+    cdef vector[real] finite = total - total  # 0, or NaN, which does not equal itself
+    return where_equal(finite, finite, total + error, total)
+
+
 cdef inline vector[real] group_sum(
     const real* x, real* exps, Py_ssize_t count, Py_ssize_t stride, Py_ssize_t n,
     vector[real] top, vector[real]* ties

@@ -196,7 +196,7 @@ cdef inline void panel_sum(
             errors[c] = errors[c] + ((b - (total - back)) + (a - back))
             sums[c] = total
     for c in range(vectors):
-        sums[c] = sums[c] + errors[c]
+        sums[c] = corrected(g, sums[c], errors[c])
 
 
 cdef void panel(
