@@ -122,7 +122,10 @@ def logsumexp(x):
 
 def log_softmax(x):
     _, below, rest = _split(x)
-    return Truth(below - rest, np.abs(below - rest))
+    value = below - rest
+    # Strictly less than `below`, also where `rest` is lost: it decides how a tie is rounded.
+    value = np.where((value == below) & (rest > 0), np.nextafter(below, -np.inf), value)
+    return Truth(value, np.abs(value))
 
 
 def softmax(x):

@@ -152,11 +152,6 @@ def test_half_precision_is_correctly_rounded(name, op, shape, kind, backend):
         right = rounded(truth, dtype).astype(dtype)
         off = np.abs(ordered(r) - ordered(right))
         assert off.max() <= 1
-        if kind == "x 20":
-            # There x - max often lies half-way between two numbers of `dtype`, and a log(sum) of
-            # 1e-9 decides: float32 cannot see it (0.6% of 32000 classes, 3% of 10). Two roundings.
-            right = rounded(truth.astype(np.float32), dtype).astype(dtype)
-            off = np.minimum(off, np.abs(ordered(r) - ordered(right)))
         wrong += np.count_nonzero(off)
     assert wrong <= result.size / 1000
 

@@ -41,7 +41,9 @@ cdef inline vector[real] row_value(
     int op, const real* like, vector[real] v, vector[real] top, vector[real] power,
     vector[real] scale
 ) noexcept nogil:
-    return exp_from(v, top, power) * scale if op == SOFTMAX else (v - top) - scale
+    if op == SOFTMAX:
+        return exp_from(v, top, power) * scale
+    return sub_before_store(like, v - top, scale, False)
 
 
 cdef inline void forward_write(
@@ -201,11 +203,12 @@ cdef inline void panel_sum(
 
 cdef void panel(
     int op, const real* x, const real* second, real* out, Py_ssize_t n, Py_ssize_t stride,
-    Py_ssize_t width, bint tile, real* lse
+    Py_ssize_t width, bint tile, bint halves, real* lse
 ) noexcept nogil:
     """Any op on `width` <= PANEL columns; logsumexp goes to `lse`.
 
     A tile is private memory: softmax keeps the exponentials there instead of computing them twice.
+    With `halves`, it is going to be rounded to f16 or bf16.
     """
     cdef char memory[PANEL_MEMORY]
     cdef Py_ssize_t w = lanes(x), vectors = (width + w - 1) // w, c, k, at, left
@@ -240,7 +243,7 @@ cdef void panel(
                 value = load(exps + at) * scales[c]
             elif op == SOFTMAX or op == LOG_SOFTMAX:
                 value = exp_sub(a, tops[c]) * scales[c] if op == SOFTMAX else (
-                    (a - tops[c]) - scales[c])
+                    sub_before_store(x, a - tops[c], scales[c], halves))
             else:
                 value = backward_value(op, x, a, load_n(second + at, left, 0.0), tops[c])
             store_n(out + at, value, left)
@@ -259,9 +262,10 @@ cdef void tile(
     if op == SOFTMAX_BACKWARD or op == LOG_SOFTMAX_BACKWARD:
         load_tiles(second, second_step, rows, n, b)
     if real is double:
-        panel(op, <double*>a, <double*>b, <double*>a, n, stride, stride, True, <double*>b)
+        panel(op, <double*>a, <double*>b, <double*>a, n, stride, stride, True, False, <double*>b)
     else:
-        panel(op, <float*>a, <float*>b, <float*>a, n, stride, stride, True, <float*>b)
+        panel(op, <float*>a, <float*>b, <float*>a, n, stride, stride, True,
+              real is f16 or real is bf16, <float*>b)
     if op != LOGSUMEXP:
         store_tiles(out, out_step, rows, n, a)
         return
@@ -290,7 +294,7 @@ cdef void turn(
         at = task % panels * PANEL
         panel(job.op, x + k * job.x_step + at, second + k * job.second_step + at,
               out + k * job.out_step + at, job.n, job.inner, min(PANEL, job.inner - at), False,
-              out + k * job.inner + at)
+              False, out + k * job.inner + at)
     elif job.n <= SHORT:
         for k in range((last - task * chunk + rows - 1) // rows):
             at = task * chunk + k * rows

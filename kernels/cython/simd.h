@@ -276,6 +276,18 @@ template <class V> INLINE double reduce_add(V v) {  // in double, lanes in order
     return part[0];
 }
 
+// a - b, rounded to odd: an inexact result whose last bit is 0 moves one step towards the exact
+// number. Rounding that again, to a type with at least two bits less, gives what rounding the exact
+// number would have given; to nearest, 0.6% of the log-probabilities of f16 were one step off.
+template <class V> INLINE V sub_to_odd(V a, V b) {
+    typedef typename traits<V>::ints ints;
+    V result = a - b, back = result - a, error = (a - (result - back)) - (b + back);
+    ints all = bits<ints>(result);
+    ints towards = ((all ^ bits<ints>(error)) >> (8 * sizeof(typename traits<V>::scalar) - 1)) | 1;
+    ints inexact = (error < 0) | (error > 0);  // neither for NaN
+    return bits<V>(all + (inexact & ((all & 1) - 1) & towards));
+}
+
 // value * 2**n for an integer-valued n, correctly rounded where the result is subnormal.
 template <class V> INLINE V scale_by_power(V value, V n) {
 #if defined(__AVX512F__)
@@ -396,6 +408,11 @@ template <class V> INLINE V log_1p(V x) {
 
 // Cython calls these with the storage type, as in vmax<f16>(a, b).
 template <class T> INLINE vector<T> vmax(vector<T> a, vector<T> b) { return vmax<vector<T>>(a, b); }
+// a - b that is going to be stored as T or, if `again`, rounded once more elsewhere.
+template <class T>
+INLINE vector<T> sub_before_store(const T *, vector<T> a, vector<T> b, bool again) {
+    return again || sizeof(T) == 2 ? sub_to_odd(a, b) : a - b;
+}
 template <class T> INLINE vector<T> exp_sub(vector<T> x, vector<T> m) {
     return exp_sub<vector<T>>(x, m);
 }

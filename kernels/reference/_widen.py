@@ -16,9 +16,21 @@ def narrow(values, out):
         if out.dtype != np.uint16:
             out[...] = values
             return
-        bits = np.asarray(values, np.float32).view(np.uint32)
+        bits = to_odd(np.asarray(values)).view(np.uint32)
         rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
         out[...] = np.where(np.isnan(values), (bits >> 16) | 0x40, rounded)
+
+
+def to_odd(values):
+    """float64 to float32 such that rounding again, to bfloat16, rounds as if it were once.
+
+    An inexact result whose last bit is 0 moves one step towards the exact number.
+    """
+    single = values.astype(np.float32)
+    even = single.view(np.uint32) & 1 == 0
+    inexact = np.isfinite(single) & (single != values)
+    towards = np.where(values > single, np.inf, -np.inf).astype(np.float32)
+    return np.where(even & inexact, np.nextafter(single, towards), single)
 
 
 def total(a):
