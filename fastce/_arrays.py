@@ -83,6 +83,8 @@ def like(x: Any, result: np.ndarray) -> Any:
 def floating(x: Any, name: str) -> np.ndarray:
     """`x` as an ndarray of a dtype that kernels take, in native byte order."""
     a = x if type(x) is np.ndarray else to_numpy(x, name)
+    if a.dtype in _COMPUTE and a.flags.aligned:  # native: dtypes of other byte orders differ
+        return a
     if not (a.dtype.isnative and a.flags.aligned):
         a = a.astype(a.dtype.newbyteorder("="))
     if a.dtype in _COMPUTE or is_bfloat16(a.dtype):
@@ -137,6 +139,8 @@ def _bits(rows: np.ndarray) -> np.ndarray:
 
 def rows_in(a: np.ndarray, layout: Layout) -> np.ndarray:
     """An input in canonical form: a view where its memory allows, else a copy."""
+    if layout.order is None and a.flags.c_contiguous:
+        return _bits(a.reshape(layout.shape))
     rows, dense = _planes(a, layout)
     return _bits(rows if dense else np.ascontiguousarray(rows))
 

@@ -72,10 +72,11 @@ cdef inline vector[real] corrected(
 
 cdef inline vector[real] group_sum(
     const real* x, real* exps, Py_ssize_t count, Py_ssize_t stride, Py_ssize_t n,
-    vector[real] top, vector[real]* ties
+    vector[real] top, vector[real]* others
 ) noexcept nogil:
     """Sum of exp(x - top) over a group of classes, in n lanes. Elements that equal the maximum
-    are left out and counted in `ties`. The exponentials are kept in `exps`, unless it is NULL.
+    are left out; the others are counted in `others`. The exponentials are kept in `exps`, unless
+    it is NULL.
     """
     cdef Py_ssize_t k
     cdef vector[real] zero = splat(x, 0.0), one = splat(x, 1.0), u, v, e, f
@@ -87,7 +88,7 @@ cdef inline vector[real] group_sum(
         f = exp_sub(v, top)
         sum0 = add_unless_equal(sum0, u, top, e)
         sum1 = add_unless_equal(sum1, v, top, f)
-        ties[0] = add_if_equal(add_if_equal(ties[0], u, top, one), v, top, one)
+        others[0] = add_unless_equal(add_unless_equal(others[0], u, top, one), v, top, one)
         if exps != NULL:
             store_n(exps + 2 * k * stride, e, n)
             store_n(exps + (2 * k + 1) * stride, f, n)
@@ -95,7 +96,7 @@ cdef inline vector[real] group_sum(
         u = load_n(x + (count - 1) * stride, n, 0.0)
         e = exp_sub(u, top)
         sum0 = add_unless_equal(sum0, u, top, e)
-        ties[0] = add_if_equal(ties[0], u, top, one)
+        others[0] = add_unless_equal(others[0], u, top, one)
         if exps != NULL:
             store_n(exps + (count - 1) * stride, e, n)
     return sum0 + sum1
@@ -109,7 +110,7 @@ cdef inline void panel_state(
     cdef Py_ssize_t w = lanes(x), vectors = (width + w - 1) // w, group, count, c, k, left
     cdef const real* p
     cdef vector[real] zero = splat(x, 0.0), one = splat(x, 1.0), lowest = splat(x, -INFINITY)
-    cdef vector[real] old, top, ties, scale, a, b, rest, back
+    cdef vector[real] old, top, others, ties, scale, a, b, rest, back
     for c in range(vectors):
         tops[c] = lowest
         rests[c] = zero
@@ -124,8 +125,9 @@ cdef inline void panel_state(
             for k in range(count):
                 prefetch(p + (k + GROUP) * stride)
                 top = vmax(load_n(p + k * stride, left, 0.0), top)
-            ties = zero
-            b = group_sum(p, NULL, count, stride, left, top, &ties)
+            others = zero
+            b = group_sum(p, NULL, count, stride, left, top, &others)
+            ties = splat(x, count) - others
             # The old maximum stays the 1 of 1 + rest, or joins the rest beside the new one.
             scale = where_equal(old, top, one, exp_sub(old, top))  # both may be infinite
             a = rests[c] * scale
@@ -149,24 +151,25 @@ cdef inline void tile_state(
     """
     cdef Py_ssize_t w = lanes(x), group, count, c, k
     cdef vector[real] zero = splat(x, 0.0), one = splat(x, 1.0)
-    cdef vector[real] top, ties, b, rest, back, total, error
+    cdef vector[real] top, others, b, rest, back, total, error
     for c in range(stride // w):
         top = splat(x, -INFINITY)
         for k in range(n):
             top = vmax(load(x + k * stride + c * w), top)
         tops[c] = top
-        ties = zero
+        others = zero
         rest = zero
         error = zero
         for group in range((n + GROUP - 1) // GROUP):
             count = min(GROUP, n - group * GROUP)
             k = group * GROUP * stride + c * w
-            b = group_sum(x + k, exps + k if exps != NULL else NULL, count, stride, w, top, &ties)
+            b = group_sum(x + k, exps + k if exps != NULL else NULL, count, stride, w, top,
+                          &others)
             total = rest + b
             back = total - rest
             error = error + ((rest - (total - back)) + (b - back))
             rest = total
-        rests[c] = (rest + error) + (ties - one)
+        rests[c] = (rest + error) + (splat(x, n - 1) - others)
 
 
 cdef inline vector[real] inverse(const real* like, vector[real] rest) noexcept nogil:

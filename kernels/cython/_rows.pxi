@@ -26,6 +26,7 @@ cdef inline State block_state(const real* x, Py_ssize_t n) noexcept nogil:
     """The state of up to BLOCK elements."""
     cdef State state
     cdef Py_ssize_t k, w = lanes(x), pairs = n // (2 * w), fours = n // (4 * w), left
+    cdef double ties
     cdef const real* p
     cdef vector[real] zero = splat(x, 0.0), one = splat(x, 1.0), lowest = splat(x, -INFINITY)
     cdef vector[real] m0 = lowest, m1 = lowest, m2 = lowest, m3 = lowest
@@ -43,7 +44,7 @@ cdef inline State block_state(const real* x, Py_ssize_t n) noexcept nogil:
     cdef Reference at = reference(x, state.top)
     cdef vector[real] shift = splat(x, at.shift), power = splat(x, at.power)
     cdef vector[real] top = splat(x, state.top), a, b
-    cdef vector[real] sum0 = zero, sum1 = zero, ties0 = zero, ties1 = zero
+    cdef vector[real] sum0 = zero, sum1 = zero, others0 = zero, others1 = zero
     for k in range(pairs):
         p = x + 2 * w * k
         prefetch(p + BLOCK)
@@ -52,14 +53,16 @@ cdef inline State block_state(const real* x, Py_ssize_t n) noexcept nogil:
         b = load(p + w)
         sum0 = add_unless_equal(sum0, a, top, exp_from(a, shift, power))
         sum1 = add_unless_equal(sum1, b, top, exp_from(b, shift, power))
-        ties0 = add_if_equal(ties0, a, top, one)
-        ties1 = add_if_equal(ties1, b, top, one)
+        others0 = add_unless_equal(others0, a, top, one)
+        others1 = add_unless_equal(others1, b, top, one)
     for k in range(2 * pairs, (n + w - 1) // w):
         left = min(w, n - k * w)
         a = load_n(x + k * w, left, -INFINITY)
         sum0 = add_unless_equal(sum0, a, top, exp_from(a, shift, power))
-        ties0 = add_if_equal(ties0, a, top, one)
-    state.rest = at.ratio * reduce_add(sum0 + sum1) + (reduce_add(ties0 + ties1) - 1)
+        others0 = add_unless_equal(others0, a, top, one)
+    # The other elements that equal the maximum: all but those summed, and but one.
+    ties = w * ((n + w - 1) // w) - reduce_add(others0 + others1) - 1
+    state.rest = at.ratio * reduce_add(sum0 + sum1) + ties
     return state
 
 

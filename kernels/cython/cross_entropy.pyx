@@ -241,9 +241,9 @@ cdef double run(
     return loss
 
 
-cdef double typed(
+cdef typed(
     Problem* p, const real* like, cnp.ndarray logits, const void* target, void* grad, int threads
-) except? -1:
+):
     cdef const real* x = <const real*>cnp.PyArray_DATA(logits)
     cdef double loss
     cdef Py_ssize_t elements = p.outer * p.n * p.inner
@@ -253,7 +253,8 @@ cdef double typed(
     with nogil:
         loss = run(p, x, <const real*>target, <real*>grad, sums, team(threads, elements))
     free(sums)
-    return loss
+    if p.loss != NULL and not p.loss_per_row:
+        put_wide(x, p.loss, 0, loss / p.denominator)
 
 
 cdef compute(
@@ -263,7 +264,6 @@ cdef compute(
     """Loss, lse and gradient, whichever are not None."""
     cdef Problem p
     cdef int dtype = cnp.PyArray_TYPE(logits)
-    cdef double total
     cdef void* probabilities = NULL
     p.outer = cnp.PyArray_DIM(logits, 0)
     p.n = cnp.PyArray_DIM(logits, 1)
@@ -295,17 +295,15 @@ cdef compute(
     if label_smoothing != 0:
         p.soft_total = p.soft * (p.n if weight is None else float(weight.sum(dtype="f8")))
     if dtype == cnp.NPY_FLOAT32:
-        total = typed(&p, <const float*>NULL, logits, probabilities, data(grad), threads)
+        typed(&p, <const float*>NULL, logits, probabilities, data(grad), threads)
     elif dtype == cnp.NPY_FLOAT64:
-        total = typed(&p, <const double*>NULL, logits, probabilities, data(grad), threads)
+        typed(&p, <const double*>NULL, logits, probabilities, data(grad), threads)
     elif dtype == cnp.NPY_FLOAT16:
-        total = typed(&p, <const f16*>NULL, logits, probabilities, data(grad), threads)
+        typed(&p, <const f16*>NULL, logits, probabilities, data(grad), threads)
     elif dtype == cnp.NPY_UINT16:
-        total = typed(&p, <const bf16*>NULL, logits, probabilities, data(grad), threads)
+        typed(&p, <const bf16*>NULL, logits, probabilities, data(grad), threads)
     else:
         raise TypeError(f"no kernel for dtype {logits.dtype}")
-    if loss is not None and not p.loss_per_row:
-        loss[0, 0] = total / denominator
 
 
 def cross_entropy(logits, target, weight, loss, lse, *, double denominator, int64_t ignore_index,

@@ -260,6 +260,10 @@ template <class V> INLINE V vmax(V a, V b) {
 #endif
 }
 template <class V> INLINE double reduce_max(V v) {
+#if defined(__AVX512F__)  // in vectors; the loop below is done by scalars
+    if constexpr (is<V, f32v>) return _mm512_reduce_max_ps(v);
+    else return _mm512_reduce_max_pd(v);
+#endif
 #pragma GCC unroll 4
     for (int half = WIDTH<V> / 2; half; half /= 2)
 #pragma GCC unroll 8
@@ -422,21 +426,10 @@ template <class T> INLINE double reduce_add(vector<T> v) { return reduce_add<vec
 template <class T> INLINE vector<T> exp_from(vector<T> x, vector<T> shift, vector<T> power) {
     return exp_from<vector<T>>(x, shift, power);
 }
-// sum + term in the lanes where a and b are equal, or where they are not; else sum.
-template <class T>
-INLINE vector<T> add_if_equal(vector<T> sum, vector<T> a, vector<T> b, vector<T> term) {
-#if defined(__AVX512F__)  // one masked addition, which the compiler does not see in the last line
-    if constexpr (is<vector<T>, f32v>)
-        return _mm512_mask_add_ps(sum, _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ), sum, term);
-    else
-        return _mm512_mask_add_pd(sum, _mm512_cmp_pd_mask(a, b, _CMP_EQ_OQ), sum, term);
-#else
-    return sum + (a == b ? term : vector<T>{});
-#endif
-}
+// sum + term in the lanes where a and b are not equal.
 template <class T>
 INLINE vector<T> add_unless_equal(vector<T> sum, vector<T> a, vector<T> b, vector<T> term) {
-#if defined(__AVX512F__)
+#if defined(__AVX512F__)  // one masked addition, which the compiler does not see in the last line
     if constexpr (is<vector<T>, f32v>)
         return _mm512_mask_add_ps(sum, _mm512_cmp_ps_mask(a, b, _CMP_NEQ_UQ), sum, term);
     else
