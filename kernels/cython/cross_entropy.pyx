@@ -91,10 +91,13 @@ cdef Cost row_cost(const Problem* p, const real* x, const real* t, double row_to
 
 
 cdef inline void row_gradient(
-    const Problem* p, const real* x, const real* t, real* grad, Py_ssize_t first, Py_ssize_t n,
-    double row_top, double slope, double upstream
+    const Problem* p, const real* x, const void* exps, const real* t, real* grad,
+    Py_ssize_t first, Py_ssize_t n, double row_top, double slope, double upstream
 ) noexcept nogil:
-    """grad = slope * exp(x - top) - upstream * q for the n classes from `first`."""
+    """grad = slope * exp(x - top) - upstream * q for the n classes from `first`.
+
+    `exps` holds the row's exponentials, or is NULL.
+    """
     cdef Py_ssize_t w = lanes(x), head, k, at, left, last = first + n
     cdef Reference ref = reference(x, row_top)
     cdef vector[real] shift = splat(x, ref.shift), power = splat(x, ref.power)
@@ -107,7 +110,10 @@ cdef inline void row_gradient(
         left = head - first if k < 0 else min(w, last - at)
         if left == 0:
             continue
-        v = a * exp_from(load_n(x + at, left, 0.0), shift, power)
+        if exps != NULL:
+            v = a * load_wide(x, exps, at, left)
+        else:
+            v = a * exp_from(load_n(x + at, left, 0.0), shift, power)
         if p.dense_q:
             v = v - g * ((soft + target_part(p, x, t, at, left)) * row_weight(p, x, at, left))
         if p.streaming and left == w and k >= 0:
@@ -122,6 +128,8 @@ cdef double row(
     """Loss of row r, and its gradient where `grad` is not NULL."""
     cdef Py_ssize_t blocks = (p.n + BLOCK - 1) // BLOCK, k, label = -1
     cdef double weight = 0, gap = 0, loss, lse, log_sum, pull, upstream, share, below = 0
+    cdef char memory[BLOCK * 8]
+    cdef void* exps = memory if grad != NULL and p.n <= BLOCK and p.given_lse == NULL else NULL
     cdef Cost cost
     cdef State state
     if p.labels != NULL:
@@ -139,7 +147,7 @@ cdef double row(
         state.top = get_wide(x, p.given_lse, r)
         state.rest = 0
     else:
-        state = row_state(x, p.n, crew)
+        state = row_state(x, p.n, exps, crew)
     log_sum = log_total(state)
     lse = state.top + log_sum
     cost.loss = 0
@@ -168,10 +176,10 @@ cdef double row(
         weight = weight + p.soft * (get_wide(x, p.weight, label) if p.weight != NULL else 1)
         below = upstream * (weight * below + (pull - weight) * (1 + below))
     if crew == 1:
-        row_gradient(p, x, t, grad, 0, p.n, state.top, upstream * pull * share, upstream)
+        row_gradient(p, x, exps, t, grad, 0, p.n, state.top, upstream * pull * share, upstream)
     else:
         for k in prange(blocks, num_threads=crew, schedule="static"):
-            row_gradient(p, x, t, grad, k * BLOCK, min(BLOCK, p.n - k * BLOCK), state.top,
+            row_gradient(p, x, exps, t, grad, k * BLOCK, min(BLOCK, p.n - k * BLOCK), state.top,
                          upstream * pull * share, upstream)
             if p.streaming:
                 stream_end()

@@ -47,25 +47,31 @@ cdef inline vector[real] row_value(
 
 
 cdef inline void forward_write(
-    int op, const real* x, real* y, Py_ssize_t n, State state, bint streaming
+    int op, const real* x, const void* exps, real* y, Py_ssize_t n, State state, bint streaming
 ) noexcept nogil:
-    """softmax or log_softmax of (part of) a row, given the state of the whole row."""
-    cdef Py_ssize_t k, w = lanes(x), head = stream_head(y, n, streaming), tail = (n - head) % w
-    cdef Py_ssize_t last = n - tail
+    """softmax or log_softmax of (part of) a row, given the state of the whole row.
+
+    For softmax `exps` may hold the exponentials of the row; else it is NULL.
+    """
+    cdef Py_ssize_t k, at, left, w = lanes(x), head = stream_head(y, n, streaming)
     cdef Reference ref = reference(x, state.top)
     cdef vector[real] top = splat(x, ref.shift if op == SOFTMAX else state.top), value
     cdef vector[real] power = splat(x, ref.power)
     cdef vector[real] scale = splat(x, forward_scale(op, state, ref))
-    if head:
-        store_n(y, row_value(op, x, load_n(x, head, 0.0), top, power, scale), head)
-    for k in range((n - head) // w):
-        value = row_value(op, x, load(x + head + k * w), top, power, scale)
-        if streaming:
-            stream(y + head + k * w, value)
+    for k in range(-1, (n - head + w - 1) // w):
+        # First up to the alignment, then whole vectors, then the tail.
+        at = 0 if k < 0 else head + k * w
+        left = head if k < 0 else min(w, n - at)
+        if left == 0:
+            continue
+        if exps != NULL:
+            value = load_wide(x, exps, at, left) * scale
         else:
-            store(y + head + k * w, value)
-    if tail:
-        store_n(y + last, row_value(op, x, load_n(x + last, tail, 0.0), top, power, scale), tail)
+            value = row_value(op, x, load_n(x + at, left, 0.0), top, power, scale)
+        if streaming and left == w and k >= 0:
+            stream(y + at, value)
+        else:
+            store_n(y + at, value, left)
 
 
 cdef inline double backward_sum(int op, const real* g, const real* y, Py_ssize_t n) noexcept nogil:
@@ -146,31 +152,33 @@ cdef void row(
     cdef bint backward = op == SOFTMAX_BACKWARD or op == LOG_SOFTMAX_BACKWARD
     cdef Py_ssize_t blocks = (n + BLOCK - 1) // BLOCK, k
     cdef double total = 0
+    cdef char memory[BLOCK * 8]
+    cdef void* exps = memory if op == SOFTMAX and n <= BLOCK else NULL
     cdef State state = empty_state()
     if backward:
         total = row_sum(op, x, second, n, crew)
     else:
-        state = row_state(x, n, crew)
+        state = row_state(x, n, exps, crew)
     if op == LOGSUMEXP:
         put(out, state.top + log1p(state.rest))
     elif crew == 1:
-        write(op, x, second, out, n, state, total, streaming)
+        write(op, x, exps, second, out, n, state, total, streaming)
     else:
         for k in prange(blocks, num_threads=crew, schedule="static"):
-            write(op, x + k * BLOCK, second + k * BLOCK, out + k * BLOCK,
+            write(op, x + k * BLOCK, NULL, second + k * BLOCK, out + k * BLOCK,
                   min(BLOCK, n - k * BLOCK), state, total, streaming)
             if streaming:
                 stream_end()
 
 
 cdef inline void write(
-    int op, const real* x, const real* second, real* out, Py_ssize_t n, State state,
-    double total, bint streaming
+    int op, const real* x, const void* exps, const real* second, real* out, Py_ssize_t n,
+    State state, double total, bint streaming
 ) noexcept nogil:
     if op == SOFTMAX_BACKWARD or op == LOG_SOFTMAX_BACKWARD:
         backward_write(op, x, second, out, n, total, streaming)
     else:
-        forward_write(op, x, out, n, state, streaming)
+        forward_write(op, x, exps, out, n, state, streaming)
 
 
 # ---- panels ---------------------------------------------------------------------------------
