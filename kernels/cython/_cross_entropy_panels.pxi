@@ -26,7 +26,7 @@ cdef inline void panel_cost(
         for c in range(vectors):
             at = k * stride + c * w
             left = min(w, width - c * w)
-            part = target_part(p, x, t, at, left)
+            part = target_part(p, x, t, at, left, zero)
             add(totals + c, errors + c, part * weight)
             q = (soft + part) * weight
             add(losses + c, errors + vectors + c,
@@ -138,7 +138,7 @@ cdef double panel(
             v = load_n(x + at, left, 0.0)
             v = rests[c] * (v if exps != NULL else exp_sub(v, tops[c]))
             if p.dense_q:
-                v = v - totals[c] * ((soft + target_part(p, x, t, at, left)) * weight)
+                v = mul_add(zero - totals[c], target_part(p, x, t, at, left, soft) * weight, v)
             if not all_kept:
                 v = where_equal(keeps[c], one, v, zero)
             store_n(grad + at, v, left)

@@ -41,6 +41,7 @@ cdef extern from "simd.h" nogil:
 
     vector[T] vmax[T](vector[T], vector[T])
     vector[T] sub_before_store[T](const T*, vector[T], vector[T], bint)
+    vector[T] mul_add[T](vector[T], vector[T], vector[T])
     vector[T] where_equal[T](vector[T], vector[T], vector[T], vector[T])
     vector[T] add_unless_equal[T](vector[T], vector[T], vector[T], vector[T])
     double reduce_max[T](vector[T])

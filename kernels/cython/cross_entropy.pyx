@@ -39,9 +39,11 @@ cdef struct Problem:
 # ---- q, the wanted probabilities, but for the part of a class index ---------------------------
 
 cdef inline vector[real] target_part(
-    const Problem* p, const real* x, const real* t, Py_ssize_t at, Py_ssize_t n
+    const Problem* p, const real* x, const real* t, Py_ssize_t at, Py_ssize_t n,
+    vector[real] soft
 ) noexcept nogil:
-    return splat(x, p.hard) * load_n(t + at, n, 0.0) if t != NULL else splat(x, 0.0)
+    """soft + hard * t."""
+    return mul_add(splat(x, p.hard), load_n(t + at, n, 0.0), soft) if t != NULL else soft
 
 
 cdef inline vector[real] row_weight(
@@ -80,7 +82,7 @@ cdef Cost row_cost(const Problem* p, const real* x, const real* t, double row_to
             at = block * BLOCK + k * w
             left = min(w, p.n - at)
             weight = row_weight(p, x, at, left)
-            part = target_part(p, x, t, at, left)
+            part = target_part(p, x, t, at, left, zero)
             total = total + part * weight
             q = (soft + part) * weight
             # Beyond the end x counts as the maximum, which costs nothing.
@@ -101,7 +103,7 @@ cdef inline void row_gradient(
     cdef Py_ssize_t w = lanes(x), head, k, at, left, last = first + n
     cdef Reference ref = reference(x, row_top)
     cdef vector[real] shift = splat(x, ref.shift), power = splat(x, ref.power)
-    cdef vector[real] a = splat(x, slope * ref.ratio), g = splat(x, upstream)
+    cdef vector[real] a = splat(x, slope * ref.ratio), minus_g = splat(x, -upstream)
     cdef vector[real] soft = splat(x, p.soft), v
     head = first + stream_head(grad + first, n, p.streaming)
     for k in range(-1, (last - head + w - 1) // w):
@@ -115,7 +117,8 @@ cdef inline void row_gradient(
         else:
             v = a * exp_from(load_n(x + at, left, 0.0), shift, power)
         if p.dense_q:
-            v = v - g * ((soft + target_part(p, x, t, at, left)) * row_weight(p, x, at, left))
+            v = mul_add(minus_g, target_part(p, x, t, at, left, soft) * row_weight(p, x, at, left),
+                        v)
         if p.streaming and left == w and k >= 0:
             stream(grad + at, v)
         else:

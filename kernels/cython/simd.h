@@ -435,6 +435,19 @@ template <class T> INLINE double reduce_add(vector<T> v) { return reduce_add<vec
 template <class T> INLINE vector<T> exp_from(vector<T> x, vector<T> shift, vector<T> power) {
     return exp_from<vector<T>>(x, shift, power);
 }
+// a * b + c, rounded once where there is such an instruction. Written out, the compiler may make two
+// roundings of it, and did in one copy of a loop while it made one in another.
+template <class T> INLINE vector<T> mul_add(vector<T> a, vector<T> b, vector<T> c) {
+#if defined(__AVX512F__)
+    if constexpr (is<vector<T>, f32v>) return _mm512_fmadd_ps(a, b, c);
+    else return _mm512_fmadd_pd(a, b, c);
+#elif defined(__FMA__)
+    if constexpr (is<vector<T>, f32v>) return _mm256_fmadd_ps(a, b, c);
+    else return _mm256_fmadd_pd(a, b, c);
+#else
+    return a * b + c;
+#endif
+}
 // sum + term in the lanes where a and b are not equal.
 template <class T>
 INLINE vector<T> add_unless_equal(vector<T> sum, vector<T> a, vector<T> b, vector<T> term) {
