@@ -16,7 +16,8 @@ from setuptools.command.build_ext import build_ext
 
 PACKAGE = "fastce.kernels.cython"
 FOLDER = Path("kernels", "cython")
-LEVELS = runpy.run_path(str(FOLDER / "_isa.py"))["levels"]()
+ISA = runpy.run_path(str(FOLDER / "_isa.py"))
+LEVELS, ONLY = ISA["levels"](), ISA["ONLY"]
 FLAGS = ["-O3", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-std=c++17", "-g0"]
 FLAGS += ["-finline-limit=20000"]
 
@@ -33,9 +34,12 @@ def extensions():
         nthreads=os.cpu_count() or 1,
     )
     for module in sources:
+        name = module.name.rpartition(".")[2]
         for level, (flags, _) in LEVELS.items():
+            if name not in ONLY.get(level, (name,)):
+                continue
             yield Extension(
-                f"{PACKAGE}.{level}.{module.name.rpartition('.')[2]}",
+                f"{PACKAGE}.{level}.{name}",
                 module.sources,
                 language="c++",
                 include_dirs=[*module.include_dirs, numpy.get_include()],

@@ -9,6 +9,12 @@ from ._dispatch import BackendError, available_backends, use_backend
 from ._threads import get_num_threads, set_num_threads
 from ._validation import set_validation
 from ._version import __version__
+from .attention import (
+    attention_varlen,
+    attention_varlen_backward,
+    scaled_dot_product_attention,
+    scaled_dot_product_attention_backward,
+)
 from .cross_entropy import (
     cross_entropy,
     cross_entropy_backward,
@@ -27,6 +33,8 @@ from .log_softmax import (
 __all__ = [
     "BackendError",
     "__version__",
+    "attention_varlen",
+    "attention_varlen_backward",
     "available_backends",
     "cross_entropy",
     "cross_entropy_backward",
@@ -37,6 +45,8 @@ __all__ = [
     "logsumexp",
     "nll_loss",
     "nll_loss_backward",
+    "scaled_dot_product_attention",
+    "scaled_dot_product_attention_backward",
     "set_num_threads",
     "set_validation",
     "show_config",

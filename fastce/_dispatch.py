@@ -12,7 +12,7 @@ from contextvars import ContextVar
 from importlib import import_module
 
 BACKENDS = ("cython", "reference")  # fastest first
-OPS = ("log_softmax", "cross_entropy")
+OPS = ("log_softmax", "cross_entropy", "attention")
 
 _chosen: ContextVar[str | None] = ContextVar(
     "fastce_backend", default=os.environ.get("FASTCE_BACKEND") or None

@@ -5,4 +5,4 @@ from pathlib import Path
 from . import _isa
 
 # Modules of the chosen level are found first, under the plain name: nothing else names a level.
-__path__.insert(0, str(Path(__file__).parent / _isa.level()))
+__path__[:0] = [str(Path(__file__).parent / folder) for folder in _isa.folders()]

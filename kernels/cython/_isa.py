@@ -19,7 +19,13 @@ X86_64 = {
         ["-march=x86-64-v4", "-mprefer-vector-width=512"],
         "avx512f avx512bw avx512cd avx512dq avx512vl",
     ),
+    "x86_64_v4_bf16": (
+        ["-march=x86-64-v4", "-mprefer-vector-width=512", "-mavx512bf16"],
+        "avx512_bf16",
+    ),
 }
+# A level that only some modules gain from; the others are taken from the level below.
+ONLY = {"x86_64_v4_bf16": ("attention",)}
 # Elsewhere the compiler's default is compiled once: on aarch64 that has NEON.
 GENERIC = {"generic": ([], "")}
 
@@ -49,6 +55,13 @@ def level() -> str:
     if wanted not in names:
         raise ValueError(f"FASTCE_ISA={wanted!r}, but this processor has {', '.join(names)}")
     return wanted
+
+
+def folders() -> list[str]:
+    """Where to look for a module, in order: the level to use, and below one that has only some."""
+    names, chosen = supported(), level()
+    below = names[names.index(chosen) - 1 : names.index(chosen)] if chosen in ONLY else []
+    return [chosen, *below]
 
 
 def _processor_flags() -> set[str]:

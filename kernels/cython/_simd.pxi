@@ -48,6 +48,8 @@ cdef extern from "simd.h" nogil:
     double reduce_add[T](vector[T])
     vector[T] exp_sub[T](vector[T], vector[T])
     vector[T] exp_from[T](vector[T], vector[T], vector[T])
+    vector[T] exp_2[T](const T*, vector[T])
+    vector[T] tanh_of[T](const T*, vector[T])
     vector[T] log_1p[T](vector[T])
 
     ctypedef struct Reference:

@@ -382,6 +382,34 @@ template <class V> INLINE V exp_from(V x, V shift, V power) {
     return scale_by_power(V{} + 1 + (r + r * r * exp_tail(r)), n - power);
 }
 
+// 2**x, within 2 ULP of what x stands for; 0 for -inf, NaN for NaN.
+template <class V> INLINE V exp_2(V x) {
+    typedef traits<V> t;
+    x = vmax(V{} + t::far_below, x);
+    V n = (x + t::to_int) - t::to_int;
+    V r = (x - n) * (typename t::scalar)0.6931471805599453;
+    return scale_by_power(V{} + 1 + (r + r * r * exp_tail(r)), n);
+}
+
+// tanh(x) = x + x**3 * tanh_tail(x**2), |x| < 0.625: the coefficients of Cephes.
+INLINE f32v tanh_tail(f32v z) {
+    f32v q = -5.70498872745e-3f * z + 2.06390887954e-2f;
+    q = q * z - 5.37397155531e-2f;
+    q = q * z + 1.33314422036e-1f;
+    return q * z - 3.33332819422e-1f;
+}
+INLINE f64v tanh_tail(f64v z) {
+    f64v p = (-9.64399179425052238628e-1 * z - 9.92877231001918586564e1) * z;
+    f64v q = ((z + 1.12811678491632931402e2) * z + 2.23548839060100448583e3) * z;
+    return (p - 1.61468768441708447952e3) / (q + 4.84406305325125486048e3);
+}
+template <class V> INLINE V tanh_of(V x) {
+    V size = vmax(x, -x), z = x * x;
+    V large = 1 - 2 / (exp_2(size * (typename traits<V>::scalar)2.8853900817779268) + 1);
+    V near = x + x * z * tanh_tail(z);
+    return size < (typename traits<V>::scalar)0.625 ? near : x < 0 ? -large : large;
+}
+
 // log(f) - (f - 1) + (f - 1)**2 / 2 = s * (h + R(s**2)), s = (f - 1) / (f + 1): the classic
 // coefficients of fdlibm, below 2**-34.2 (float) and 2**-58.4 (double).
 INLINE f32v log_tail(f32v z) {
@@ -435,6 +463,8 @@ template <class T> INLINE double reduce_add(vector<T> v) { return reduce_add<vec
 template <class T> INLINE vector<T> exp_from(vector<T> x, vector<T> shift, vector<T> power) {
     return exp_from<vector<T>>(x, shift, power);
 }
+template <class T> INLINE vector<T> exp_2(const T *, vector<T> x) { return exp_2<vector<T>>(x); }
+template <class T> INLINE vector<T> tanh_of(const T *, vector<T> x) { return tanh_of<vector<T>>(x); }
 // a * b + c, rounded once where there is such an instruction. Written out, the compiler may make two
 // roundings of it, and did in one copy of a loop while it made one in another.
 template <class T> INLINE vector<T> mul_add(vector<T> a, vector<T> b, vector<T> c) {

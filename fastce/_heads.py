@@ -1,0 +1,276 @@
+"""The arguments of attention, checked and in canonical form (see ``fastce.kernels``)."""
+
+import math
+import operator
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.lib.stride_tricks import as_strided
+
+from . import _arrays
+
+
+class Heads(NamedTuple):
+    """Inputs of one call, ready for a kernel. All arrays have the same batch axes in front."""
+
+    q: np.ndarray  # (..., heads, L, E)
+    k: np.ndarray  # (..., kv_heads, S, E)
+    v: np.ndarray  # (..., kv_heads, S, Ev)
+    mask: np.ndarray | None  # (..., heads, L, S)
+    spans: np.ndarray  # (batch entries, 5)
+    options: dict[str, Any]
+    shape: tuple[int, ...]  # of the result
+
+
+def operands(q: Any, k: Any, v: Any) -> list[np.ndarray]:
+    """The three inputs as arrays of one dtype whose last axis is contiguous."""
+    arrays = [_arrays.floating(a, name) for a, name in ((q, "q"), (k, "k"), (v, "v"))]
+    dtypes = [a.dtype for a in arrays]
+    if len(set(dtypes)) > 1:
+        raise TypeError(f"q, k and v must have one dtype, got {', '.join(map(str, dtypes))}")
+    shapes = [a.shape for a in arrays]
+    if min(map(len, shapes)) < 2:
+        raise ValueError(f"q, k and v must have at least 2 axes, got shapes {_listed(shapes)}")
+    if shapes[0][-1] != shapes[1][-1]:
+        raise ValueError(f"q and k must agree in their last axis, got {shapes[0]} and {shapes[1]}")
+    if shapes[1][-2] != shapes[2][-2]:
+        raise ValueError(f"k and v must hold as many keys, got {shapes[1]} and {shapes[2]}")
+    if 0 in (shapes[0][-1], shapes[2][-1]):
+        raise ValueError(f"the last axis may not be empty, got shapes {_listed(shapes)}")
+    return [row_contiguous(a) for a in arrays]
+
+
+def _listed(shapes: list[tuple[int, ...]]) -> str:
+    return ", ".join(map(str, shapes))
+
+
+def row_contiguous(a: np.ndarray) -> np.ndarray:
+    """`a`, or a copy where its last axis is not contiguous."""
+    return a if a.strides[-1] == a.itemsize or a.shape[-1] == 1 else np.ascontiguousarray(a)
+
+
+def bits(a: np.ndarray) -> np.ndarray:
+    """As kernels take it: bfloat16 as uint16."""
+    return a.view(np.uint16) if _arrays.is_bfloat16(a.dtype) else a
+
+
+def spread(a: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """`a` broadcast to `shape`, also where it will be written."""
+    a = a.reshape((1,) * (len(shape) - a.ndim) + a.shape)
+    strides = [
+        0 if have == 1 and want != 1 else s
+        for have, want, s in zip(a.shape, shape, a.strides, strict=True)
+    ]
+    return as_strided(a, shape, strides)
+
+
+def numbers(
+    scale: float | None, window: Any, softcap: float, is_causal: bool, width: int
+) -> dict[str, Any]:
+    """The scalar options of the kernels."""
+    scale = 1 / math.sqrt(width) if scale is None else scale
+    if not math.isfinite(scale):
+        raise ValueError(f"scale must be finite, got {scale!r}")
+    if not (softcap >= 0 and math.isfinite(softcap)):
+        raise ValueError(f"softcap must be finite and not negative, got {softcap!r}")
+    try:
+        left, right = (-1, -1) if window is None else map(operator.index, window)
+    except (TypeError, ValueError):
+        raise TypeError(f"window must be a pair of integers, got {window!r}") from None
+    if min(left, right) < -1:
+        raise ValueError(f"window must not be below -1, which is without bound, got {window!r}")
+    return {
+        "scale": float(scale),
+        "left": left,
+        "right": 0 if is_causal else right,
+        "softcap": float(softcap),
+    }
+
+
+def _per_entry(value: Any, batch: tuple[int, ...], name: str) -> np.ndarray:
+    """Integers for each batch entry, flat."""
+    a = np.asarray(value)
+    if a.dtype.kind not in "iu":
+        raise TypeError(f"{name} must be integers, got dtype {a.dtype}")
+    try:
+        return np.broadcast_to(a, batch).astype(np.int64).ravel()
+    except ValueError:
+        raise ValueError(
+            f"{name} must be one integer, or one for each batch entry {batch}, got shape {a.shape}"
+        ) from None
+
+
+def _broadcast(shapes: list[tuple[int, ...]], what: str) -> tuple[int, ...]:
+    try:
+        return np.broadcast_shapes(*shapes)
+    except ValueError:
+        raise ValueError(f"{what} do not broadcast: {_listed(shapes)}") from None
+
+
+def padded_batch(
+    q: np.ndarray,
+    k: np.ndarray,
+    v: np.ndarray,
+    attn_mask: Any,
+    is_causal: bool,
+    scale: float | None,
+    enable_gqa: bool,
+    q_offset: Any,
+    kv_lengths: Any,
+    window: Any,
+    softcap: float,
+) -> Heads:
+    """Queries and keys as `scaled_dot_product_attention` takes them."""
+    options = numbers(scale, window, softcap, is_causal, q.shape[-1])
+    q, k, v = (a if a.ndim > 2 else a[None] for a in (q, k, v))
+    batch = _broadcast([a.shape[:-3] for a in (q, k, v)], "the batch axes of q, k and v")
+    heads, kv_heads = q.shape[-3], k.shape[-3]
+    if enable_gqa:
+        if k.shape[-3] != v.shape[-3] or not kv_heads or heads % kv_heads:
+            raise ValueError(
+                "with enable_gqa, k and v must have equally many heads, which divide those of q; "
+                f"got {heads}, {kv_heads} and {v.shape[-3]}"
+            )
+    else:
+        sizes = [a.shape[-3:-2] for a in (q, k, v)]
+        try:
+            heads = kv_heads = np.broadcast_shapes(*sizes)[0]
+        except ValueError:
+            raise ValueError(
+                f"q, k and v have {sizes[0][0]}, {sizes[1][0]} and {sizes[2][0]} heads; "
+                "grouped heads need enable_gqa=True"
+            ) from None
+    length, keys = q.shape[-2], k.shape[-2]
+    mask = None
+    if attn_mask is not None:
+        mask = _mask(attn_mask, q.dtype, (*batch, heads, length, keys))
+    spans = np.zeros((math.prod(batch), 5), np.int64)
+    spans[:, 1] = length
+    spans[:, 3] = keys
+    if kv_lengths is not None:
+        spans[:, 3] = _per_entry(kv_lengths, batch, "kv_lengths")
+        bad = (spans[:, 3] < 0) | (spans[:, 3] > keys)
+        if bad.any():
+            raise ValueError(
+                f"kv_lengths must be from 0 to the {keys} keys, got {spans[bad.argmax(), 3]}"
+            )
+    spans[:, 4] = _per_entry(q_offset, batch, "q_offset")
+    return Heads(
+        spread(bits(q), (*batch, heads, *q.shape[-2:])),
+        spread(bits(k), (*batch, kv_heads, *k.shape[-2:])),
+        spread(bits(v), (*batch, kv_heads, *v.shape[-2:])),
+        mask,
+        spans,
+        options,
+        (*batch, heads, length, v.shape[-1]),
+    )
+
+
+def _mask(attn_mask: Any, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
+    mask = _arrays.to_numpy(attn_mask, "attn_mask")
+    if mask.dtype != bool and mask.dtype != dtype:
+        raise TypeError(f"attn_mask must be boolean or have q's dtype {dtype}, got {mask.dtype}")
+    if mask.ndim == 0 or _broadcast([mask.shape, shape], "attn_mask and the scores") != shape:
+        raise ValueError(f"attn_mask must broadcast to {shape}, got shape {mask.shape}")
+    if not mask.flags.aligned:
+        mask = mask.copy()
+    return spread(bits(row_contiguous(mask)), shape)
+
+
+def packed(
+    q: np.ndarray,
+    k: np.ndarray,
+    v: np.ndarray,
+    cu_seqlens_q: Any,
+    cu_seqlens_k: Any,
+    is_causal: bool,
+    scale: float | None,
+    enable_gqa: bool,
+    q_offset: Any,
+    window: Any,
+    softcap: float,
+) -> Heads:
+    """Queries and keys as `attention_varlen` takes them: each sequence is a batch entry."""
+    if not q.ndim == k.ndim == v.ndim == 3:
+        raise ValueError(f"q, k and v must have 3 axes, got {_listed([q.shape, k.shape, v.shape])}")
+    if k.shape[1] != v.shape[1] or not k.shape[1] or q.shape[1] % k.shape[1]:
+        raise ValueError(
+            f"k and v must have equally many heads, which divide those of q; got {q.shape[1]}, "
+            f"{k.shape[1]} and {v.shape[1]}"
+        )
+    if not enable_gqa and q.shape[1] != k.shape[1]:
+        raise ValueError(
+            f"q has {q.shape[1]} heads, k and v have {k.shape[1]}: that needs enable_gqa=True"
+        )
+    options = numbers(scale, window, softcap, is_causal, q.shape[-1])
+    ends_q = _ends(cu_seqlens_q, q.shape[0], "cu_seqlens_q")
+    ends_k = _ends(cu_seqlens_k, k.shape[0], "cu_seqlens_k")
+    if len(ends_q) != len(ends_k):
+        raise ValueError(
+            f"cu_seqlens_q and cu_seqlens_k must be equally long, got {len(ends_q)} and "
+            f"{len(ends_k)}"
+        )
+    count = len(ends_q) - 1
+    spans = np.stack(
+        [ends_q[:-1], ends_q[1:], ends_k[:-1], ends_k[1:], _per_entry(q_offset, (count,), "q_offset")],
+        axis=1,
+    )
+    return Heads(
+        *(per_sequence(a, count) for a in (q, k, v)),
+        None,
+        np.ascontiguousarray(spans),
+        options,
+        (*q.shape[:2], v.shape[2]),
+    )
+
+
+def per_sequence(a: np.ndarray, count: int) -> np.ndarray:
+    """A packed array (total, heads, ...), the same for each of `count` batch entries."""
+    a = bits(np.moveaxis(a, 1, 0))
+    return as_strided(a, (count, *a.shape), (0, *a.strides))
+
+
+def _ends(cu_seqlens: Any, total: int, name: str) -> np.ndarray:
+    ends = np.asarray(cu_seqlens)
+    if ends.dtype.kind not in "iu" or ends.ndim != 1 or not ends.size:
+        raise TypeError(
+            f"{name} must be a one-dimensional array of integers, got {ends.dtype} of shape "
+            f"{ends.shape}"
+        )
+    ends = ends.astype(np.int64)
+    if ends[0] != 0 or ends[-1] != total or np.any(np.diff(ends) < 0):
+        raise ValueError(f"{name} must rise from 0 to {total}, the number of rows, got {cu_seqlens!r}")
+    return ends
+
+
+def result_like(a: np.ndarray, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """A new array whose axes lie in memory in the order of those of `a`, the last one last."""
+    if a.ndim != len(shape):
+        return np.empty(shape, dtype)
+    order = sorted(range(a.ndim - 1), key=lambda i: -abs(a.strides[i]) if a.shape[i] > 1 else 0)
+    order = [*order, a.ndim - 1]
+    return np.empty([shape[i] for i in order], dtype).transpose(np.argsort(order))
+
+
+def check_result(out: Any, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """`out` of the user, whose rows must be contiguous."""
+    result = _arrays.check_out(out, shape, dtype)
+    if row_contiguous(result) is not result and result.size:
+        raise ValueError(
+            f"out must be contiguous in its last axis, got strides {result.strides} for "
+            f"{result.dtype}"
+        )
+    return result
+
+
+def summed(grad: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """The gradient of an input that was broadcast: the sum over the axes it was spread along."""
+    if grad.shape == shape:
+        return grad
+    front = grad.ndim - len(shape)
+    axes = tuple(range(front)) + tuple(
+        front + i for i, n in enumerate(shape) if n == 1 and grad.shape[front + i] != 1
+    )
+    return grad.sum(axis=axes, dtype=_arrays.compute_dtype(grad.dtype)).reshape(shape).astype(
+        grad.dtype
+    )

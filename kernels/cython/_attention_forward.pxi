@@ -1,0 +1,358 @@
+"""The forward: parts of tiles, and what they are merged to.
+
+A part is what one stretch of keys says about a tile: for each of its rows the weighted sum of the
+values, and behind it the maximum of the scores (in base 2) and the sum of the weights below it.
+"""
+
+from cython.parallel cimport prange, threadid
+from libc.stdlib cimport free, malloc
+
+cdef enum:
+    FEW = 8  # queries up to here are taken one by one: a tile's lanes would stay empty
+    ENOUGH = 32  # turns; with fewer, the keys are split
+    SHORTEST_SPLIT = 512  # keys
+    MOST_SPLITS = 32
+
+
+cdef struct Plan:  # who computes what
+    Py_ssize_t lanes, turns, tiles, splits, part  # part: bytes of one
+    const int64_t* first_tile  # (batches + 1,): of each batch entry
+    char* parts  # (tiles, splits), where the keys are split
+    Py_ssize_t memory  # bytes for each thread
+    char* work
+
+
+cdef inline Py_ssize_t few_rows(const Problem* p, Py_ssize_t batch) noexcept nogil:
+    """The queries that share keys, where they are few; else 0."""
+    cdef Py_ssize_t rows = p.group * (span(p, batch)[1] - span(p, batch)[0])
+    return rows if rows <= FEW else 0
+
+
+cdef inline Py_ssize_t padded(Py_ssize_t bytes) noexcept nogil:
+    return (bytes + 127) // 64 * 64
+
+
+cdef Py_ssize_t share_out(
+    const Problem* p, const real* like, Work* work, char* memory
+) noexcept nogil:
+    """Cuts a thread's memory up; returns how much it takes."""
+    cdef Py_ssize_t wide = 8 if real is double else 4, tile = lanes_of(like) * wide, used = 0
+    cdef bint converts = not (real is double or real is float)
+    work.queries = memory + used
+    used += padded(max(p.width * tile, FEW * p.width * wide))
+    work.scores = memory + used
+    used += padded(KEYS * tile)
+    work.mask = memory + used
+    used += padded(KEYS * tile if p.masked else 0)
+    work.result = memory + used
+    used += padded(p.value_width * tile)
+    work.tops = memory + used
+    used += padded(tile)
+    work.totals = memory + used
+    used += padded(tile)
+    work.weights = memory + used
+    used += padded(max(KEYS, p.width) * tile if p.pairs else 0)
+    work.keys = memory + used
+    used += padded(KEYS * p.width * wide if converts else 0)
+    work.values = memory + used
+    used += padded(KEYS * p.value_width * wide if converts else 0)
+    work.part = memory + used
+    used += padded(part_size(p, like))
+    return used
+
+
+cdef inline Py_ssize_t part_size(const Problem* p, const real* like) noexcept nogil:
+    return lanes_of(like) * (p.value_width + 2) * (8 if real is double else 4)
+
+
+# ---- a part of a tile -----------------------------------------------------------------------
+
+cdef inline void weigh(
+    const real* like, const Tile* tile, const Work* work, Py_ssize_t n, Py_ssize_t depth,
+    vector[real]* block_tops
+) noexcept nogil:
+    """work.scores = exp2(scores - maximum); the sums are brought up to the new maximum."""
+    cdef Py_ssize_t w = lanes(like), step = TILE_VECTORS, c, k
+    cdef vector[real]* s = <vector[real]*>work.scores
+    cdef vector[real]* tops = <vector[real]*>work.tops
+    cdef vector[real]* totals = <vector[real]*>work.totals
+    cdef vector[real]* result = <vector[real]*>work.result
+    cdef vector[real] lowest = splat(like, -INFINITY), zero = splat(like, 0.0)
+    cdef vector[real] one = splat(like, 1.0), top, scale, even, odd
+    for c in range(tile.columns // w):
+        top = vmax(block_tops[c], tops[c])
+        scale = tops[c]
+        tops[c] = top
+        top = where_equal(top, lowest, zero, top)  # nothing allowed so far: -inf - -inf is NaN
+        scale = exp_2(like, scale - top)
+        even = zero
+        odd = zero
+        for k in range(n // 2):
+            s[2 * k * step + c] = exp_2(like, s[2 * k * step + c] - top)
+            s[(2 * k + 1) * step + c] = exp_2(like, s[(2 * k + 1) * step + c] - top)
+            even = even + s[2 * k * step + c]
+            odd = odd + s[(2 * k + 1) * step + c]
+        if n % 2:
+            s[(n - 1) * step + c] = exp_2(like, s[(n - 1) * step + c] - top)
+            even = even + s[(n - 1) * step + c]
+        totals[c] = mul_add(totals[c], scale, even + odd)
+        if reduce_max(one - scale) > 0:
+            for k in range(depth):
+                result[k * step + c] = result[k * step + c] * scale
+
+
+cdef void attend(
+    const Problem* p, const real* like, const Tile* tile, const Work* work, Py_ssize_t first,
+    Py_ssize_t last, void* part
+) noexcept nogil:
+    """The keys from `first` to `last`, for a tile in lanes."""
+    cdef Py_ssize_t w = lanes(like), step = TILE_VECTORS, k, c, r, n
+    cdef vector[real] block_tops[TILE_VECTORS]
+    cdef vector[real]* tops = <vector[real]*>work.tops
+    cdef vector[real]* totals = <vector[real]*>work.totals
+    cdef vector[real]* result = <vector[real]*>work.result
+    cdef compute[real]* rows[16]
+    cdef Py_ssize_t width = p.value_width + 2
+    for c in range(step):
+        tops[c] = splat(like, -INFINITY)
+        totals[c] = splat(like, 0.0)
+    memset(result, 0, p.value_width * step * sizeof(tops[0]))
+    if p.pairs:
+        rows_to_lanes(p, &p.q, tile, like, p.width, work.weights)
+        lanes_to_pairs(work.weights, p.width, tile.columns, work.queries)
+    else:
+        rows_to_lanes(p, &p.q, tile, like, p.width, work.queries)
+    for k in range((last - first + KEYS - 1) // KEYS):
+        n = min(KEYS, last - first - k * KEYS)
+        if not scores(p, like, tile, work, first + k * KEYS, n, block_tops):
+            continue
+        weigh(like, tile, work, n, p.value_width, block_tops)
+        if p.pairs:
+            lanes_to_pairs(work.scores, n, tile.columns, work.weights)
+        add_keys_times(p, like, &p.v, tile, first + k * KEYS, n, p.value_width,
+                       work.weights if p.pairs else work.scores, work.values, result)
+    for c in range(tile.columns // w):
+        for r in range(w):
+            rows[r] = NULL
+            if c * w + r < tile.rows:
+                rows[r] = <compute[real]*>part + (c * w + r) * width
+                k = (c * w + r) * width + p.value_width
+                put_wide(like, part, k, get_wide(like, tops, c * w + r))
+                put_wide(like, part, k + 1, get_wide(like, totals, c * w + r))
+        store_lanes(rows, p.value_width, <vector[compute[real]]*>result + c, step)
+
+
+cdef void attend_few(
+    const Problem* p, const real* like, const Tile* tile, const Work* work, Py_ssize_t first,
+    Py_ssize_t last, void* part
+) noexcept nogil:
+    """The same for few rows, one by one, with the keys in the lanes: this is bound by memory."""
+    cdef Py_ssize_t w = lanes(like), width = p.value_width + 2, block, start, n, r, k, i, left
+    cdef Py_ssize_t stride = p.k.row // <Py_ssize_t>sizeof(real)
+    cdef const real* x
+    cdef void* s = work.scores
+    cdef vector[real] factor, cap = splat(like, p.softcap * LOG2_E), v, top, total
+    cdef vector[real] lowest = splat(like, -INFINITY), log2_e = splat(like, LOG2_E)
+    cdef double old, new, scale
+    factor = splat(like, p.scale * LOG2_E if p.softcap == 0 else p.scale / p.softcap)
+    for r in range(tile.rows):
+        widen_rows(<const real*>row_at(p, &p.q, tile, r), 0, 1, p.width,
+                   <compute[real]*>work.queries + r * p.width)
+        for k in range(width):
+            put_wide(like, part, r * width + k, -INFINITY if k == p.value_width else 0)
+    for block in range((last - first + KEYS - 1) // KEYS):
+        start = first + block * KEYS
+        n = min(KEYS, last - start)
+        x = <const real*>key_at(p, &p.k, tile, start)
+        for r in range(tile.rows):
+            top = lowest
+            for i in range((n + w - 1) // w):
+                k = i * w
+                left = min(w, n - k)
+                v = factor * row_products(x + k * stride, stride, left,
+                                          <compute[real]*>work.queries + r * p.width, p.width)
+                if p.softcap != 0:
+                    v = cap * tanh_of(like, v)
+                if p.masked:
+                    v = v + log2_e * few_mask(p, like, tile, r, start + k, left)
+                v = where_between(
+                    like, v, count_up(like) + splat(like, k),
+                    splat(like, max(-1, min(n, tile.lows[r] - start))),
+                    splat(like, max(-1, min(n, tile.highs[r] - start))))
+                store_wide(like, s, r * KEYS + k, v, w)
+                top = vmax(v, top)
+            old = get_wide(like, part, r * width + p.value_width)
+            new = max(old, reduce_max(top))
+            put_wide(like, part, r * width + p.value_width, new)
+            top = splat(like, new if new != -INFINITY else 0)
+            total = splat(like, 0.0)
+            for i in range((n + w - 1) // w):
+                k = i * w
+                v = exp_2(like, load_wide(like, s, r * KEYS + k, w) - top)
+                store_wide(like, s, r * KEYS + k, v, w)
+                total = total + v
+            scale = exp2(old - new) if old != -INFINITY else 0
+            put_wide(like, part, r * width + p.value_width + 1, reduce_add(total) + (
+                get_wide(like, part, r * width + p.value_width + 1) * scale))
+            if old != new:
+                for i in range((p.value_width + w - 1) // w):
+                    k = i * w
+                    left = min(w, p.value_width - k)
+                    v = load_wide(like, part, r * width + k, left) * splat(like, scale)
+                    store_wide(like, part, r * width + k, v, left)
+        product(<compute[real]*>s, KEYS, 1, tile.rows, <const real*>key_at(p, &p.v, tile, start),
+                p.v.row // <Py_ssize_t>sizeof(real), n, <compute[real]*>part, width,
+                p.value_width, True)
+
+
+cdef inline vector[real] few_mask(
+    const Problem* p, const real* like, const Tile* tile, Py_ssize_t r, Py_ssize_t key,
+    Py_ssize_t n
+) noexcept nogil:
+    """The mask of one row at n keys."""
+    cdef const char* row = row_at(p, &p.mask, tile, r)
+    cdef vector[real] v
+    if p.mask.item:
+        return load_mask(like, row + key * p.mask.item, p.mask_of_bytes, n)
+    v = load_mask(like, row, p.mask_of_bytes, 1)
+    return splat(like, get_wide(like, &v, 0))
+
+
+# ---- merging --------------------------------------------------------------------------------
+
+cdef void merge_parts(
+    const Problem* p, const real* like, const Tile* tile, const char* parts, Py_ssize_t count,
+    Py_ssize_t size
+) noexcept nogil:
+    """The rows of a tile and their lse, from its parts in order."""
+    cdef Py_ssize_t w = lanes(like), width = p.value_width + 2, r, i, j, k, left
+    cdef double top, total, scale
+    cdef real* out
+    cdef vector[real] v
+    cdef vector[real] scales[MOST_SPLITS]
+    for r in range(tile.rows):
+        top = -INFINITY
+        total = 0
+        for i in range(count):
+            top = max(top, get_wide(like, parts + i * size, r * width + p.value_width))
+        for i in range(count):
+            scale = get_wide(like, parts + i * size, r * width + p.value_width)
+            # A part that saw no key has 0 to add, or NaN.
+            scale = 1 if scale == -INFINITY else exp2(scale - top)
+            total += scale * get_wide(like, parts + i * size, r * width + p.value_width + 1)
+            scales[i] = splat(like, scale)
+        for i in range(count):  # no key allowed: 0
+            scales[i] = scales[i] * splat(like, 1 / total if total != 0 else 0)
+        out = <real*>row_at(p, &p.out, tile, r)
+        for j in range((p.value_width + w - 1) // w):
+            k = j * w
+            left = min(w, p.value_width - k)
+            v = load_wide(like, parts, r * width + k, left) * scales[0]
+            for i in range(1, count):
+                v = mul_add(load_wide(like, parts + i * size, r * width + k, left), scales[i], v)
+            store_n(out + k, v, left)
+        put_wide(like, row_at(p, &p.lse, tile, r), 0,
+                 top * LN_2 + log(total) if total != 0 else -INFINITY)
+
+
+# ---- over threads ---------------------------------------------------------------------------
+
+cdef void turn(
+    const Problem* p, const real* like, const Plan* plan, Py_ssize_t number, char* memory
+) noexcept nogil:
+    """One split of one tile."""
+    cdef Tile tile
+    cdef Work work
+    cdef Py_ssize_t split = number % plan.splits, first, last
+    cdef char* part
+    find_tile(p, like, plan, number // plan.splits, &tile)
+    share_out(p, like, &work, memory)
+    part = plan.parts + number * plan.part if plan.splits > 1 else <char*>work.part
+    # Whole blocks for each split.
+    last = ((tile.high - tile.low + KEYS - 1) // KEYS + plan.splits - 1) // plan.splits * KEYS
+    first = min(tile.high, tile.low + split * last)
+    last = min(tile.high, first + last)
+    if few_rows(p, tile.batch):
+        attend_few(p, like, &tile, &work, first, last, part)
+    else:
+        attend(p, like, &tile, &work, first, last, part)
+    if plan.splits == 1:
+        merge_parts(p, like, &tile, part, 1, plan.part)
+
+
+cdef void find_tile(
+    const Problem* p, const real* like, const Plan* plan, Py_ssize_t number, Tile* tile
+) noexcept nogil:
+    """Tile `number` of all: by bisection over the batch, whose entries may differ in length."""
+    cdef Py_ssize_t low = 0, high = p.batches, middle
+    while high - low > 1:
+        middle = (low + high) // 2
+        if plan.first_tile[middle] <= number:
+            low = middle
+        else:
+            high = middle
+    make_tile(p, tile, low, number - plan.first_tile[low], lanes_of(like), lanes(like))
+
+
+cdef void merge_turn(
+    const Problem* p, const real* like, const Plan* plan, Py_ssize_t number
+) noexcept nogil:
+    cdef Tile tile
+    find_tile(p, like, plan, number, &tile)
+    merge_parts(p, like, &tile, plan.parts + number * plan.splits * plan.part, plan.splits,
+                plan.part)
+
+
+cdef int64_t* count_tiles(const Problem* p, Py_ssize_t width) except NULL:
+    """(batches + 1,): the number of the first tile of each batch entry, and of all."""
+    cdef int64_t* first = <int64_t*>malloc((p.batches + 1) * sizeof(int64_t))
+    cdef Py_ssize_t b
+    if first == NULL:
+        raise MemoryError(f"no memory for the spans of {p.batches} sequences")
+    first[0] = 0
+    for b in range(p.batches):
+        first[b + 1] = first[b] + tiles_of(p, b, width)
+    return first
+
+
+cdef typed_forward(const Problem* p, const real* like, int threads):
+    cdef Plan plan
+    cdef Work work
+    cdef Py_ssize_t b, longest = 0, multiplications = 0, number
+    cdef int crew
+    plan.lanes = lanes_of(like)
+    plan.first_tile = count_tiles(p, plan.lanes)
+    plan.tiles = plan.first_tile[p.batches]
+    for b in range(p.batches):
+        longest = max(longest, <Py_ssize_t>(span(p, b)[3] - span(p, b)[2]))
+        multiplications += (span(p, b)[3] - span(p, b)[2]) * (span(p, b)[1] - span(p, b)[0])
+    multiplications *= p.heads * (p.width + p.value_width)
+    plan.splits = 1
+    if 0 < plan.tiles < ENOUGH:
+        plan.splits = max(1, min(min(ENOUGH // plan.tiles, longest // SHORTEST_SPLIT), MOST_SPLITS))
+    plan.part = padded(part_size(p, like))
+    plan.memory = share_out(p, like, &work, NULL)
+    crew = team(threads, multiplications // 8)
+    crew = max(1, min(crew, plan.tiles * plan.splits))
+    plan.parts = NULL
+    plan.work = <char*>malloc(crew * plan.memory + 64)
+    if plan.splits > 1:
+        plan.parts = <char*>malloc(plan.tiles * plan.splits * plan.part)
+    if plan.work == NULL or (plan.splits > 1 and plan.parts == NULL):
+        free(plan.work)
+        free(<void*>plan.first_tile)
+        raise MemoryError(f"no memory for the tiles of {crew} threads")
+    work.queries = <void*>((<size_t>plan.work + 63) & ~<size_t>63)
+    with nogil:
+        if crew == 1:
+            for number in range(plan.tiles * plan.splits):
+                turn(p, like, &plan, number, <char*>work.queries)
+        else:
+            for number in prange(plan.tiles * plan.splits, num_threads=crew, schedule="dynamic"):
+                turn(p, like, &plan, number, <char*>work.queries + threadid() * plan.memory)
+        if plan.splits > 1:
+            for number in range(plan.tiles):
+                merge_turn(p, like, &plan, number)
+    free(plan.work)
+    free(plan.parts)
+    free(<void*>plan.first_tile)
