@@ -2,6 +2,7 @@
 
 import math
 import operator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -243,13 +244,15 @@ def _ends(cu_seqlens: Any, total: int, name: str) -> np.ndarray:
     return ends
 
 
-def result_like(a: np.ndarray, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+def result_like(
+    a: np.ndarray, shape: tuple[int, ...], dtype: np.dtype, new: Callable[..., Any] = np.empty
+) -> np.ndarray:
     """A new array whose axes lie in memory in the order of those of `a`, the last one last."""
     if a.ndim != len(shape):
-        return np.empty(shape, dtype)
+        return new(shape, dtype)
     order = sorted(range(a.ndim - 1), key=lambda i: -abs(a.strides[i]) if a.shape[i] > 1 else 0)
     order = [*order, a.ndim - 1]
-    return np.empty([shape[i] for i in order], dtype).transpose(np.argsort(order))
+    return new([shape[i] for i in order], dtype).transpose(np.argsort(order))
 
 
 def check_result(out: Any, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

@@ -318,7 +318,7 @@ def attention_varlen_backward(
     )
     g, o, norm = _results(grad_out, out, lse, p.shape, p.shape[:-1], arrays[0].dtype)
     count = len(p.spans)
-    grads = [np.empty_like(_heads.row_contiguous(a)) for a in arrays]
+    grads = [_heads.result_like(a, a.shape, a.dtype, np.zeros) for a in arrays]
     kernel("attention", "attention_backward")(
         *(_heads.per_sequence(a, count) for a in (g,)),
         *p[:4],
@@ -388,11 +388,11 @@ def _backward(
     dmask: np.ndarray | None,
 ) -> list[np.ndarray]:
     """Gradients in the shapes of `arrays`; an input that was broadcast gets the sum."""
-    grads = []
+    grads, rooms = [], []
     for a, full in zip(arrays, p[:3], strict=True):
-        whole = a.shape == full.shape or (a.ndim == 2 and full.shape == (1, *a.shape))
-        grads.append(np.empty_like(a) if whole else np.empty(full.shape, a.dtype))
-    rooms = [g.reshape(full.shape) if g.ndim == 2 else g for g, full in zip(grads, p[:3], strict=True)]
+        shape = a.shape if a.size == full.size else full.shape
+        grads.append(_heads.result_like(a, shape, a.dtype, np.zeros))
+        rooms.append(_heads.spread(_heads.bits(grads[-1]), full.shape))
     kernel("attention", "attention_backward")(
         _heads.bits(grad_out),
         p.q,
@@ -402,7 +402,7 @@ def _backward(
         p.spans,
         _heads.bits(out),
         lse,
-        *map(_heads.bits, rooms),
+        *rooms,
         dmask,
         **p.options,
         threads=get_num_threads(),

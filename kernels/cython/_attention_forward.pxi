@@ -24,7 +24,7 @@ cdef struct Plan:  # who computes what
 
 cdef inline Py_ssize_t few_rows(const Problem* p, Py_ssize_t batch) noexcept nogil:
     """The queries that share keys, where they are few; else 0."""
-    cdef Py_ssize_t rows = p.group * (span(p, batch)[1] - span(p, batch)[0])
+    cdef Py_ssize_t rows = p.group * queries_of(p, batch)
     return rows if rows <= FEW else 0
 
 
@@ -51,13 +51,14 @@ cdef Py_ssize_t share_out(
     work.totals = memory + used
     used += padded(tile)
     work.weights = memory + used
-    used += padded(max(KEYS, p.width) * tile if p.pairs else 0)
+    used += padded(max(KEYS, max(p.width, p.value_width)) * tile if p.pairs else 0)
     work.keys = memory + used
     used += padded(KEYS * p.width * wide if converts else 0)
     work.values = memory + used
     used += padded(KEYS * p.value_width * wide if converts else 0)
     work.part = memory + used
     used += padded(part_size(p, like))
+    work.slope = NULL
     return used
 
 
@@ -291,7 +292,8 @@ cdef void find_tile(
             low = middle
         else:
             high = middle
-    make_tile(p, tile, low, number - plan.first_tile[low], lanes_of(like), lanes(like))
+    make_tile(p, tile, low, number - plan.first_tile[low], together(p, low, lanes_of(like)),
+              lanes_of(like), lanes(like))
 
 
 cdef void merge_turn(
@@ -311,28 +313,34 @@ cdef int64_t* count_tiles(const Problem* p, Py_ssize_t width) except NULL:
         raise MemoryError(f"no memory for the spans of {p.batches} sequences")
     first[0] = 0
     for b in range(p.batches):
-        first[b + 1] = first[b] + tiles_of(p, b, width)
+        first[b + 1] = first[b] + p.kv_heads * tiles_of(p, b, width)
     return first
+
+
+cdef Py_ssize_t multiplications(const Problem* p) noexcept nogil:
+    """Of the forward."""
+    cdef Py_ssize_t pairs = 0, b
+    for b in range(p.batches):
+        pairs += queries_of(p, b) * keys_of(p, b)
+    return pairs * p.heads * (p.width + p.value_width)
 
 
 cdef typed_forward(const Problem* p, const real* like, int threads):
     cdef Plan plan
     cdef Work work
-    cdef Py_ssize_t b, longest = 0, multiplications = 0, number
+    cdef Py_ssize_t b, longest = 0, number
     cdef int crew
     plan.lanes = lanes_of(like)
     plan.first_tile = count_tiles(p, plan.lanes)
     plan.tiles = plan.first_tile[p.batches]
     for b in range(p.batches):
-        longest = max(longest, <Py_ssize_t>(span(p, b)[3] - span(p, b)[2]))
-        multiplications += (span(p, b)[3] - span(p, b)[2]) * (span(p, b)[1] - span(p, b)[0])
-    multiplications *= p.heads * (p.width + p.value_width)
+        longest = max(longest, keys_of(p, b))
     plan.splits = 1
     if 0 < plan.tiles < ENOUGH:
         plan.splits = max(1, min(min(ENOUGH // plan.tiles, longest // SHORTEST_SPLIT), MOST_SPLITS))
     plan.part = padded(part_size(p, like))
     plan.memory = share_out(p, like, &work, NULL)
-    crew = team(threads, multiplications // 8)
+    crew = team(threads, multiplications(p) // 8)
     crew = max(1, min(crew, plan.tiles * plan.splits))
     plan.parts = NULL
     plan.work = <char*>malloc(crew * plan.memory + 64)

@@ -34,6 +34,7 @@ cdef extern from "products.h" nogil:
     void load_lanes[T](const T* const*, Py_ssize_t, Py_ssize_t, vector[T]*, Py_ssize_t)
     void store_lanes[T](T* const*, Py_ssize_t, const vector[T]*, Py_ssize_t)
     vector[T] row_products[T](const T*, Py_ssize_t, Py_ssize_t, const compute[T]*, Py_ssize_t)
+    void narrow_to(bf16*, vector[float])
     vector[T] load_mask[T](const T*, const void*, bint, Py_ssize_t)
     void load_mask_lanes[T](const T*, const char* const*, bint, Py_ssize_t, Py_ssize_t, Py_ssize_t,
                             vector[T]*, Py_ssize_t)
@@ -85,6 +86,16 @@ cdef struct Work:  # a thread's memory
     void* keys  # (KEYS, width) where the storage type is not computed in
     void* values  # (KEYS, value_width), or pairs of it
     void* part  # of the forward, where the keys are not split
+    # and for the backward:
+    void* grad  # (value_width, lanes): grad_out
+    void* query_rows  # (lanes, width), or pairs of rows
+    void* grad_rows  # (lanes, value_width), or pairs of rows
+    void* slope  # (KEYS, lanes): d(score) / d(score before softcap)
+    void* grad_scores  # (KEYS, lanes)
+    void* grad_queries  # (width, lanes)
+    void* means  # (lanes): sum of grad_out * out
+    void* grad_keys  # (CHUNK, width), where dk is not computed in
+    void* grad_values  # (CHUNK, value_width)
 
 
 cdef inline Heads heads_of(object array, int axes):
@@ -118,30 +129,35 @@ cdef inline const int64_t* span(const Problem* p, Py_ssize_t batch) noexcept nog
     return p.spans + 5 * batch
 
 
-cdef inline Py_ssize_t packed_heads(
-    const Problem* p, Py_ssize_t length, Py_ssize_t width
+cdef inline Py_ssize_t queries_of(const Problem* p, Py_ssize_t batch) noexcept nogil:
+    return span(p, batch)[1] - span(p, batch)[0]
+
+
+cdef inline Py_ssize_t keys_of(const Problem* p, Py_ssize_t batch) noexcept nogil:
+    return span(p, batch)[3] - span(p, batch)[2]
+
+
+cdef inline Py_ssize_t together(
+    const Problem* p, Py_ssize_t batch, Py_ssize_t width
 ) noexcept nogil:
     """Heads that share a tile: those of a group, where the queries of one fill at most half."""
-    return p.group if 2 * length <= width else 1
+    return p.group if 2 * queries_of(p, batch) <= width else 1
 
 
 cdef inline Py_ssize_t tiles_of(
     const Problem* p, Py_ssize_t batch, Py_ssize_t width
 ) noexcept nogil:
-    """Tiles of one batch entry."""
-    cdef Py_ssize_t length = span(p, batch)[1] - span(p, batch)[0]
-    cdef Py_ssize_t together = packed_heads(p, length, width)
-    return p.heads // together * ((together * length + width - 1) // width)
+    """Tiles of one key head of a batch entry."""
+    cdef Py_ssize_t heads = together(p, batch, width)
+    return p.group // heads * ((heads * queries_of(p, batch) + width - 1) // width)
 
 
 cdef void make_tile(
-    const Problem* p, Tile* tile, Py_ssize_t batch, Py_ssize_t index, Py_ssize_t width,
-    Py_ssize_t lanes
+    const Problem* p, Tile* tile, Py_ssize_t batch, Py_ssize_t index, Py_ssize_t together,
+    Py_ssize_t width, Py_ssize_t lanes
 ) noexcept nogil:
-    """Tile number `index` of a batch entry, and which keys its queries may see."""
-    cdef const int64_t* s = span(p, batch)
-    cdef Py_ssize_t length = s[1] - s[0], keys = s[3] - s[2], r, at
-    cdef Py_ssize_t together = packed_heads(p, length, width)
+    """Tile number `index` of a batch entry, of `together` heads, and which keys its queries see."""
+    cdef Py_ssize_t length = queries_of(p, batch), keys = keys_of(p, batch), r, at
     cdef Py_ssize_t count = (together * length + width - 1) // width
     tile.batch = batch
     tile.head = index // count * together
@@ -155,7 +171,7 @@ cdef void make_tile(
     tile.full_low = 0
     tile.full_high = keys
     for r in range(tile.columns):
-        at = (tile.first + min(r, tile.rows - 1)) % length + s[4]
+        at = (tile.first + min(r, tile.rows - 1)) % length + span(p, batch)[4]
         tile.lows[r] = max(0, at - p.left) if p.left >= 0 else 0
         tile.highs[r] = min(keys, at + p.right + 1) if p.right >= 0 else keys
         if tile.lows[r] < tile.highs[r]:
@@ -301,6 +317,7 @@ cdef bint scores(
     cdef bint partly = first < tile.full_low or first + n > tile.full_high
     cdef vector[real]* s = <vector[real]*>work.scores
     cdef vector[real]* m = <vector[real]*>work.mask
+    cdef vector[real]* slope = <vector[real]*>work.slope
     cdef vector[real] factor = splat(like, p.scale * LOG2_E), cap = splat(like, p.softcap * LOG2_E)
     cdef vector[real] log2_e = splat(like, LOG2_E), low = factor, high = factor, top, v
     if p.masked and not block_mask(p, like, tile, first, n, m):
@@ -315,7 +332,10 @@ cdef bint scores(
         for k in range(n):
             v = s[k * step + c] * factor
             if p.softcap != 0:
-                v = cap * tanh_of(like, v)
+                v = tanh_of(like, v)
+                if slope != NULL:
+                    slope[k * step + c] = splat(like, 1.0) - v * v
+                v = cap * v
             if p.masked:
                 v = mul_add(m[k * step + c], log2_e, v)
             if partly:

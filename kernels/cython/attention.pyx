@@ -14,6 +14,7 @@ include "_arrays.pxi"
 include "_threads.pxi"
 include "_attention_tiles.pxi"
 include "_attention_forward.pxi"
+include "_attention_backward.pxi"
 
 
 cdef fill_problem(
@@ -62,5 +63,31 @@ def attention(q, k, v, mask, spans, out, lse, *, double scale, Py_ssize_t left, 
         typed_forward(&p, <const f16*>NULL, threads)
     elif dtype == cnp.NPY_UINT16:
         typed_forward(&p, <const bf16*>NULL, threads)
+    else:
+        raise TypeError(f"no kernel for dtype {q.dtype}")
+
+
+def attention_backward(grad_out, q, k, v, mask, spans, out, lse, dq, dk, dv, dmask, *,
+                       double scale, Py_ssize_t left, Py_ssize_t right, double softcap,
+                       int threads):
+    cdef Problem p
+    cdef Gradient g
+    cdef int dtype = cnp.PyArray_TYPE(q)
+    fill_problem(&p, q, k, v, mask, spans, out, lse, scale, left, right, softcap)
+    g.grad_out = heads_of(grad_out, p.axes)
+    g.dq = heads_of(dq, p.axes)
+    g.dk = heads_of(dk, p.axes)
+    g.dv = heads_of(dv, p.axes)
+    g.dmask.data = NULL
+    if dmask is not None:
+        g.dmask = heads_of(dmask, p.axes)
+    if dtype == cnp.NPY_FLOAT32:
+        typed_backward(&p, &g, <const float*>NULL, threads)
+    elif dtype == cnp.NPY_FLOAT64:
+        typed_backward(&p, &g, <const double*>NULL, threads)
+    elif dtype == cnp.NPY_FLOAT16:
+        typed_backward(&p, &g, <const f16*>NULL, threads)
+    elif dtype == cnp.NPY_UINT16:
+        typed_backward(&p, &g, <const bf16*>NULL, threads)
     else:
         raise TypeError(f"no kernel for dtype {q.dtype}")

@@ -165,6 +165,16 @@ INLINE void store_pairs(const T *, void *to, long at, vector<T> even, vector<T> 
 #endif
 }
 
+// A vector rounded to bfloat16: its lanes are pairs of neighbours.
+INLINE void narrow_to(bf16 *to, f32v v) {
+#if defined(__AVX512BF16__)
+    auto all = bits<half_bits>(_mm512_cvtneps_pbh(v));
+    memcpy(to, &all, sizeof all);
+#else
+    store(to, v);
+#endif
+}
+
 // A mask: floating numbers of the storage type, or bytes, where 0 (not allowed) stands for -inf.
 template <class T> INLINE vector<T> load_mask(const T *, const void *row, bool bytes, long n) {
     if (!bytes) return load_n((const T *)row, n, 0);

@@ -1,0 +1,389 @@
+"""The backward: the weights are computed again from lse, tile by tile and block by block.
+
+With p the weights, ds = p * (grad_out v^T - sum(grad_out * out)), from which dq = scale * ds k,
+dk = scale * ds^T q and dv = p^T grad_out. A tile of queries adds to dk and dv of every key. Where
+there are heads enough for the threads, each takes whole heads and adds in dk and dv themselves:
+five products. Else dq is computed over tiles of queries, and dk and dv once more over chunks of
+keys: seven products, in which every number is summed in the same order, so the bits are the same.
+Results of 16 bits cannot be summed in, so they always go the second way.
+"""
+
+cdef enum:
+    CHUNK = 4 * KEYS  # keys of a turn for dk and dv: the queries are transposed again for each
+
+cdef struct Gradient:
+    Heads grad_out, dq, dk, dv, dmask
+    bint whole_heads
+
+
+cdef Py_ssize_t share_out_backward(
+    const Problem* p, const real* like, Work* work, char* memory
+) noexcept nogil:
+    cdef Py_ssize_t wide = 8 if real is double else 4, tile = lanes_of(like) * wide, used
+    cdef bint converts = not (real is double or real is float)
+    used = share_out(p, like, work, memory)
+    work.grad = memory + used
+    used += padded(p.value_width * tile)
+    work.query_rows = memory + used
+    used += padded(max(p.width * tile, lanes(like) * KEYS * wide))
+    work.grad_rows = memory + used
+    used += padded(p.value_width * tile)
+    if p.softcap != 0:
+        work.slope = memory + used
+        used += padded(KEYS * tile)
+    work.grad_scores = memory + used
+    used += padded(KEYS * tile)
+    work.grad_queries = memory + used
+    used += padded(p.width * tile)
+    work.means = memory + used
+    used += padded(tile)
+    work.grad_keys = memory + used
+    used += padded(CHUNK * p.width * wide if converts else 0)
+    work.grad_values = memory + used
+    used += padded(CHUNK * p.value_width * wide if converts else 0)
+    return used
+
+
+# ---- a tile, and a block of keys ------------------------------------------------------------
+
+cdef void load_rows(
+    const Problem* p, const Heads* a, const Tile* tile, const real* like, Py_ssize_t n, void* to
+) noexcept nogil:
+    """The rows of a tile, (rows, n) in the type that is computed in, or pairs of neighbours."""
+    cdef Py_ssize_t w = lanes(like), r, k, left
+    cdef vector[real] odd
+    if not p.pairs:
+        for r in range(tile.rows):
+            widen_rows(<const real*>row_at(p, a, tile, r), 0, 1, n, <compute[real]*>to + r * n)
+        return
+    for r in range((tile.rows + 1) // 2):
+        for k in range((n + w - 1) // w):
+            left = min(w, n - k * w)
+            odd = splat(like, 0.0)
+            if 2 * r + 1 < tile.rows:
+                odd = load_n(<const real*>row_at(p, a, tile, 2 * r + 1) + k * w, left, 0.0)
+            store_pairs(like, to, r * n + k * w,
+                        load_n(<const real*>row_at(p, a, tile, 2 * r) + k * w, left, 0.0), odd, left)
+
+
+cdef void begin_tile(
+    const Problem* p, const Gradient* g, const real* like, const Tile* tile, const Work* work
+) noexcept nogil:
+    """Queries, grad_out, lse and sum(grad_out * out) of a tile."""
+    cdef Py_ssize_t w = lanes(like), r, k, left
+    cdef const real* go
+    cdef const real* o
+    cdef vector[real] total
+    cdef double lse
+    if p.pairs:
+        rows_to_lanes(p, &p.q, tile, like, p.width, work.weights)
+        lanes_to_pairs(work.weights, p.width, tile.columns, work.queries)
+        rows_to_lanes(p, &g.grad_out, tile, like, p.value_width, work.weights)
+        lanes_to_pairs(work.weights, p.value_width, tile.columns, work.grad)
+    else:
+        rows_to_lanes(p, &p.q, tile, like, p.width, work.queries)
+        rows_to_lanes(p, &g.grad_out, tile, like, p.value_width, work.grad)
+    load_rows(p, &p.q, tile, like, p.width, work.query_rows)
+    load_rows(p, &g.grad_out, tile, like, p.value_width, work.grad_rows)
+    for r in range(tile.columns):
+        lse = -INFINITY
+        total = splat(like, 0.0)
+        if r < tile.rows:
+            lse = get_wide(like, row_at(p, &p.lse, tile, r), 0)
+            go = <const real*>row_at(p, &g.grad_out, tile, r)
+            o = <const real*>row_at(p, &p.out, tile, r)
+            for k in range((p.value_width + w - 1) // w):
+                left = min(w, p.value_width - k * w)
+                total = mul_add(load_n(go + k * w, left, 0.0), load_n(o + k * w, left, 0.0), total)
+        put_wide(like, work.means, r, reduce_add(total))
+        # A query that sees no key: every weight is exp2(-inf).
+        put_wide(like, work.totals, r, INFINITY if lse == -INFINITY else lse * LOG2_E)
+
+
+cdef bint block_gradient(
+    const Problem* p, const real* like, const Tile* tile, const Work* work, Py_ssize_t first,
+    Py_ssize_t n, bint of_mask
+) noexcept nogil:
+    """work.scores = p, work.grad_scores = ds of n keys: of the scores before softcap and scale or,
+    for the gradient of a mask, after. False where the mask lets nothing through."""
+    cdef Py_ssize_t w = lanes(like), step = TILE_VECTORS, c, k
+    cdef vector[real] tops[TILE_VECTORS]
+    cdef vector[real]* s = <vector[real]*>work.scores
+    cdef vector[real]* ds = <vector[real]*>work.grad_scores
+    cdef vector[real]* slope = <vector[real]*>work.slope
+    cdef vector[real] scale = splat(like, p.scale), lse, mean, v
+    if not scores(p, like, tile, work, first, n, tops):
+        return False
+    times_keys(p, like, &p.v, tile, first, n, p.value_width, work.grad, work.values,
+               work.grad_scores)
+    for c in range(tile.columns // w):
+        lse = load_wide(like, work.totals, c * w, w)
+        mean = load_wide(like, work.means, c * w, w)
+        for k in range(n):
+            v = exp_2(like, s[k * step + c] - lse)
+            s[k * step + c] = v
+            v = v * (ds[k * step + c] - mean)
+            if not of_mask:
+                v = v * scale
+                if slope != NULL:
+                    v = v * slope[k * step + c]
+            ds[k * step + c] = v
+    return True
+
+
+cdef void narrow_lanes(void* memory, Py_ssize_t n, Py_ssize_t columns, void* to) noexcept nogil:
+    """(n, lanes) of float to bfloat16: pairs of neighbouring lanes."""
+    cdef float* x = <float*>memory
+    cdef bf16* y = <bf16*>to
+    cdef Py_ssize_t w = lanes(x), width = lanes_of(x), k, c
+    for k in range(n):
+        for c in range(columns // w):
+            narrow_to(y + k * width + c * w, load(x + k * width + c * w))
+
+
+cdef inline void add_outer(
+    const Problem* p, const real* like, const Tile* tile, const Work* work, void* left, void* rows,
+    Py_ssize_t n, Py_ssize_t width, void* to, Py_ssize_t stride
+) noexcept nogil:
+    """(n, width) += left (n, lanes) times the rows (lanes, width) of the tile."""
+    cdef Py_ssize_t all = lanes_of(like)
+    if p.pairs:
+        narrow_lanes(left, n, tile.columns, work.weights)
+        product(<bf16_pair*>work.weights, all // 2, 1, n, <bf16_pair*>rows, width,
+                (tile.rows + 1) // 2, <float*>to, stride, width, True)
+    else:
+        product(<compute[real]*>left, all, 1, n, <compute[real]*>rows, width, tile.rows,
+                <compute[real]*>to, stride, width, True)
+
+
+cdef inline void add_to_queries(
+    const Problem* p, const real* like, const Tile* tile, const Work* work, Py_ssize_t first,
+    Py_ssize_t n
+) noexcept nogil:
+    """work.grad_queries += ds^T k."""
+    cdef void* right = work.grad_scores
+    if p.pairs:
+        lanes_to_pairs(work.grad_scores, n, tile.columns, work.weights)
+        right = work.weights
+    add_keys_times(p, like, &p.k, tile, first, n, p.width, right, work.keys, work.grad_queries)
+
+
+cdef void end_tile(
+    const Problem* p, const Gradient* g, const real* like, const Tile* tile, const Work* work
+) noexcept nogil:
+    """Writes dq of the tile."""
+    cdef Py_ssize_t w = lanes(like), c, r
+    cdef real* rows[16]
+    for c in range(tile.columns // w):
+        for r in range(w):
+            rows[r] = <real*>row_at(p, &g.dq, tile, c * w + r)
+        store_lanes(rows, p.width, <vector[real]*>work.grad_queries + c, TILE_VECTORS)
+
+
+# ---- turns ----------------------------------------------------------------------------------
+
+cdef void clear_queries(const Problem* p, const real* like, const Work* work) noexcept nogil:
+    memset(work.grad_queries, 0, p.width * lanes_of(like) * (8 if real is double else 4))
+
+
+cdef void query_turn(
+    const Problem* p, const Gradient* g, const real* like, const Plan* plan, Py_ssize_t number,
+    const Work* work
+) noexcept nogil:
+    """dq of one tile."""
+    cdef Tile tile
+    cdef Py_ssize_t k, n, first
+    find_tile(p, like, plan, number, &tile)
+    begin_tile(p, g, like, &tile, work)
+    clear_queries(p, like, work)
+    for k in range((tile.high - tile.low + KEYS - 1) // KEYS):
+        first = tile.low + k * KEYS
+        n = min(KEYS, tile.high - first)
+        if block_gradient(p, like, &tile, work, first, n, False):
+            add_to_queries(p, like, &tile, work, first, n)
+    end_tile(p, g, like, &tile, work)
+
+
+cdef void key_turn(
+    const Problem* p, const Gradient* g, const real* like, Py_ssize_t batch, Py_ssize_t head,
+    Py_ssize_t first, Py_ssize_t last, const Work* work, bint with_queries
+) noexcept nogil:
+    """dk and dv of the keys from `first` to `last` of a head; dq too where these are all keys."""
+    cdef Tile tile
+    cdef bint converts = not (real is double or real is float)
+    cdef Py_ssize_t width = lanes_of(like), count = tiles_of(p, batch, width), i, k, n, at, end, r, j
+    cdef Py_ssize_t dk_stride = p.width, dv_stride = p.value_width, left, w = lanes(like)
+    cdef char* dk
+    cdef char* dv
+    cdef Heads of_keys = g.dk, of_values = g.dv
+    cdef real* to
+    tile.batch = batch
+    tile.kv_head = head
+    if converts:
+        memset(work.grad_keys, 0, CHUNK * p.width * 4)
+        memset(work.grad_values, 0, CHUNK * p.value_width * 4)
+    else:
+        dk_stride = g.dk.row // <Py_ssize_t>sizeof(real)
+        dv_stride = g.dv.row // <Py_ssize_t>sizeof(real)
+    for i in range(count):
+        make_tile(p, &tile, batch, head * count + i, together(p, batch, width), width, w)
+        if tile.low >= last or tile.high <= first:
+            if with_queries:
+                clear_queries(p, like, work)
+                end_tile(p, g, like, &tile, work)
+            continue
+        begin_tile(p, g, like, &tile, work)
+        if with_queries:
+            clear_queries(p, like, work)
+        at = max(first, tile.low)
+        end = min(last, tile.high)
+        for k in range((end - at + KEYS - 1) // KEYS):
+            n = min(KEYS, end - at)
+            if block_gradient(p, like, &tile, work, at, n, False):
+                if converts:
+                    dk = <char*>work.grad_keys + (at - first) * p.width * 4
+                    dv = <char*>work.grad_values + (at - first) * p.value_width * 4
+                else:
+                    dk = key_at(p, &of_keys, &tile, at)
+                    dv = key_at(p, &of_values, &tile, at)
+                if with_queries:
+                    add_to_queries(p, like, &tile, work, at, n)
+                add_outer(p, like, &tile, work, work.scores, work.grad_rows, n, p.value_width, dv,
+                          dv_stride)
+                add_outer(p, like, &tile, work, work.grad_scores, work.query_rows, n, p.width, dk,
+                          dk_stride)
+            at += n
+        if with_queries:
+            end_tile(p, g, like, &tile, work)
+    if converts:
+        for r in range(last - first):
+            to = <real*>key_at(p, &of_keys, &tile, first + r)
+            for j in range((p.width + w - 1) // w):
+                left = min(w, p.width - j * w)
+                store_n(to + j * w, load_wide(like, work.grad_keys, r * p.width + j * w, left), left)
+            to = <real*>key_at(p, &of_values, &tile, first + r)
+            for j in range((p.value_width + w - 1) // w):
+                left = min(w, p.value_width - j * w)
+                store_n(to + j * w,
+                        load_wide(like, work.grad_values, r * p.value_width + j * w, left), left)
+
+
+cdef void mask_turn(
+    const Problem* p, const Gradient* g, const real* like, Py_ssize_t number, const Work* work
+) noexcept nogil:
+    """The gradient of the mask for one tile of positions, over all batch entries and heads: where
+    the mask was broadcast, they add up in the same place."""
+    cdef Tile tile
+    cdef Py_ssize_t width = lanes_of(like), w = lanes(like), count, batch, head, k, n, first, r, c, j
+    cdef Py_ssize_t left
+    cdef compute[real]* rows[16]
+    cdef Heads of_mask = g.dmask
+    cdef void* scratch = work.query_rows
+    cdef char* to
+    cdef vector[real] v
+    for batch in range(p.batches):
+        count = (queries_of(p, batch) + width - 1) // width
+        for head in range(p.heads):
+            if number >= count:
+                continue
+            make_tile(p, &tile, batch, head * count + number, 1, width, w)
+            begin_tile(p, g, like, &tile, work)
+            for k in range((tile.high - tile.low + KEYS - 1) // KEYS):
+                first = tile.low + k * KEYS
+                n = min(KEYS, tile.high - first)
+                if not block_gradient(p, like, &tile, work, first, n, True):
+                    continue
+                for c in range(tile.columns // w):
+                    for r in range(w):
+                        rows[r] = NULL
+                        if c * w + r < tile.rows:
+                            rows[r] = <compute[real]*>scratch + r * KEYS
+                    store_lanes(rows, n, <vector[compute[real]]*>work.grad_scores + c, TILE_VECTORS)
+                    for r in range(min(w, tile.rows - c * w)):
+                        to = row_at(p, &of_mask, &tile, c * w + r) + first * of_mask.item
+                        v = splat(like, 0.0)
+                        for j in range((n + w - 1) // w):
+                            left = min(w, n - j * w)
+                            if of_mask.item:
+                                store_wide(like, to, j * w, load_wide(like, to, j * w, left)
+                                           + load_wide(like, scratch, r * KEYS + j * w, left), left)
+                            else:
+                                v = v + load_wide(like, scratch, r * KEYS + j * w, left)
+                        if of_mask.item == 0:
+                            put_wide(like, to, 0, get_wide(like, to, 0) + reduce_add(v))
+
+
+# ---- over threads ---------------------------------------------------------------------------
+
+cdef typed_backward(const Problem* p, const Gradient* gradient, const real* like, int threads):
+    cdef Gradient g = gradient[0]
+    cdef Plan plan
+    cdef Work work
+    cdef Py_ssize_t number, longest = 0, most = 0, chunks, b, heads = p.batches * p.kv_heads
+    cdef int crew = team(threads, multiplications(p) // 4)
+    cdef bint whole = (real is double or real is float) and (
+        heads * 7 >= (heads + crew - 1) // crew * crew * 5)
+    plan.splits = 1
+    plan.first_tile = count_tiles(p, lanes_of(like))
+    plan.tiles = plan.first_tile[p.batches]
+    plan.memory = share_out_backward(p, like, &work, NULL)
+    plan.work = <char*>malloc(crew * plan.memory + 64)
+    if plan.work == NULL:
+        free(<void*>plan.first_tile)
+        raise MemoryError(f"no memory for the tiles of {crew} threads")
+    work.queries = <void*>((<size_t>plan.work + 63) & ~<size_t>63)
+    for b in range(p.batches):
+        longest = max(longest, keys_of(p, b))
+        most = max(most, (queries_of(p, b) + lanes_of(like) - 1) // lanes_of(like))
+    chunks = (longest + CHUNK - 1) // CHUNK
+    with nogil:
+        if whole:
+            for number in prange(heads, num_threads=crew, schedule="dynamic"):
+                head_turn(p, &g, like, &plan, number, 0, <char*>work.queries)
+        else:
+            for number in prange(plan.tiles, num_threads=crew, schedule="dynamic"):
+                tile_turn(p, &g, like, &plan, number, <char*>work.queries)
+            for number in prange(heads * chunks, num_threads=crew, schedule="dynamic"):
+                head_turn(p, &g, like, &plan, number, chunks, <char*>work.queries)
+        if g.dmask.data != NULL:
+            if g.dmask.row == 0:
+                crew = 1
+            for number in prange(most, num_threads=crew, schedule="dynamic"):
+                position_turn(p, &g, like, &plan, number, <char*>work.queries)
+    free(plan.work)
+    free(<void*>plan.first_tile)
+
+
+cdef void head_turn(
+    const Problem* p, const Gradient* g, const real* like, const Plan* plan, Py_ssize_t number,
+    Py_ssize_t chunks, char* memory
+) noexcept nogil:
+    """A whole head or, where there are `chunks`, one of them of its keys."""
+    cdef Work work
+    cdef Py_ssize_t chunk = number % chunks if chunks else 0
+    cdef Py_ssize_t head = number // chunks if chunks else number
+    cdef Py_ssize_t batch = head // p.kv_heads, keys = keys_of(p, batch)
+    share_out_backward(p, like, &work, memory + threadid() * plan.memory)
+    if chunks == 0:
+        key_turn(p, g, like, batch, head % p.kv_heads, 0, keys, &work, True)
+    elif chunk * CHUNK < keys:
+        key_turn(p, g, like, batch, head % p.kv_heads, chunk * CHUNK,
+                 min(keys, (chunk + 1) * CHUNK), &work, False)
+
+
+cdef void tile_turn(
+    const Problem* p, const Gradient* g, const real* like, const Plan* plan, Py_ssize_t number,
+    char* memory
+) noexcept nogil:
+    cdef Work work
+    share_out_backward(p, like, &work, memory + threadid() * plan.memory)
+    query_turn(p, g, like, plan, number, &work)
+
+
+cdef void position_turn(
+    const Problem* p, const Gradient* g, const real* like, const Plan* plan, Py_ssize_t number,
+    char* memory
+) noexcept nogil:
+    cdef Work work
+    share_out_backward(p, like, &work, memory + threadid() * plan.memory)
+    mask_turn(p, g, like, number, &work)
