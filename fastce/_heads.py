@@ -213,7 +213,13 @@ def packed(
         )
     count = len(ends_q) - 1
     spans = np.stack(
-        [ends_q[:-1], ends_q[1:], ends_k[:-1], ends_k[1:], _per_entry(q_offset, (count,), "q_offset")],
+        [
+            ends_q[:-1],
+            ends_q[1:],
+            ends_k[:-1],
+            ends_k[1:],
+            _per_entry(q_offset, (count,), "q_offset"),
+        ],
         axis=1,
     )
     return Heads(
@@ -240,7 +246,9 @@ def _ends(cu_seqlens: Any, total: int, name: str) -> np.ndarray:
         )
     ends = ends.astype(np.int64)
     if ends[0] != 0 or ends[-1] != total or np.any(np.diff(ends) < 0):
-        raise ValueError(f"{name} must rise from 0 to {total}, the number of rows, got {cu_seqlens!r}")
+        raise ValueError(
+            f"{name} must rise from 0 to {total}, the number of rows, got {cu_seqlens!r}"
+        )
     return ends
 
 
@@ -274,6 +282,8 @@ def summed(grad: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     axes = tuple(range(front)) + tuple(
         front + i for i, n in enumerate(shape) if n == 1 and grad.shape[front + i] != 1
     )
-    return grad.sum(axis=axes, dtype=_arrays.compute_dtype(grad.dtype)).reshape(shape).astype(
-        grad.dtype
+    return (
+        grad.sum(axis=axes, dtype=_arrays.compute_dtype(grad.dtype))
+        .reshape(shape)
+        .astype(grad.dtype)
     )

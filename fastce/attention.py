@@ -108,10 +108,10 @@ def scaled_dot_product_attention(
     else:
         result = _heads.check_result(out, shape, arrays[0].dtype)
         p = _apart(p, result)
-    lse = np.empty(p.shape[:-1], _arrays.compute_dtype(result.dtype))
+    lse = np.empty(p.shape[:-1], _arrays.compute_dtype(result.dtype)) if return_lse else None
     _forward(p, result[None] if squeeze else result, lse)
     result = _arrays.like(q, result) if out is None else out
-    if not return_lse:
+    if lse is None:
         return result
     return result, _arrays.like(q, lse[0] if squeeze else lse)
 
@@ -258,11 +258,12 @@ def attention_varlen(
     else:
         result = _heads.check_result(out, p.shape, arrays[0].dtype)
         p = _apart(p, result)
-    lse = np.empty(p.shape[:-1], _arrays.compute_dtype(result.dtype))
+    lse = np.empty(p.shape[:-1], _arrays.compute_dtype(result.dtype)) if return_lse else None
     count = len(p.spans)
-    _forward(p, _heads.per_sequence(result, count), _heads.per_sequence(lse, count))
+    norms = None if lse is None else _heads.per_sequence(lse, count)
+    _forward(p, _heads.per_sequence(result, count), norms)
     result = _arrays.like(q, result) if out is None else out
-    return (result, _arrays.like(q, lse)) if return_lse else result
+    return result if lse is None else (result, _arrays.like(q, lse))
 
 
 def attention_varlen_backward(
@@ -365,7 +366,7 @@ def _results(
     return found[0], found[1], norm.astype(_arrays.compute_dtype(dtype), copy=False)
 
 
-def _forward(p: Heads, result: np.ndarray, lse: np.ndarray) -> None:
+def _forward(p: Heads, result: np.ndarray, lse: np.ndarray | None) -> None:
     kernel("attention", "attention")(
         p.q,
         p.k,

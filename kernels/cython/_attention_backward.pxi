@@ -1,23 +1,44 @@
 """The backward: the weights are computed again from lse, tile by tile and block by block.
 
 With p the weights, ds = p * (grad_out v^T - sum(grad_out * out)), from which dq = scale * ds k,
-dk = scale * ds^T q and dv = p^T grad_out. A tile of queries adds to dk and dv of every key. Where
-there are heads enough for the threads, each takes whole heads and adds in dk and dv themselves:
-five products. Else dq is computed over tiles of queries, and dk and dv once more over chunks of
-keys: seven products, in which every number is summed in the same order, so the bits are the same.
-Results of 16 bits cannot be summed in, so they always go the second way.
+dk = scale * ds^T q and dv = p^T grad_out: five products. A tile of queries adds to dk and dv of
+every key, and its turn comes in the order of the tiles, whoever computes it: the bits do not depend
+on the threads. Three ways, which sum every number in the same order:
+
+- A thread takes a whole head of keys, tile after tile.
+- Where there are fewer heads than threads, these take the tiles of one head in order. Before it
+  adds to a block of keys, a tile waits until those before it have passed that block.
+- Results of 16 bits cannot be summed in. A whole head is summed in the thread's memory, if it fits;
+  else dq is computed over tiles, and dk and dv once more over chunks of keys: seven products.
 """
+
+cdef extern from *:
+    """
+    #include <sched.h>
+    INLINE void announce(int64_t *progress, int64_t value) {
+        __atomic_store_n(progress, value, __ATOMIC_RELEASE);
+    }
+    INLINE void wait_for(const int64_t *progress, int64_t value) {
+        for (int tries = 0; __atomic_load_n(progress, __ATOMIC_ACQUIRE) < value; tries++)
+            if (tries > 100) sched_yield();
+    }
+    """
+    void announce(int64_t*, int64_t) nogil
+    void wait_for(const int64_t*, int64_t) nogil
 
 cdef enum:
     CHUNK = 4 * KEYS  # keys of a turn for dk and dv: the queries are transposed again for each
+    HEAD_MEMORY = 1 << 22  # bytes for the sums of a whole head
+
+cdef int64_t DONE = 1 << 62
 
 cdef struct Gradient:
     Heads grad_out, dq, dk, dv, dmask
-    bint whole_heads
+    Py_ssize_t chunk  # keys for which there is memory to sum in
 
 
 cdef Py_ssize_t share_out_backward(
-    const Problem* p, const real* like, Work* work, char* memory
+    const Problem* p, const Gradient* g, const real* like, Work* work, char* memory
 ) noexcept nogil:
     cdef Py_ssize_t wide = 8 if real is double else 4, tile = lanes_of(like) * wide, used
     cdef bint converts = not (real is double or real is float)
@@ -38,9 +59,9 @@ cdef Py_ssize_t share_out_backward(
     work.means = memory + used
     used += padded(tile)
     work.grad_keys = memory + used
-    used += padded(CHUNK * p.width * wide if converts else 0)
+    used += padded(g.chunk * p.width * wide if converts else 0)
     work.grad_values = memory + used
-    used += padded(CHUNK * p.value_width * wide if converts else 0)
+    used += padded(g.chunk * p.value_width * wide if converts else 0)
     return used
 
 
@@ -52,18 +73,20 @@ cdef void load_rows(
     """The rows of a tile, (rows, n) in the type that is computed in, or pairs of neighbours."""
     cdef Py_ssize_t w = lanes(like), r, k, left
     cdef vector[real] odd
+    cdef char* rows[MOST_LANES]
+    rows_of(p, a, tile, rows)
     if not p.pairs:
         for r in range(tile.rows):
-            widen_rows(<const real*>row_at(p, a, tile, r), 0, 1, n, <compute[real]*>to + r * n)
+            widen_rows(<const real*>rows[r], 0, 1, n, <compute[real]*>to + r * n)
         return
     for r in range((tile.rows + 1) // 2):
         for k in range((n + w - 1) // w):
             left = min(w, n - k * w)
             odd = splat(like, 0.0)
             if 2 * r + 1 < tile.rows:
-                odd = load_n(<const real*>row_at(p, a, tile, 2 * r + 1) + k * w, left, 0.0)
+                odd = load_n(<const real*>rows[2 * r + 1] + k * w, left, 0.0)
             store_pairs(like, to, r * n + k * w,
-                        load_n(<const real*>row_at(p, a, tile, 2 * r) + k * w, left, 0.0), odd, left)
+                        load_n(<const real*>rows[2 * r] + k * w, left, 0.0), odd, left)
 
 
 cdef void begin_tile(
@@ -71,6 +94,9 @@ cdef void begin_tile(
 ) noexcept nogil:
     """Queries, grad_out, lse and sum(grad_out * out) of a tile."""
     cdef Py_ssize_t w = lanes(like), r, k, left
+    cdef char* norms[MOST_LANES]
+    cdef char* grads[MOST_LANES]
+    cdef char* outs[MOST_LANES]
     cdef const real* go
     cdef const real* o
     cdef vector[real] total
@@ -85,13 +111,16 @@ cdef void begin_tile(
         rows_to_lanes(p, &g.grad_out, tile, like, p.value_width, work.grad)
     load_rows(p, &p.q, tile, like, p.width, work.query_rows)
     load_rows(p, &g.grad_out, tile, like, p.value_width, work.grad_rows)
+    rows_of(p, &p.lse, tile, norms)
+    rows_of(p, &p.out, tile, outs)
+    rows_of(p, &g.grad_out, tile, grads)
     for r in range(tile.columns):
         lse = -INFINITY
         total = splat(like, 0.0)
         if r < tile.rows:
-            lse = get_wide(like, row_at(p, &p.lse, tile, r), 0)
-            go = <const real*>row_at(p, &g.grad_out, tile, r)
-            o = <const real*>row_at(p, &p.out, tile, r)
+            lse = get_wide(like, norms[r], 0)
+            go = <const real*>grads[r]
+            o = <const real*>outs[r]
             for k in range((p.value_width + w - 1) // w):
                 left = min(w, p.value_width - k * w)
                 total = mul_add(load_n(go + k * w, left, 0.0), load_n(o + k * w, left, 0.0), total)
@@ -172,12 +201,11 @@ cdef void end_tile(
     const Problem* p, const Gradient* g, const real* like, const Tile* tile, const Work* work
 ) noexcept nogil:
     """Writes dq of the tile."""
-    cdef Py_ssize_t w = lanes(like), c, r
-    cdef real* rows[16]
+    cdef Py_ssize_t w = lanes(like), c
+    cdef char* rows[MOST_LANES]
+    rows_of(p, &g.dq, tile, rows)
     for c in range(tile.columns // w):
-        for r in range(w):
-            rows[r] = <real*>row_at(p, &g.dq, tile, c * w + r)
-        store_lanes(rows, p.width, <vector[real]*>work.grad_queries + c, TILE_VECTORS)
+        store_lanes(<real**>(rows + c * w), p.width, <vector[real]*>work.grad_queries + c, TILE_VECTORS)
 
 
 # ---- turns ----------------------------------------------------------------------------------
@@ -220,8 +248,8 @@ cdef void key_turn(
     tile.batch = batch
     tile.kv_head = head
     if converts:
-        memset(work.grad_keys, 0, CHUNK * p.width * 4)
-        memset(work.grad_values, 0, CHUNK * p.value_width * 4)
+        memset(work.grad_keys, 0, (last - first) * p.width * 4)
+        memset(work.grad_values, 0, (last - first) * p.value_width * 4)
     else:
         dk_stride = g.dk.row // <Py_ssize_t>sizeof(real)
         dv_stride = g.dv.row // <Py_ssize_t>sizeof(real)
@@ -268,6 +296,39 @@ cdef void key_turn(
                         load_wide(like, work.grad_values, r * p.value_width + j * w, left), left)
 
 
+cdef void ordered_turn(
+    const Problem* p, const Gradient* g, const real* like, const Plan* plan, Py_ssize_t number,
+    int64_t* progress, const Work* work
+) noexcept nogil:
+    """dq of one tile, and what it adds to dk and dv. progress[i] is the key that tile i has passed."""
+    cdef Tile tile
+    cdef Py_ssize_t k, n, at, oldest, i
+    cdef Heads of_keys = g.dk, of_values = g.dv
+    cdef bint allowed
+    find_tile(p, like, plan, number, &tile)
+    announce(progress + number, tile.low)
+    oldest = number - (number - plan.first_tile[tile.batch]) % tiles_of(p, tile.batch, plan.lanes)
+    begin_tile(p, g, like, &tile, work)
+    clear_queries(p, like, work)
+    for k in range((tile.high - tile.low + KEYS - 1) // KEYS):
+        at = tile.low + k * KEYS
+        n = min(KEYS, tile.high - at)
+        allowed = block_gradient(p, like, &tile, work, at, n, False)
+        if allowed:
+            add_to_queries(p, like, &tile, work, at, n)
+            for i in range(oldest, number):
+                wait_for(progress + i, at + n)
+            while oldest < number and progress[oldest] == DONE:
+                oldest += 1
+            add_outer(p, like, &tile, work, work.scores, work.grad_rows, n, p.value_width,
+                      key_at(p, &of_values, &tile, at), g.dv.row // <Py_ssize_t>sizeof(real))
+            add_outer(p, like, &tile, work, work.grad_scores, work.query_rows, n, p.width,
+                      key_at(p, &of_keys, &tile, at), g.dk.row // <Py_ssize_t>sizeof(real))
+        announce(progress + number, at + n)
+    end_tile(p, g, like, &tile, work)
+    announce(progress + number, DONE)
+
+
 cdef void mask_turn(
     const Problem* p, const Gradient* g, const real* like, Py_ssize_t number, const Work* work
 ) noexcept nogil:
@@ -280,6 +341,7 @@ cdef void mask_turn(
     cdef Heads of_mask = g.dmask
     cdef void* scratch = work.query_rows
     cdef char* to
+    cdef char* places[MOST_LANES]
     cdef vector[real] v
     for batch in range(p.batches):
         count = (queries_of(p, batch) + width - 1) // width
@@ -288,6 +350,7 @@ cdef void mask_turn(
                 continue
             make_tile(p, &tile, batch, head * count + number, 1, width, w)
             begin_tile(p, g, like, &tile, work)
+            rows_of(p, &of_mask, &tile, places)
             for k in range((tile.high - tile.low + KEYS - 1) // KEYS):
                 first = tile.low + k * KEYS
                 n = min(KEYS, tile.high - first)
@@ -300,7 +363,7 @@ cdef void mask_turn(
                             rows[r] = <compute[real]*>scratch + r * KEYS
                     store_lanes(rows, n, <vector[compute[real]]*>work.grad_scores + c, TILE_VECTORS)
                     for r in range(min(w, tile.rows - c * w)):
-                        to = row_at(p, &of_mask, &tile, c * w + r) + first * of_mask.item
+                        to = places[c * w + r] + first * of_mask.item
                         v = splat(like, 0.0)
                         for j in range((n + w - 1) // w):
                             left = min(w, n - j * w)
@@ -321,28 +384,43 @@ cdef typed_backward(const Problem* p, const Gradient* gradient, const real* like
     cdef Work work
     cdef Py_ssize_t number, longest = 0, most = 0, chunks, b, heads = p.batches * p.kv_heads
     cdef int crew = team(threads, multiplications(p) // 4)
-    cdef bint whole = (real is double or real is float) and (
-        heads * 7 >= (heads + crew - 1) // crew * crew * 5)
-    plan.splits = 1
-    plan.first_tile = count_tiles(p, lanes_of(like))
-    plan.tiles = plan.first_tile[p.batches]
-    plan.memory = share_out_backward(p, like, &work, NULL)
-    plan.work = <char*>malloc(crew * plan.memory + 64)
-    if plan.work == NULL:
-        free(<void*>plan.first_tile)
-        raise MemoryError(f"no memory for the tiles of {crew} threads")
-    work.queries = <void*>((<size_t>plan.work + 63) & ~<size_t>63)
+    cdef bint converts = not (real is double or real is float)
+    # The last round of heads leaves threads idle: more than five sevenths busy is better than
+    # seven products.
+    cdef bint whole = heads * 7 >= (heads + crew - 1) // crew * crew * 5
+    cdef int64_t* progress = NULL
     for b in range(p.batches):
         longest = max(longest, keys_of(p, b))
         most = max(most, (queries_of(p, b) + lanes_of(like) - 1) // lanes_of(like))
-    chunks = (longest + CHUNK - 1) // CHUNK
+    g.chunk = CHUNK
+    if converts and longest * (p.width + p.value_width) * 4 <= HEAD_MEMORY:
+        g.chunk = longest
+    elif converts:
+        whole = False
+    plan.splits = 1
+    plan.lanes = lanes_of(like)
+    plan.first_tile = count_tiles(p, plan.lanes)
+    plan.tiles = plan.first_tile[p.batches]
+    plan.memory = share_out_backward(p, &g, like, &work, NULL)
+    plan.work = <char*>malloc(crew * plan.memory + 64)
+    if not whole and not converts:
+        progress = <int64_t*>calloc(plan.tiles + 1, sizeof(int64_t))
+    if plan.work == NULL or (progress == NULL and not whole and not converts):
+        free(plan.work)
+        free(<void*>plan.first_tile)
+        raise MemoryError(f"no memory for the tiles of {crew} threads")
+    work.queries = <void*>((<size_t>plan.work + 63) & ~<size_t>63)
+    chunks = (longest + g.chunk - 1) // g.chunk if g.chunk else 0
     with nogil:
         if whole:
             for number in prange(heads, num_threads=crew, schedule="dynamic"):
                 head_turn(p, &g, like, &plan, number, 0, <char*>work.queries)
+        elif not converts:
+            for number in prange(plan.tiles, num_threads=crew, schedule="dynamic"):
+                tile_turn(p, &g, like, &plan, number, progress, <char*>work.queries)
         else:
             for number in prange(plan.tiles, num_threads=crew, schedule="dynamic"):
-                tile_turn(p, &g, like, &plan, number, <char*>work.queries)
+                tile_turn(p, &g, like, &plan, number, NULL, <char*>work.queries)
             for number in prange(heads * chunks, num_threads=crew, schedule="dynamic"):
                 head_turn(p, &g, like, &plan, number, chunks, <char*>work.queries)
         if g.dmask.data != NULL:
@@ -350,6 +428,7 @@ cdef typed_backward(const Problem* p, const Gradient* gradient, const real* like
                 crew = 1
             for number in prange(most, num_threads=crew, schedule="dynamic"):
                 position_turn(p, &g, like, &plan, number, <char*>work.queries)
+    free(progress)
     free(plan.work)
     free(<void*>plan.first_tile)
 
@@ -363,21 +442,24 @@ cdef void head_turn(
     cdef Py_ssize_t chunk = number % chunks if chunks else 0
     cdef Py_ssize_t head = number // chunks if chunks else number
     cdef Py_ssize_t batch = head // p.kv_heads, keys = keys_of(p, batch)
-    share_out_backward(p, like, &work, memory + threadid() * plan.memory)
+    share_out_backward(p, g, like, &work, memory + threadid() * plan.memory)
     if chunks == 0:
         key_turn(p, g, like, batch, head % p.kv_heads, 0, keys, &work, True)
-    elif chunk * CHUNK < keys:
-        key_turn(p, g, like, batch, head % p.kv_heads, chunk * CHUNK,
-                 min(keys, (chunk + 1) * CHUNK), &work, False)
+    elif chunk * g.chunk < keys:
+        key_turn(p, g, like, batch, head % p.kv_heads, chunk * g.chunk,
+                 min(keys, (chunk + 1) * g.chunk), &work, False)
 
 
 cdef void tile_turn(
     const Problem* p, const Gradient* g, const real* like, const Plan* plan, Py_ssize_t number,
-    char* memory
+    int64_t* progress, char* memory
 ) noexcept nogil:
     cdef Work work
-    share_out_backward(p, like, &work, memory + threadid() * plan.memory)
-    query_turn(p, g, like, plan, number, &work)
+    share_out_backward(p, g, like, &work, memory + threadid() * plan.memory)
+    if progress != NULL:
+        ordered_turn(p, g, like, plan, number, progress, &work)
+    else:
+        query_turn(p, g, like, plan, number, &work)
 
 
 cdef void position_turn(
@@ -385,5 +467,5 @@ cdef void position_turn(
     char* memory
 ) noexcept nogil:
     cdef Work work
-    share_out_backward(p, like, &work, memory + threadid() * plan.memory)
+    share_out_backward(p, g, like, &work, memory + threadid() * plan.memory)
     mask_turn(p, g, like, number, &work)

@@ -155,9 +155,14 @@ cdef void attend_few(
     cdef vector[real] factor, cap = splat(like, p.softcap * LOG2_E), v, top, total
     cdef vector[real] lowest = splat(like, -INFINITY), log2_e = splat(like, LOG2_E)
     cdef double old, new, scale
+    cdef char* rows[MOST_LANES]
+    cdef char* masks[MOST_LANES]
+    if p.masked:
+        rows_of(p, &p.mask, tile, masks)
     factor = splat(like, p.scale * LOG2_E if p.softcap == 0 else p.scale / p.softcap)
+    rows_of(p, &p.q, tile, rows)
     for r in range(tile.rows):
-        widen_rows(<const real*>row_at(p, &p.q, tile, r), 0, 1, p.width,
+        widen_rows(<const real*>rows[r], 0, 1, p.width,
                    <compute[real]*>work.queries + r * p.width)
         for k in range(width):
             put_wide(like, part, r * width + k, -INFINITY if k == p.value_width else 0)
@@ -175,7 +180,7 @@ cdef void attend_few(
                 if p.softcap != 0:
                     v = cap * tanh_of(like, v)
                 if p.masked:
-                    v = v + log2_e * few_mask(p, like, tile, r, start + k, left)
+                    v = v + log2_e * few_mask(p, like, masks[r], start + k, left)
                 v = where_between(
                     like, v, count_up(like) + splat(like, k),
                     splat(like, max(-1, min(n, tile.lows[r] - start))),
@@ -207,11 +212,9 @@ cdef void attend_few(
 
 
 cdef inline vector[real] few_mask(
-    const Problem* p, const real* like, const Tile* tile, Py_ssize_t r, Py_ssize_t key,
-    Py_ssize_t n
+    const Problem* p, const real* like, const char* row, Py_ssize_t key, Py_ssize_t n
 ) noexcept nogil:
     """The mask of one row at n keys."""
-    cdef const char* row = row_at(p, &p.mask, tile, r)
     cdef vector[real] v
     if p.mask.item:
         return load_mask(like, row + key * p.mask.item, p.mask_of_bytes, n)
@@ -231,6 +234,11 @@ cdef void merge_parts(
     cdef real* out
     cdef vector[real] v
     cdef vector[real] scales[MOST_SPLITS]
+    cdef char* rows[MOST_LANES]
+    cdef char* norms[MOST_LANES]
+    rows_of(p, &p.out, tile, rows)
+    if p.lse.data != NULL:
+        rows_of(p, &p.lse, tile, norms)
     for r in range(tile.rows):
         top = -INFINITY
         total = 0
@@ -239,12 +247,12 @@ cdef void merge_parts(
         for i in range(count):
             scale = get_wide(like, parts + i * size, r * width + p.value_width)
             # A part that saw no key has 0 to add, or NaN.
-            scale = 1 if scale == -INFINITY else exp2(scale - top)
+            scale = 1 if scale == -INFINITY or scale == top else exp2(scale - top)
             total += scale * get_wide(like, parts + i * size, r * width + p.value_width + 1)
             scales[i] = splat(like, scale)
         for i in range(count):  # no key allowed: 0
             scales[i] = scales[i] * splat(like, 1 / total if total != 0 else 0)
-        out = <real*>row_at(p, &p.out, tile, r)
+        out = <real*>rows[r]
         for j in range((p.value_width + w - 1) // w):
             k = j * w
             left = min(w, p.value_width - k)
@@ -252,8 +260,8 @@ cdef void merge_parts(
             for i in range(1, count):
                 v = mul_add(load_wide(like, parts + i * size, r * width + k, left), scales[i], v)
             store_n(out + k, v, left)
-        put_wide(like, row_at(p, &p.lse, tile, r), 0,
-                 top * LN_2 + log(total) if total != 0 else -INFINITY)
+        if p.lse.data != NULL:
+            put_wide(like, norms[r], 0, top * LN_2 + log(total) if total != 0 else -INFINITY)
 
 
 # ---- over threads ---------------------------------------------------------------------------

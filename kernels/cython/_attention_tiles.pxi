@@ -109,11 +109,9 @@ cdef inline Heads heads_of(object array, int axes):
     return a
 
 
-cdef inline char* head_at(
-    const Problem* p, const Heads* a, Py_ssize_t batch, Py_ssize_t head
-) noexcept nogil:
-    """Where the first row of one head lies."""
-    cdef char* at = a.data + head * a.head
+cdef inline char* batch_at(const Problem* p, const Heads* a, Py_ssize_t batch) noexcept nogil:
+    """Where the first head of a batch entry lies."""
+    cdef char* at = a.data
     cdef int axis
     for axis in range(p.axes - 1, -1, -1):
         at += batch % p.shape[axis] * a.strides[axis]
@@ -157,7 +155,7 @@ cdef void make_tile(
     Py_ssize_t width, Py_ssize_t lanes
 ) noexcept nogil:
     """Tile number `index` of a batch entry, of `together` heads, and which keys its queries see."""
-    cdef Py_ssize_t length = queries_of(p, batch), keys = keys_of(p, batch), r, at
+    cdef Py_ssize_t length = queries_of(p, batch), keys = keys_of(p, batch), r, at, row
     cdef Py_ssize_t count = (together * length + width - 1) // width
     tile.batch = batch
     tile.head = index // count * together
@@ -170,8 +168,11 @@ cdef void make_tile(
     tile.high = 0
     tile.full_low = 0
     tile.full_high = keys
+    row = tile.first % length
     for r in range(tile.columns):
-        at = (tile.first + min(r, tile.rows - 1)) % length + span(p, batch)[4]
+        at = row + span(p, batch)[4]
+        if r < tile.rows - 1:  # lanes beyond the last row are like it
+            row = row + 1 if row + 1 < length else 0
         tile.lows[r] = max(0, at - p.left) if p.left >= 0 else 0
         tile.highs[r] = min(keys, at + p.right + 1) if p.right >= 0 else keys
         if tile.lows[r] < tile.highs[r]:
@@ -182,21 +183,25 @@ cdef void make_tile(
     tile.high = max(tile.high, tile.low)
 
 
-cdef inline char* row_at(
-    const Problem* p, const Heads* a, const Tile* tile, Py_ssize_t r
+cdef inline void rows_of(
+    const Problem* p, const Heads* a, const Tile* tile, char** rows
 ) noexcept nogil:
-    """Row r of the tile in an array of queries; NULL beyond the last."""
-    cdef Py_ssize_t at = tile.first + r
-    if r >= tile.rows:
-        return NULL
-    return (head_at(p, a, tile.batch, tile.head + at // tile.length)
-            + (span(p, tile.batch)[0] + at % tile.length) * a.row)
+    """Where the rows of the tile lie in an array of queries; NULL beyond the last."""
+    cdef char* at = (batch_at(p, a, tile.batch) + tile.head * a.head
+                     + span(p, tile.batch)[0] * a.row)
+    cdef Py_ssize_t r, head = tile.first // tile.length, row = tile.first % tile.length
+    for r in range(tile.columns):
+        rows[r] = at + head * a.head + row * a.row if r < tile.rows else NULL
+        row += 1
+        if row == tile.length:
+            row = 0
+            head += 1
 
 
 cdef inline char* key_at(
     const Problem* p, const Heads* a, const Tile* tile, Py_ssize_t key
 ) noexcept nogil:
-    return (head_at(p, a, tile.batch, tile.kv_head)
+    return (batch_at(p, a, tile.batch) + tile.kv_head * a.head
             + (span(p, tile.batch)[2] + key) * a.row)
 
 
@@ -204,12 +209,11 @@ cdef void rows_to_lanes(
     const Problem* p, const Heads* a, const Tile* tile, const real* like, Py_ssize_t n, void* to
 ) noexcept nogil:
     """Rows of n numbers to (n, lanes)."""
-    cdef const real* rows[16]
-    cdef Py_ssize_t w = lanes(like), width = lanes_of(like), c, r
+    cdef char* rows[MOST_LANES]
+    cdef Py_ssize_t w = lanes(like), c
+    rows_of(p, a, tile, rows)
     for c in range(tile.columns // w):
-        for r in range(w):
-            rows[r] = <const real*>row_at(p, a, tile, c * w + r)
-        load_lanes(rows, 0, n, <vector[real]*>to + c, width // w)
+        load_lanes(<const real**>(rows + c * w), 0, n, <vector[real]*>to + c, TILE_VECTORS)
 
 
 cdef void lanes_to_pairs(void* memory, Py_ssize_t n, Py_ssize_t columns, void* to) noexcept nogil:
@@ -294,14 +298,15 @@ cdef bint block_mask(
     const Problem* p, const real* like, const Tile* tile, Py_ssize_t first, Py_ssize_t n, void* to
 ) noexcept nogil:
     """The mask of a block, (n, lanes); whether it lets anything through."""
-    cdef const char* rows[16]
+    cdef char* rows[MOST_LANES]
     cdef Py_ssize_t w = lanes(like), step = TILE_VECTORS, c, r, k
     cdef vector[real]* m = <vector[real]*>to
     cdef vector[real] zero = splat(like, 0.0), one = splat(like, 1.0), any = zero
+    rows_of(p, &p.mask, tile, rows)
+    for r in range(tile.rows, tile.columns):
+        rows[r] = rows[tile.rows - 1]
     for c in range(tile.columns // w):
-        for r in range(w):
-            rows[r] = row_at(p, &p.mask, tile, min(c * w + r, tile.rows - 1))
-        load_mask_lanes(like, rows, p.mask_of_bytes, p.mask.item, first, n, m + c, step)
+        load_mask_lanes(like, <const char**>(rows + c * w), p.mask_of_bytes, p.mask.item, first, n, m + c, step)
         for k in range(n):
             any = vmax(any, where_equal(m[k * step + c], splat(like, -INFINITY), zero, one))
     return reduce_max(any) > 0

@@ -39,7 +39,9 @@ cdef fill_problem(
     p.k = heads_of(k, axes)
     p.v = heads_of(v, axes)
     p.out = heads_of(out, axes)
-    p.lse = heads_of(lse, axes)
+    p.lse.data = NULL
+    if lse is not None:
+        p.lse = heads_of(lse, axes)
     p.masked = mask is not None
     p.mask_of_bytes = False
     if p.masked:

@@ -59,7 +59,8 @@ def attention(q, k, v, mask, spans, out, lse, *, scale, left, right, softcap, th
             total = p.sum(axis=-1, keepdims=True)
             result = np.where(total == 0, 0.0, (p @ vv) / total)
             narrow(result, out[index][:, rows])
-            lse[index][:, rows] = np.where(total == 0, -np.inf, top + np.log(total))[..., 0]
+            if lse is not None:
+                lse[index][:, rows] = np.where(total == 0, -np.inf, top + np.log(total))[..., 0]
 
 
 def attention_backward(grad_out, q, k, v, mask, spans, out, lse, dq, dk, dv, dmask, *, scale, left,
@@ -81,6 +82,9 @@ def attention_backward(grad_out, q, k, v, mask, spans, out, lse, dq, dk, dv, dma
             ds = ds * slope * scale
             narrow(ds @ kk, dq[index][:, rows])
             grouped = (k.shape[-3], -1)
-            for product, to in ((np.swapaxes(ds, -1, -2) @ qq, dk), (np.swapaxes(p, -1, -2) @ g, dv)):
+            for product, to in (
+                (np.swapaxes(ds, -1, -2) @ qq, dk),
+                (np.swapaxes(p, -1, -2) @ g, dv),
+            ):
                 total = product.reshape(*grouped, *product.shape[1:]).sum(axis=1)
                 narrow(total, to[index][:, keys])
