@@ -10,6 +10,8 @@ from numpy.lib.stride_tricks import as_strided
 
 from . import _arrays
 
+FAR = 2**60
+
 
 class Heads(NamedTuple):
     """Inputs of one call, ready for a kernel. All arrays have the same batch axes in front."""
@@ -23,7 +25,7 @@ class Heads(NamedTuple):
     shape: tuple[int, ...]  # of the result
 
 
-def operands(q: Any, k: Any, v: Any) -> list[np.ndarray]:
+def operands(q: Any, k: Any, v: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The three inputs as arrays of one dtype whose last axis is contiguous."""
     arrays = [_arrays.floating(a, name) for a, name in ((q, "q"), (k, "k"), (v, "v"))]
     dtypes = [a.dtype for a in arrays]
@@ -38,7 +40,8 @@ def operands(q: Any, k: Any, v: Any) -> list[np.ndarray]:
         raise ValueError(f"k and v must hold as many keys, got {shapes[1]} and {shapes[2]}")
     if 0 in (shapes[0][-1], shapes[2][-1]):
         raise ValueError(f"the last axis may not be empty, got shapes {_listed(shapes)}")
-    return [row_contiguous(a) for a in arrays]
+    first, second, third = map(row_contiguous, arrays)
+    return first, second, third
 
 
 def _listed(shapes: list[tuple[int, ...]]) -> str:
@@ -57,6 +60,8 @@ def bits(a: np.ndarray) -> np.ndarray:
 
 def spread(a: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """`a` broadcast to `shape`, also where it will be written."""
+    if a.shape == shape:
+        return a
     a = a.reshape((1,) * (len(shape) - a.ndim) + a.shape)
     strides = [
         0 if have == 1 and want != 1 else s
@@ -82,14 +87,16 @@ def numbers(
         raise ValueError(f"window must not be below -1, which is without bound, got {window!r}")
     return {
         "scale": float(scale),
-        "left": left,
-        "right": 0 if is_causal else right,
+        "left": min(left, FAR),
+        "right": 0 if is_causal else min(right, FAR),
         "softcap": float(softcap),
     }
 
 
-def _per_entry(value: Any, batch: tuple[int, ...], name: str) -> np.ndarray:
-    """Integers for each batch entry, flat."""
+def _per_entry(value: Any, batch: tuple[int, ...], name: str) -> Any:
+    """Integers for each batch entry, flat, or one for all."""
+    if type(value) is int:
+        return value
     a = np.asarray(value)
     if a.dtype.kind not in "iu":
         raise TypeError(f"{name} must be integers, got dtype {a.dtype}")
@@ -102,10 +109,18 @@ def _per_entry(value: Any, batch: tuple[int, ...], name: str) -> np.ndarray:
 
 
 def _broadcast(shapes: list[tuple[int, ...]], what: str) -> tuple[int, ...]:
+    if len(set(shapes)) == 1:
+        return shapes[0]
     try:
         return np.broadcast_shapes(*shapes)
     except ValueError:
         raise ValueError(f"{what} do not broadcast: {_listed(shapes)}") from None
+
+
+def _positions(q_offset: Any, batch: tuple[int, ...]) -> Any:
+    """Offsets of each batch entry; no array is as long as FAR, and its sums do not overflow."""
+    value = _per_entry(q_offset, batch, "q_offset")
+    return max(-FAR, min(FAR, value)) if type(value) is int else value.clip(-FAR, FAR)
 
 
 def padded_batch(
@@ -133,14 +148,13 @@ def padded_batch(
                 f"got {heads}, {kv_heads} and {v.shape[-3]}"
             )
     else:
-        sizes = [a.shape[-3:-2] for a in (q, k, v)]
-        try:
-            heads = kv_heads = np.broadcast_shapes(*sizes)[0]
-        except ValueError:
+        sizes = {a.shape[-3] for a in (q, k, v)} - {1} or {1}
+        if len(sizes) > 1:
             raise ValueError(
-                f"q, k and v have {sizes[0][0]}, {sizes[1][0]} and {sizes[2][0]} heads; "
-                "grouped heads need enable_gqa=True"
-            ) from None
+                f"q, k and v have {heads}, {kv_heads} and {v.shape[-3]} heads; grouped heads need "
+                "enable_gqa=True"
+            )
+        heads = kv_heads = sizes.pop()
     length, keys = q.shape[-2], k.shape[-2]
     mask = None
     if attn_mask is not None:
@@ -155,7 +169,7 @@ def padded_batch(
             raise ValueError(
                 f"kv_lengths must be from 0 to the {keys} keys, got {spans[bad.argmax(), 3]}"
             )
-    spans[:, 4] = _per_entry(q_offset, batch, "q_offset")
+    spans[:, 4] = _positions(q_offset, batch)
     return Heads(
         spread(bits(q), (*batch, heads, *q.shape[-2:])),
         spread(bits(k), (*batch, kv_heads, *k.shape[-2:])),
@@ -212,20 +226,16 @@ def packed(
             f"{len(ends_k)}"
         )
     count = len(ends_q) - 1
-    spans = np.stack(
-        [
-            ends_q[:-1],
-            ends_q[1:],
-            ends_k[:-1],
-            ends_k[1:],
-            _per_entry(q_offset, (count,), "q_offset"),
-        ],
-        axis=1,
-    )
+    spans = np.empty((count, 5), np.int64)
+    spans[:, 0], spans[:, 1] = ends_q[:-1], ends_q[1:]
+    spans[:, 2], spans[:, 3] = ends_k[:-1], ends_k[1:]
+    spans[:, 4] = _positions(q_offset, (count,))
     return Heads(
-        *(per_sequence(a, count) for a in (q, k, v)),
+        per_sequence(q, count),
+        per_sequence(k, count),
+        per_sequence(v, count),
         None,
-        np.ascontiguousarray(spans),
+        spans,
         options,
         (*q.shape[:2], v.shape[2]),
     )
@@ -256,7 +266,7 @@ def result_like(
     a: np.ndarray, shape: tuple[int, ...], dtype: np.dtype, new: Callable[..., Any] = np.empty
 ) -> np.ndarray:
     """A new array whose axes lie in memory in the order of those of `a`, the last one last."""
-    if a.ndim != len(shape):
+    if a.ndim != len(shape) or a.flags.c_contiguous:
         return new(shape, dtype)
     order = sorted(range(a.ndim - 1), key=lambda i: -abs(a.strides[i]) if a.shape[i] > 1 else 0)
     order = [*order, a.ndim - 1]

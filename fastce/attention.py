@@ -2,6 +2,7 @@
 
 from __future__ import annotations  # help() then says ArrayLike, not what that stands for
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -170,7 +171,8 @@ def scaled_dot_product_attention_backward(
     >>> import numpy as np, fastce
     >>> q, k, v = np.zeros((1, 2, 4)), np.zeros((1, 3, 4)), np.zeros((1, 3, 1))
     >>> out, lse = fastce.scaled_dot_product_attention(q, k, v, return_lse=True)
-    >>> dq, dk, dv = fastce.scaled_dot_product_attention_backward(np.ones((1, 2, 1)), q, k, v, out, lse)
+    >>> g = np.ones((1, 2, 1))
+    >>> dq, dk, dv = fastce.scaled_dot_product_attention_backward(g, q, k, v, out, lse)
     >>> dv.ravel()  # two queries give a third of their attention to each
     array([0.66666667, 0.66666667, 0.66666667])
     """
@@ -187,7 +189,7 @@ def scaled_dot_product_attention_backward(
     if grad_mask:
         if p.mask is None or p.mask.dtype == bool:
             raise ValueError("grad_mask needs a floating attn_mask")
-        dmask = np.zeros(np.shape(attn_mask), norm.dtype)
+        dmask = np.zeros(_arrays.to_numpy(attn_mask, "attn_mask").shape, norm.dtype)
         mask_room = _heads.spread(dmask, p.mask.shape)
     grads = _backward(p, arrays, g, o, norm, mask_room)
     results = [_arrays.like(given, grad) for given, grad in zip((q, k, v), grads, strict=True)]
@@ -382,7 +384,7 @@ def _forward(p: Heads, result: np.ndarray, lse: np.ndarray | None) -> None:
 
 def _backward(
     p: Heads,
-    arrays: list[np.ndarray],
+    arrays: Sequence[np.ndarray],
     grad_out: np.ndarray,
     out: np.ndarray,
     lse: np.ndarray,

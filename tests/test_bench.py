@@ -35,6 +35,7 @@ def test_cases_are_well_formed(quick):
         assert case.into in ("fresh", "out", "in place")
         assert case.target in ("index", "probabilities")
         assert case.rows * case.classes == math.prod(case.shape)
+        assert bool(case.keys) == ("attention" in case.op)
         if case.into != "fresh":
             assert TRAFFIC[case.op][1], "only big results have a place to go to"
 
@@ -42,6 +43,7 @@ def test_cases_are_well_formed(quick):
 def test_every_op_has_a_case():
     options = {"available_backends", "get_num_threads", "set_num_threads", "set_validation"}
     options |= {"BackendError", "__version__", "show_config", "use_backend"}
+    options |= {"attention_varlen", "attention_varlen_backward"}  # the same kernels
     assert {case.op for case in cases()} == set(fastce.__all__) - options == set(TRAFFIC)
 
 
@@ -286,7 +288,7 @@ def suite(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("module", "name"), [("log_softmax", "LogSoftmax"), ("cross_entropy", "CrossEntropy")]
+    ("module", "name"), [("log_softmax", "LogSoftmax"), ("cross_entropy", "CrossEntropy"), ("attention", "Attention")]
 )
 def test_asv_suite_runs(suite, module, name):
     benchmark = getattr(suite(module), name)()

@@ -22,6 +22,8 @@ TRAFFIC = {
     "cross_entropy_with_grad": (1, 1),
     "nll_loss": (0, 0),
     "nll_loss_backward": (0, 1),
+    "scaled_dot_product_attention": (0, 0),  # bound by arithmetic, see Case.flops
+    "scaled_dot_product_attention_backward": (0, 0),
 }
 
 
@@ -36,11 +38,15 @@ class Case:
     axis: int = -1
     target: str = "index"  # or "probabilities"
     options: bool = False  # class weights and label smoothing
+    keys: int = 0  # of attention, whose shape is (batch, heads, queries, width)
+    causal: bool = False
 
     @property
     def label(self) -> str:
         """Everything but the op, for a table."""
         words = [str(self.shape)]
+        words += [f"{self.keys} keys"] if self.keys not in (0, self.shape[-2]) else []
+        words += ["causal"] if self.causal else []
         words += [self.dtype] if self.dtype != "float32" else []
         words += [f"axis={self.axis}"] if self.axis != -1 else []
         words += ["probabilities"] if self.target == "probabilities" else []
@@ -61,13 +67,25 @@ class Case:
         return math.prod(self.shape) // self.classes
 
     @property
+    def flops(self) -> float:
+        """Floating-point operations of attention's products: 2 forward, 5 backward."""
+        batch, heads, length, width = self.shape
+        pairs = batch * heads * length * self.keys * (0.5 if self.causal else 1)
+        return 4 * pairs * width * (3.5 if self.op.endswith("_backward") else 1)
+
+    @property
     def nbytes(self) -> int:
         """Of the input."""
+        if self.keys:
+            batch, heads, length, width = self.shape
+            return batch * heads * (length + 2 * self.keys) * width * ITEMSIZE[self.dtype]
         return math.prod(self.shape) * ITEMSIZE[self.dtype]
 
     @property
     def traffic(self) -> int:
         """Bytes that must go through memory, read and written."""
+        if self.keys:  # one query reads all keys and values, and that is its limit
+            return self.nbytes if self.shape[-2] == 1 else 0
         read, written = TRAFFIC[self.op]
         read += self.target == "probabilities"
         labels = self.rows * 8 if "loss" in self.op or "entropy" in self.op else 0
@@ -79,6 +97,9 @@ class Case:
 
     def tiny(self) -> "Case":
         """The same at a size that takes no time: to test the benchmarks themselves."""
+        if self.keys:
+            shape = tuple(min(d, 7) for d in self.shape)
+            return replace(self, shape=shape, keys=min(self.keys, 9))
         axis = self.axis % len(self.shape)
         return replace(
             self, shape=tuple(min(d, 40 if i == axis else 3) for i, d in enumerate(self.shape))
@@ -119,6 +140,27 @@ def _cases() -> list[Case]:
         Case("softmax_backward", (4096, 32000), into="out"),
         Case("nll_loss", (65536, 1000)),
         Case("nll_loss_backward", (65536, 1000)),
+        *_attention_cases(),
+    ]
+
+
+def _attention_cases() -> list[Case]:
+    forward, backward = "scaled_dot_product_attention", "scaled_dot_product_attention_backward"
+    cases = [
+        Case(forward, (1, 8, 1024, 64), keys=1024),
+        Case(forward, (1, 8, 2048, 64), keys=2048, causal=True),
+        Case(forward, (1, 8, 2048, 128), keys=2048),
+        Case(forward, (16, 8, 128, 64), keys=128),
+        Case(forward, (1, 1, 16384, 64), keys=16384, causal=True),
+        Case(forward, (1, 8, 128, 64), keys=128),
+        Case(forward, (1, 8, 2048, 128), "bfloat16", keys=2048),
+    ]
+    decode = Case(forward, (1, 32, 1, 128), keys=4096)
+    return [
+        *cases,
+        decode,
+        replace(decode, dtype="bfloat16"),
+        *(replace(case, op=backward) for case in cases),
     ]
 
 
@@ -135,6 +177,8 @@ def _quick_cases() -> list[Case]:
         Case("log_softmax", (8, 1000, 32, 32), into="out", axis=1),
         Case("log_softmax", (1, 10)),
         Case("softmax", (8192, 1000), into="out"),
+        Case("scaled_dot_product_attention", (1, 8, 1024, 64), keys=1024),
+        Case("scaled_dot_product_attention_backward", (1, 8, 1024, 64), keys=1024, causal=True),
     ]
 
 
@@ -161,17 +205,21 @@ class Data(NamedTuple):
     y: Any  # their results
 
 
-def _normal(case: Case, seed: int) -> np.ndarray:
+def normal(shape: tuple[int, ...], name: str, seed: int) -> np.ndarray:
     """Standard normal; a million draws are repeated, which is as good as new ones for speed."""
-    if case.dtype == "bfloat16":
+    if name == "bfloat16":
         import ml_dtypes
 
         dtype = np.dtype(ml_dtypes.bfloat16)
     else:
-        dtype = np.dtype(case.dtype)
-    count = min(math.prod(case.shape), 1_000_003)
+        dtype = np.dtype(name)
+    count = min(math.prod(shape), 1_000_003)
     draws = np.random.default_rng(seed).standard_normal(count, dtype=np.float32)
-    return np.resize(draws.astype(dtype), case.shape)
+    return np.resize(draws.astype(dtype), shape)
+
+
+def _normal(case: Case, seed: int) -> np.ndarray:
+    return normal(case.shape, case.dtype, seed)
 
 
 def make_data(case: Case) -> Data:
@@ -190,3 +238,12 @@ def make_data(case: Case) -> Data:
     if case.options:
         weight = rng.uniform(0.5, 1.5, case.classes).astype(case.dtype)
     return Data(x, target, weight, grad, y)
+
+
+def tensor(a: np.ndarray) -> Any:
+    import torch
+
+    torch.set_num_threads(fastce.get_num_threads())
+    if a.dtype.name == "bfloat16":
+        return torch.from_numpy(a.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(a)

@@ -10,13 +10,17 @@ import fastce
 from fastce._config import config
 from fastce._dispatch import kernel
 
+from ._attention import make_heads, products_call
 from ._cases import Case, is_tiny, make_data
-from ._timing import Timing, alternate, memory_call
-from .peers import PEERS, Call, disagreement, sample
+from ._timing import Call, Timing, alternate, memory_call
+from .peers import PEERS, disagreement, sample
 
 SECONDS, QUICK_SECONDS, TINY_SECONDS = 6.0, 0.5, 0.01  # for the rounds of one case
-MEMORY = "memory"  # beside the libraries: as many bytes copied, or read by ops that write none
+# Beside the libraries: as many bytes copied, or read by ops that write none; or, for attention, as
+# many operations in NumPy's products of float32.
+LIMIT = "limit"
 IN_CACHE = 32e6  # bytes; a case that moves fewer says nothing about memory
+IN_CALL = 5e8  # operations; with fewer, the call itself counts
 ARRAYS = 14  # of the input's size: what all libraries together hold at most (measured: 12)
 
 
@@ -33,6 +37,12 @@ class Result(NamedTuple):
         if name not in self.timings or "fastce" not in self.timings:
             return None
         return self.timings[name].median / self.timings["fastce"].median
+
+    def flops_per_second(self, name: str = "fastce") -> float | None:
+        """Of attention that is bound by arithmetic."""
+        if not self.case.keys or self.case.traffic or name not in self.timings:
+            return None
+        return self.case.flops / self.timings[name].median
 
     def bytes_per_second(self, name: str = "fastce") -> float | None:
         """What a library moves through memory; None where the work fits in a cache."""
@@ -53,10 +63,10 @@ def measure(
     if needed > _free_memory():
         return Result(case, {}, {}, f"needs {needed / 1e9:.0f} GB of free memory")
     try:
-        data = make_data(case)
+        data: Any = make_heads(case) if case.keys else make_data(case)
     except ImportError as error:  # ml_dtypes, for bfloat16
         return Result(case, {}, {}, str(error))
-    ours = PEERS["fastce"].make(replace(case, into="fresh"), data)
+    ours = PEERS["fastce"].call("fastce", replace(case, into="fresh"), data)
     assert ours is not None
     expected = sample(ours.run())
     calls: dict[str, Call] = {}
@@ -64,7 +74,7 @@ def measure(
     for name in names:
         tick(name)
         try:
-            call = PEERS[name].make(case, data)
+            call = PEERS[name].call(name, case, data)
             if call is None:
                 continue
             with call.context():
@@ -77,7 +87,9 @@ def measure(
         else:
             problems[name] = problem
     if case.traffic >= IN_CACHE:
-        calls[MEMORY] = memory_call(case.traffic, case.writes, fastce.get_num_threads())
+        calls[LIMIT] = memory_call(case.traffic, case.writes, fastce.get_num_threads())
+    elif case.keys and case.flops >= IN_CALL:
+        calls[LIMIT] = products_call(case.flops)
     timings = alternate(calls, budget, tick)
     del calls
     gc.collect()
@@ -118,6 +130,7 @@ def to_json(facts: dict[str, Any], results: list[Result]) -> dict[str, Any]:
                 "ratio": {name: result.ratio(name) for name in result.timings},
                 "bytes": result.case.traffic,
                 "bytes_per_second": result.bytes_per_second(),
+                "flops_per_second": result.flops_per_second(),
                 "problems": result.problems,
                 "skipped": result.skipped,
             }

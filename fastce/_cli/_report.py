@@ -10,13 +10,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ._measure import MEMORY, Result
+from ._measure import LIMIT, Result
 
 WIDTH = 115  # columns of the full table; a narrower terminal breaks lines rather than lose figures
 # One colour per library in every picture.
 COLOURS = {
     "reference": "#bdbdbd",
     "numpy": "#4c78a8",
+    "unfused": "#9ecae9",
     "scipy": "#72b7b2",
     "scikit-learn": "#eeca3b",
     "torch": "#e45756",
@@ -30,7 +31,7 @@ def show(console: Console, facts: dict[str, Any], results: list[Result]) -> None
     others = [name for name in COLOURS if any(name in r.timings | r.problems for r in results)]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
     table.add_column("case", min_width=30)
-    for heading in ("fastce", "GB/s", "of limit", *others):
+    for heading in ("fastce", "speed", "of limit", *others):
         lines = heading.replace(" ", "\n").replace("-", "-\n")
         table.add_column(lines, justify="right", no_wrap=True)
     for op, group in groupby(results, key=lambda result: result.case.op):
@@ -51,8 +52,12 @@ def _cells(result: Result, others: list[str]) -> Iterator[str]:
         return
     spread = (ours.q3 - ours.q1) / 2 / ours.median
     yield f"{seconds(ours.median)} [dim]±{spread:3.0%}[/]"
-    speed, fraction = result.bytes_per_second(), result.ratio(MEMORY)
-    yield f"{speed / 1e9:.1f}" if speed else ""
+    speed, flops, fraction = (
+        result.bytes_per_second(),
+        result.flops_per_second(),
+        result.ratio(LIMIT),
+    )
+    yield (f"{speed / 1e9:.1f} GB/s" if speed else f"{flops / 1e9:.0f} GFLOP/s" if flops else "")
     yield f"{fraction:.0%}" if fraction else ""
     for name in others:
         ratio = result.ratio(name)
@@ -87,7 +92,11 @@ def _notes(facts: dict[str, Any], results: list[Result], names: list[str]) -> It
     )
     versions = {"python": facts["python"], "numpy": facts["numpy"], **facts["libraries"]}
     versions |= {"fastce": facts["fastce"]}
-    shown = {name: v for name, v in versions.items() if name not in ("reference", "torch by hand")}
+    shown = {
+        name: v
+        for name, v in versions.items()
+        if name not in ("reference", "unfused", "torch by hand")
+    }
     yield ", ".join(f"{name} {version}" for name, version in shown.items())
     yield (
         "Under a library: its time divided by fastce's, above 1 where fastce is faster. "
@@ -103,6 +112,14 @@ def _notes(facts: dict[str, Any], results: list[Result], names: list[str]) -> It
             "Limit: memory copies as many bytes, or reads them for an op that writes none; in turn "
             f"with the libraries, on median {', '.join(speeds)}."
         )
+    products = [s / 1e9 for r in results if (s := r.flops_per_second(LIMIT))]
+    if products:
+        yield (
+            "Limit of attention: NumPy's matrix products of float32 in as many operations, on "
+            f"median {median(products):.0f} GFLOP/s."
+        )
+    if "unfused" in names:
+        yield "unfused: NumPy's matrix products around fastce.softmax, by chunks of queries."
     if "torch by hand" in names:
         yield "torch: its functions and autograd; by hand: the same written over one reused array."
     if "jax" in names:
@@ -115,7 +132,7 @@ def _notes(facts: dict[str, Any], results: list[Result], names: list[str]) -> It
 
 
 def _memory_speed(result: Result) -> list[float]:
-    speed = result.bytes_per_second(MEMORY)
+    speed = result.bytes_per_second(LIMIT)
     return [speed / 1e9] if speed else []
 
 

@@ -9,16 +9,23 @@ import gc
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
 
 import numpy as np
-
-from .peers import Call
 
 PAUSE = 0.005  # seconds before a turn: idle OpenMP threads of the last library spin for 1 to 3 ms
 TURN = 0.01  # seconds; calls that take less are repeated until a turn is as long
 MIN_ROUNDS, MAX_ROUNDS = 5, 50
 SLOW_ROUNDS = 3  # of a call that alone takes a tenth of the time for all
+
+
+class Call(NamedTuple):
+    """One library's work on one case, ready to be timed."""
+
+    run: Callable[[], Any]
+    context: Callable[[], AbstractContextManager[Any]] = nullcontext  # entered around a turn
+    finish: Callable[[Any], Any] = lambda result: result  # untimed: to what fastce returns
 
 
 class Timing(NamedTuple):

@@ -10,25 +10,18 @@ import functools
 import importlib
 import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
 
 import fastce
 
-from ._cases import ITEMSIZE, Case, Data
+from ._attention import ATTENTION
+from ._cases import ITEMSIZE, Case, Data, tensor
+from ._timing import Call
 
 SMOOTHING = 0.1
 REFERENCE_LIMIT = 2**22  # elements; it takes 0.1 s per million, and 100 bytes for each
-
-
-class Call(NamedTuple):
-    """One library's work on one case, ready to be timed."""
-
-    run: Callable[[], Any]
-    context: Callable[[], AbstractContextManager[Any]] = nullcontext  # entered around a turn
-    finish: Callable[[Any], Any] = lambda result: result  # untimed: to what fastce returns
 
 
 def _room(
@@ -171,22 +164,13 @@ def _sklearn(case: Case, data: Data) -> Call | None:
     )
 
 
-def _tensor(a: np.ndarray) -> Any:
-    import torch
-
-    torch.set_num_threads(fastce.get_num_threads())
-    if a.dtype.name == "bfloat16":
-        return torch.from_numpy(a.view(np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(a)
-
-
 def _torch(case: Case, data: Data) -> Call:
     """Functions of torch.nn.functional; gradients by autograd, as everyone writes them."""
     import torch
     import torch.nn.functional as F
 
     axis = case.axis
-    x, t = _tensor(data.x), _tensor(data.target)
+    x, t = tensor(data.x), tensor(data.target)
     function: Any
     options: dict[str, Any] = {}
     if case.op in ("logsumexp", "softmax", "log_softmax"):
@@ -200,10 +184,10 @@ def _torch(case: Case, data: Data) -> Call:
             function = function.out
             name = "grad_input" if case.op == "softmax_backward" else "out"
             options[name] = torch.empty_like(x)
-        inputs = (_tensor(data.grad), _tensor(data.y), axis, x.dtype)
+        inputs = (tensor(data.grad), tensor(data.y), axis, x.dtype)
         return Call(functools.partial(function, *inputs, **options), torch.inference_mode)
     if case.options:
-        options = {"weight": _tensor(data.weight), "label_smoothing": SMOOTHING}
+        options = {"weight": tensor(data.weight), "label_smoothing": SMOOTHING}
     function = F.nll_loss if case.op.startswith("nll") else F.cross_entropy
     if case.op in ("cross_entropy", "nll_loss"):
         return Call(functools.partial(function, x, t, **options), torch.inference_mode)
@@ -230,8 +214,8 @@ def _torch_by_hand(case: Case, data: Data) -> Call | None:
     import torch
     import torch.nn.functional as F
 
-    x, room = _room(case, _tensor(data.x), torch.clone, torch.empty_like)
-    t = _tensor(data.target)
+    x, room = _room(case, tensor(data.x), torch.clone, torch.empty_like)
+    t = tensor(data.target)
     if case.op == "cross_entropy":
         scratch = torch.empty_like(x)
         return Call(
@@ -299,15 +283,23 @@ def _jax(case: Case, data: Data) -> Call | None:
     return Call(in_place)
 
 
+def nothing(case: Case, data: Any) -> None:
+    """The library has nothing for any case."""
+
+
 class Peer(NamedTuple):
     package: str  # what to import
-    make: Callable[[Case, Data], Call | None]
+    make: Callable[[Case, Data], Call | None]  # but for attention
+
+    def call(self, name: str, case: Case, data: Any) -> Call | None:
+        return (ATTENTION.get(name, nothing) if case.keys else self.make)(case, data)
 
 
 PEERS = {
     "fastce": Peer("fastce", _fastce),
     "reference": Peer("fastce", _reference),
     "numpy": Peer("numpy", _numpy),
+    "unfused": Peer("numpy", nothing),
     "scipy": Peer("scipy", _scipy),
     "scikit-learn": Peer("sklearn", _sklearn),
     "torch": Peer("torch", _torch),
@@ -355,8 +347,10 @@ def disagreement(case: Case, result: Any, expected: list[np.ndarray]) -> str | N
     for ours, theirs in zip(expected, got, strict=True):
         if ours.shape != theirs.shape:
             return f"{theirs.size} elements, not {ours.size}"
-        # Beside the peaks of a gradient, its other elements are differences of rounded numbers.
-        error = np.abs(ours - theirs) - 1e-6 * np.max(np.abs(ours))
+        # Beside the peaks of a gradient, its other elements are differences of rounded numbers; in
+        # attention of 16 bits, so are the weights.
+        slack = max(1e-5, 4 * eps) if case.keys else 1e-6
+        error = np.abs(ours - theirs) - slack * np.max(np.abs(ours))
         worst = int(np.argmax(error - max(1e-3, 2 * eps) * np.abs(ours)))
         if not error[worst] <= max(1e-3, 2 * eps) * abs(ours[worst]):
             return f"{theirs[worst]:.6g} where fastce has {ours[worst]:.6g}"

@@ -205,7 +205,8 @@ cdef void end_tile(
     cdef char* rows[MOST_LANES]
     rows_of(p, &g.dq, tile, rows)
     for c in range(tile.columns // w):
-        store_lanes(<real**>(rows + c * w), p.width, <vector[real]*>work.grad_queries + c, TILE_VECTORS)
+        store_lanes(<real**>(rows + c * w), p.width, <vector[real]*>work.grad_queries + c,
+                    TILE_VECTORS)
 
 
 # ---- turns ----------------------------------------------------------------------------------
@@ -239,12 +240,10 @@ cdef void key_turn(
     """dk and dv of the keys from `first` to `last` of a head; dq too where these are all keys."""
     cdef Tile tile
     cdef bint converts = not (real is double or real is float)
-    cdef Py_ssize_t width = lanes_of(like), count = tiles_of(p, batch, width), i, k, n, at, end, r, j
-    cdef Py_ssize_t dk_stride = p.width, dv_stride = p.value_width, left, w = lanes(like)
+    cdef Py_ssize_t width = lanes_of(like), count = tiles_of(p, batch, width), i, k, n, at, end
+    cdef Py_ssize_t dk_stride = p.width, dv_stride = p.value_width
     cdef char* dk
     cdef char* dv
-    cdef Heads of_keys = g.dk, of_values = g.dv
-    cdef real* to
     tile.batch = batch
     tile.kv_head = head
     if converts:
@@ -254,7 +253,8 @@ cdef void key_turn(
         dk_stride = g.dk.row // <Py_ssize_t>sizeof(real)
         dv_stride = g.dv.row // <Py_ssize_t>sizeof(real)
     for i in range(count):
-        make_tile(p, &tile, batch, head * count + i, together(p, batch, width), width, w)
+        make_tile(p, &tile, batch, head * count + i, together(p, batch, width), width,
+                  lanes(like))
         if tile.low >= last or tile.high <= first:
             if with_queries:
                 clear_queries(p, like, work)
@@ -272,8 +272,8 @@ cdef void key_turn(
                     dk = <char*>work.grad_keys + (at - first) * p.width * 4
                     dv = <char*>work.grad_values + (at - first) * p.value_width * 4
                 else:
-                    dk = key_at(p, &of_keys, &tile, at)
-                    dv = key_at(p, &of_values, &tile, at)
+                    dk = key_at(p, &g.dk, &tile, at)
+                    dv = key_at(p, &g.dv, &tile, at)
                 if with_queries:
                     add_to_queries(p, like, &tile, work, at, n)
                 add_outer(p, like, &tile, work, work.scores, work.grad_rows, n, p.value_width, dv,
@@ -284,26 +284,31 @@ cdef void key_turn(
         if with_queries:
             end_tile(p, g, like, &tile, work)
     if converts:
-        for r in range(last - first):
-            to = <real*>key_at(p, &of_keys, &tile, first + r)
-            for j in range((p.width + w - 1) // w):
-                left = min(w, p.width - j * w)
-                store_n(to + j * w, load_wide(like, work.grad_keys, r * p.width + j * w, left), left)
-            to = <real*>key_at(p, &of_values, &tile, first + r)
-            for j in range((p.value_width + w - 1) // w):
-                left = min(w, p.value_width - j * w)
-                store_n(to + j * w,
-                        load_wide(like, work.grad_values, r * p.value_width + j * w, left), left)
+        write_sums(like, work.grad_keys, last - first, p.width, key_at(p, &g.dk, &tile, first),
+                   g.dk.row)
+        write_sums(like, work.grad_values, last - first, p.value_width,
+                   key_at(p, &g.dv, &tile, first), g.dv.row)
+
+
+cdef void write_sums(
+    const real* like, const void* sums, Py_ssize_t rows, Py_ssize_t n, char* to, Py_ssize_t stride
+) noexcept nogil:
+    """Rows of n sums to rows of the storage type, `stride` bytes apart."""
+    cdef Py_ssize_t w = lanes(like), r, k, left
+    for r in range(rows):
+        for k in range((n + w - 1) // w):
+            left = min(w, n - k * w)
+            store_n(<real*>(to + r * stride) + k * w, load_wide(like, sums, r * n + k * w, left),
+                    left)
 
 
 cdef void ordered_turn(
     const Problem* p, const Gradient* g, const real* like, const Plan* plan, Py_ssize_t number,
     int64_t* progress, const Work* work
 ) noexcept nogil:
-    """dq of one tile, and what it adds to dk and dv. progress[i] is the key that tile i has passed."""
+    """dq of one tile, and what it adds to dk and dv. Tile i has passed the key progress[i]."""
     cdef Tile tile
     cdef Py_ssize_t k, n, at, oldest, i
-    cdef Heads of_keys = g.dk, of_values = g.dv
     cdef bint allowed
     find_tile(p, like, plan, number, &tile)
     announce(progress + number, tile.low)
@@ -321,12 +326,37 @@ cdef void ordered_turn(
             while oldest < number and progress[oldest] == DONE:
                 oldest += 1
             add_outer(p, like, &tile, work, work.scores, work.grad_rows, n, p.value_width,
-                      key_at(p, &of_values, &tile, at), g.dv.row // <Py_ssize_t>sizeof(real))
+                      key_at(p, &g.dv, &tile, at), g.dv.row // <Py_ssize_t>sizeof(real))
             add_outer(p, like, &tile, work, work.grad_scores, work.query_rows, n, p.width,
-                      key_at(p, &of_keys, &tile, at), g.dk.row // <Py_ssize_t>sizeof(real))
+                      key_at(p, &g.dk, &tile, at), g.dk.row // <Py_ssize_t>sizeof(real))
         announce(progress + number, at + n)
     end_tile(p, g, like, &tile, work)
     announce(progress + number, DONE)
+
+
+cdef void add_mask_rows(
+    const Heads* a, const real* like, char* const* rows, Py_ssize_t count, const void* scores,
+    Py_ssize_t lane, Py_ssize_t n, void* scratch
+) noexcept nogil:
+    """The gradient of the scores, (n, lanes) from `lane`, is added to rows of the mask's; to one
+    number where that was broadcast over the keys."""
+    cdef Py_ssize_t w = lanes(like), r, j, left
+    cdef compute[real]* lines[16]
+    cdef vector[real] total
+    for r in range(w):
+        lines[r] = <compute[real]*>scratch + r * KEYS if r < count else NULL
+    store_lanes(lines, n, <vector[compute[real]]*>scores + lane // w, TILE_VECTORS)
+    for r in range(min(w, count)):
+        total = splat(like, 0.0)
+        for j in range((n + w - 1) // w):
+            left = min(w, n - j * w)
+            if a.item:
+                store_wide(like, rows[r], j * w, load_wide(like, rows[r], j * w, left)
+                           + load_wide(like, lines[r], j * w, left), left)
+            else:
+                total = total + load_wide(like, lines[r], j * w, left)
+        if a.item == 0:
+            put_wide(like, rows[r], 0, get_wide(like, rows[r], 0) + reduce_add(total))
 
 
 cdef void mask_turn(
@@ -335,45 +365,27 @@ cdef void mask_turn(
     """The gradient of the mask for one tile of positions, over all batch entries and heads: where
     the mask was broadcast, they add up in the same place."""
     cdef Tile tile
-    cdef Py_ssize_t width = lanes_of(like), w = lanes(like), count, batch, head, k, n, first, r, c, j
-    cdef Py_ssize_t left
-    cdef compute[real]* rows[16]
-    cdef Heads of_mask = g.dmask
-    cdef void* scratch = work.query_rows
-    cdef char* to
+    cdef Py_ssize_t width = lanes_of(like), w = lanes(like), count, batch, head, k, n, first, r, c
+    cdef char* rows[MOST_LANES]
     cdef char* places[MOST_LANES]
-    cdef vector[real] v
     for batch in range(p.batches):
         count = (queries_of(p, batch) + width - 1) // width
+        if number >= count:
+            continue
         for head in range(p.heads):
-            if number >= count:
-                continue
             make_tile(p, &tile, batch, head * count + number, 1, width, w)
             begin_tile(p, g, like, &tile, work)
-            rows_of(p, &of_mask, &tile, places)
+            rows_of(p, &g.dmask, &tile, rows)
             for k in range((tile.high - tile.low + KEYS - 1) // KEYS):
                 first = tile.low + k * KEYS
                 n = min(KEYS, tile.high - first)
                 if not block_gradient(p, like, &tile, work, first, n, True):
                     continue
+                for r in range(tile.rows):
+                    places[r] = rows[r] + first * g.dmask.item
                 for c in range(tile.columns // w):
-                    for r in range(w):
-                        rows[r] = NULL
-                        if c * w + r < tile.rows:
-                            rows[r] = <compute[real]*>scratch + r * KEYS
-                    store_lanes(rows, n, <vector[compute[real]]*>work.grad_scores + c, TILE_VECTORS)
-                    for r in range(min(w, tile.rows - c * w)):
-                        to = places[c * w + r] + first * of_mask.item
-                        v = splat(like, 0.0)
-                        for j in range((n + w - 1) // w):
-                            left = min(w, n - j * w)
-                            if of_mask.item:
-                                store_wide(like, to, j * w, load_wide(like, to, j * w, left)
-                                           + load_wide(like, scratch, r * KEYS + j * w, left), left)
-                            else:
-                                v = v + load_wide(like, scratch, r * KEYS + j * w, left)
-                        if of_mask.item == 0:
-                            put_wide(like, to, 0, get_wide(like, to, 0) + reduce_add(v))
+                    add_mask_rows(&g.dmask, like, places + c * w, tile.rows - c * w,
+                                  work.grad_scores, c * w, n, work.query_rows)
 
 
 # ---- over threads ---------------------------------------------------------------------------

@@ -68,7 +68,7 @@ cdef struct Problem:
 
 cdef struct Tile:
     Py_ssize_t batch, kv_head, head  # head: of the first query
-    Py_ssize_t length, first, rows  # queries of a head; first of this tile, over heads; their number
+    Py_ssize_t length, first, rows  # queries of a head; of this tile the first, and their number
     Py_ssize_t columns  # rows, rounded up to whole vectors
     Py_ssize_t low, high  # the keys that any row may see, [low, high)
     Py_ssize_t full_low, full_high  # the keys that every row may see
@@ -306,7 +306,8 @@ cdef bint block_mask(
     for r in range(tile.rows, tile.columns):
         rows[r] = rows[tile.rows - 1]
     for c in range(tile.columns // w):
-        load_mask_lanes(like, <const char**>(rows + c * w), p.mask_of_bytes, p.mask.item, first, n, m + c, step)
+        load_mask_lanes(like, <const char**>(rows + c * w), p.mask_of_bytes, p.mask.item, first, n,
+                        m + c, step)
         for k in range(n):
             any = vmax(any, where_equal(m[k * step + c], splat(like, -INFINITY), zero, one))
     return reduce_max(any) > 0

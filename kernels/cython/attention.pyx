@@ -2,11 +2,12 @@
 # cython: binding=True
 """Scaled dot-product attention and its gradient, without an array of queries by keys.
 
-Read _attention_tiles.pxi first. The forward goes over the keys in blocks and keeps, for each query,
-the maximum of its scores, the sum of the weights below it, and the weighted sum of the values, which
-are rescaled when the maximum grows (Milakov & Gimelshein 2018, Dao et al. 2022). Where there are too
-few tiles to share, the keys are split: each part leaves its three, and these are merged in order.
-How work is cut depends on the shapes alone, so the result does not depend on the threads.
+Read _attention_tiles.pxi first. The forward goes over the keys in blocks and keeps, for each
+query, the maximum of its scores, the sum of the weights below it, and the weighted sum of the
+values, which are rescaled when the maximum grows (Milakov & Gimelshein 2018, Dao et al. 2022).
+Where there are too few tiles to share, the keys are split: each part leaves its three, and these
+are merged in order. How work is cut depends on the shapes alone, so the result does not depend on
+the threads.
 """
 
 include "_simd.pxi"

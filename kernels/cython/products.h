@@ -158,8 +158,9 @@ INLINE void store_pairs(const T *, void *to, long at, vector<T> even, vector<T> 
     if constexpr (is<vector<T>, f32v>) {
         typedef uint16_t u16v __attribute__((vector_size(64)));
         u16v both = bits<u16v>(_mm512_cvtne2ps_pbh(odd, even));  // 16 of even, then 16 of odd
-        both = __builtin_shuffle(both, u16v{0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23, 8,
-                                            24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31});
+        both = __builtin_shuffle(both, u16v{
+            0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23,
+            8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31});
         store_n((float *)to + at, bits<f32v>(both), n);
     }
 #endif
@@ -203,7 +204,8 @@ INLINE void load_mask_lanes(const T *like, const char *const *x, bool bytes, lon
 
 // x in the lanes where low <= at < high, else -inf.
 template <class T>
-INLINE vector<T> where_between(const T *, vector<T> x, vector<T> at, vector<T> low, vector<T> high) {
+INLINE vector<T> where_between(const T *, vector<T> x, vector<T> at, vector<T> low,
+                               vector<T> high) {
     return (low <= at) & (at < high) ? x : vector<T>{} - INFINITY;
 }
 // 0, 1, 2, ... in the lanes.

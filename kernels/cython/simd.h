@@ -281,8 +281,8 @@ template <class V> INLINE double reduce_add(V v) {  // in double, lanes in order
 }
 
 // a - b for a <= 0 <= b, rounded to odd: of the two floats around an inexact result, the one whose
-// last bit is 1. Rounding that again, to a type with at least two bits less, gives what rounding the exact
-// number would have given; to nearest, 0.6% of the log-probabilities of f16 were one step off.
+// last bit is 1. Rounding that again, to a type with at least two bits less, gives what rounding the
+// exact number would have given; to nearest, 0.6% of the log-probabilities of f16 were one step off.
 template <class V> INLINE V sub_to_odd(V a, V b) {
     typedef typename traits<V>::ints ints;
 #if defined(__AVX512F__)  // the two floats differ where the result is inexact
@@ -464,7 +464,9 @@ template <class T> INLINE vector<T> exp_from(vector<T> x, vector<T> shift, vecto
     return exp_from<vector<T>>(x, shift, power);
 }
 template <class T> INLINE vector<T> exp_2(const T *, vector<T> x) { return exp_2<vector<T>>(x); }
-template <class T> INLINE vector<T> tanh_of(const T *, vector<T> x) { return tanh_of<vector<T>>(x); }
+template <class T> INLINE vector<T> tanh_of(const T *, vector<T> x) {
+    return tanh_of<vector<T>>(x);
+}
 // a * b + c, rounded once where there is such an instruction. Written out, the compiler may make two
 // roundings of it, and did in one copy of a loop while it made one in another.
 template <class T> INLINE vector<T> mul_add(vector<T> a, vector<T> b, vector<T> c) {
