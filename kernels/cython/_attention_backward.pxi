@@ -140,16 +140,17 @@ cdef bint block_gradient(
     cdef vector[real]* s = <vector[real]*>work.scores
     cdef vector[real]* ds = <vector[real]*>work.grad_scores
     cdef vector[real]* slope = <vector[real]*>work.slope
-    cdef vector[real] scale = splat(like, p.scale), lse, mean, v
-    if not scores(p, like, tile, work, first, n, tops):
+    cdef vector[real] scale = splat(like, p.scale), zero = splat(like, 0.0)
+    cdef vector[real] factor, minus_lse, mean, v
+    if not scores(p, like, tile, work, first, n, tops, &factor):
         return False
     times_keys(p, like, &p.v, tile, first, n, p.value_width, work.grad, work.values,
                work.grad_scores)
     for c in range(tile.columns // w):
-        lse = load_wide(like, work.totals, c * w, w)
+        minus_lse = zero - load_wide(like, work.totals, c * w, w)
         mean = load_wide(like, work.means, c * w, w)
         for k in range(n):
-            v = exp_2(like, s[k * step + c] - lse)
+            v = exp_2(like, mul_add(s[k * step + c], factor, minus_lse))
             s[k * step + c] = v
             v = v * (ds[k * step + c] - mean)
             if not of_mask:

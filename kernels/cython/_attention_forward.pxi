@@ -70,32 +70,36 @@ cdef inline Py_ssize_t part_size(const Problem* p, const real* like) noexcept no
 
 cdef inline void weigh(
     const real* like, const Tile* tile, const Work* work, Py_ssize_t n, Py_ssize_t depth,
-    vector[real]* block_tops
+    vector[real]* block_tops, vector[real] factor
 ) noexcept nogil:
-    """work.scores = exp2(scores - maximum); the sums are brought up to the new maximum."""
+    """work.scores = exp2(factor * scores - maximum); the sums are brought up to the new maximum."""
     cdef Py_ssize_t w = lanes(like), step = TILE_VECTORS, c, k
     cdef vector[real]* s = <vector[real]*>work.scores
     cdef vector[real]* tops = <vector[real]*>work.tops
     cdef vector[real]* totals = <vector[real]*>work.totals
     cdef vector[real]* result = <vector[real]*>work.result
     cdef vector[real] lowest = splat(like, -INFINITY), zero = splat(like, 0.0)
-    cdef vector[real] one = splat(like, 1.0), top, scale, even, odd
+    cdef vector[real] one = splat(like, 1.0), top, minus_top, scale, even, odd, a, b
     for c in range(tile.columns // w):
         top = vmax(block_tops[c], tops[c])
         scale = tops[c]
         tops[c] = top
         top = where_equal(top, lowest, zero, top)  # nothing allowed so far: -inf - -inf is NaN
+        minus_top = zero - top
         scale = exp_2(like, scale - top)
         even = zero
         odd = zero
         for k in range(n // 2):
-            s[2 * k * step + c] = exp_2(like, s[2 * k * step + c] - top)
-            s[(2 * k + 1) * step + c] = exp_2(like, s[(2 * k + 1) * step + c] - top)
-            even = even + s[2 * k * step + c]
-            odd = odd + s[(2 * k + 1) * step + c]
+            a = exp_2(like, mul_add(s[2 * k * step + c], factor, minus_top))
+            b = exp_2(like, mul_add(s[(2 * k + 1) * step + c], factor, minus_top))
+            s[2 * k * step + c] = a
+            s[(2 * k + 1) * step + c] = b
+            even = even + a
+            odd = odd + b
         if n % 2:
-            s[(n - 1) * step + c] = exp_2(like, s[(n - 1) * step + c] - top)
-            even = even + s[(n - 1) * step + c]
+            a = exp_2(like, mul_add(s[(n - 1) * step + c], factor, minus_top))
+            s[(n - 1) * step + c] = a
+            even = even + a
         totals[c] = mul_add(totals[c], scale, even + odd)
         if reduce_max(one - scale) > 0:
             for k in range(depth):
@@ -109,6 +113,7 @@ cdef void attend(
     """The keys from `first` to `last`, for a tile in lanes."""
     cdef Py_ssize_t w = lanes(like), step = TILE_VECTORS, k, c, r, n
     cdef vector[real] block_tops[TILE_VECTORS]
+    cdef vector[real] factor
     cdef vector[real]* tops = <vector[real]*>work.tops
     cdef vector[real]* totals = <vector[real]*>work.totals
     cdef vector[real]* result = <vector[real]*>work.result
@@ -125,9 +130,9 @@ cdef void attend(
         rows_to_lanes(p, &p.q, tile, like, p.width, work.queries)
     for k in range((last - first + KEYS - 1) // KEYS):
         n = min(KEYS, last - first - k * KEYS)
-        if not scores(p, like, tile, work, first + k * KEYS, n, block_tops):
+        if not scores(p, like, tile, work, first + k * KEYS, n, block_tops, &factor):
             continue
-        weigh(like, tile, work, n, p.value_width, block_tops)
+        weigh(like, tile, work, n, p.value_width, block_tops, factor)
         if p.pairs:
             lanes_to_pairs(work.scores, n, tile.columns, work.weights)
         add_keys_times(p, like, &p.v, tile, first + k * KEYS, n, p.value_width,

@@ -315,28 +315,38 @@ cdef bint block_mask(
 
 cdef bint scores(
     const Problem* p, const real* like, const Tile* tile, const Work* work, Py_ssize_t first,
-    Py_ssize_t n, vector[real]* tops
+    Py_ssize_t n, vector[real]* tops, vector[real]* factor
 ) noexcept nogil:
-    """work.scores = the scores of n keys from `first`, in base 2, -inf where not allowed; `tops`
-    their maxima. False where the mask lets nothing through: nothing is computed then."""
+    """work.scores, times `factor`, are the scores of n keys from `first`, in base 2, -inf where not
+    allowed; `tops` their maxima. False where the mask lets nothing through: nothing is computed
+    then."""
     cdef Py_ssize_t w = lanes(like), step = TILE_VECTORS, c, k
     cdef bint partly = first < tile.full_low or first + n > tile.full_high
     cdef vector[real]* s = <vector[real]*>work.scores
     cdef vector[real]* m = <vector[real]*>work.mask
     cdef vector[real]* slope = <vector[real]*>work.slope
-    cdef vector[real] factor = splat(like, p.scale * LOG2_E), cap = splat(like, p.softcap * LOG2_E)
-    cdef vector[real] log2_e = splat(like, LOG2_E), low = factor, high = factor, top, v
+    cdef vector[real] scale = splat(like, p.scale * LOG2_E), cap = splat(like, p.softcap * LOG2_E)
+    cdef vector[real] log2_e = splat(like, LOG2_E), low = scale, high = scale, top, v
     if p.masked and not block_mask(p, like, tile, first, n, m):
         return False
     times_keys(p, like, &p.k, tile, first, n, p.width, work.queries, work.keys, work.scores)
+    if not (partly or p.masked or p.softcap != 0 or p.scale <= 0):  # the factor can wait
+        factor[0] = scale
+        for c in range(tile.columns // w):
+            top = splat(like, -INFINITY)
+            for k in range(n):
+                top = vmax(s[k * step + c], top)
+            tops[c] = top * scale
+        return True
+    factor[0] = splat(like, 1.0)
     if p.softcap != 0:
-        factor = splat(like, p.scale / p.softcap)
+        scale = splat(like, p.scale / p.softcap)
     for c in range(tile.columns // w):
         top = splat(like, -INFINITY)
         if partly:
             bounds(like, tile, first, n, c * w, &low, &high)
         for k in range(n):
-            v = s[k * step + c] * factor
+            v = s[k * step + c] * scale
             if p.softcap != 0:
                 v = tanh_of(like, v)
                 if slope != NULL:
