@@ -1,4 +1,4 @@
-"""exp and log1p of simd.h: within 2 ULP over their whole range, drawn evenly from every binade.
+"""exp, exp2, log1p and tanh of simd.h: within 2 ULP over their whole range, drawn evenly from every binade.
 
 `make accuracy` goes through every float32.
 """
@@ -51,6 +51,32 @@ def test_log1p(dtype, low, high):
     result = np.empty_like(x)
     _vector_math.log_1p_of(x, result)
     assert ulp(result, np.log1p(x.astype(np.longdouble)), dtype).max() <= 2
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize(("dtype", "low", "high"), [("f4", -30, 6), ("f8", -60, 9)])
+def test_exp2(dtype, low, high, sign):
+    x = sign * stratified(dtype, low, high)
+    _vector_math.exp_2_of(x, result := np.empty_like(x))
+    assert ulp(result, np.exp2(x.astype(np.longdouble)), dtype).max() <= 2
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize(("dtype", "low", "high"), [("f4", -100, 120), ("f8", -1000, 1000)])
+def test_tanh(dtype, low, high, sign):
+    x = sign * stratified(dtype, low, high)
+    _vector_math.tan_h_of(x, result := np.empty_like(x))
+    assert ulp(result, np.tanh(x.astype(np.longdouble)), dtype).max() <= 3
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+def test_special_values_of_exp2_and_tanh(dtype):
+    inf, nan = np.inf, np.nan
+    x = np.array([0, -inf, inf, nan, -1e30, 1e30, -2000, -0.0], dtype)
+    _vector_math.exp_2_of(x, result := np.empty_like(x))
+    np.testing.assert_array_equal(result, np.array([1, 0, inf, nan, 0, inf, 0, 1], dtype))
+    _vector_math.tan_h_of(x, result)
+    np.testing.assert_array_equal(result, np.array([0, -1, 1, nan, -1, 1, -1, 0], dtype))
 
 
 @pytest.mark.parametrize("dtype", ["f4", "f8"])

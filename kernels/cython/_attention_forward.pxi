@@ -183,7 +183,7 @@ cdef void attend_few(
                 v = factor * row_products(x + k * stride, stride, left,
                                           <compute[real]*>work.queries + r * p.width, p.width)
                 if p.softcap != 0:
-                    v = cap * tanh_of(like, v)
+                    v = cap * tan_h(like, v)
                 if p.masked:
                     v = v + log2_e * few_mask(p, like, masks[r], start + k, left)
                 v = where_between(

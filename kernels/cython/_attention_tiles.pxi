@@ -348,7 +348,7 @@ cdef bint scores(
         for k in range(n):
             v = s[k * step + c] * scale
             if p.softcap != 0:
-                v = tanh_of(like, v)
+                v = tan_h(like, v)
                 if slope != NULL:
                     slope[k * step + c] = splat(like, 1.0) - v * v
                 v = cap * v

@@ -49,7 +49,7 @@ cdef extern from "simd.h" nogil:
     vector[T] exp_sub[T](vector[T], vector[T])
     vector[T] exp_from[T](vector[T], vector[T], vector[T])
     vector[T] exp_2[T](const T*, vector[T])
-    vector[T] tanh_of[T](const T*, vector[T])
+    vector[T] tan_h[T](const T*, vector[T])
     vector[T] log_1p[T](vector[T])
 
     ctypedef struct Reference:

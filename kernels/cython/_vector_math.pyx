@@ -9,9 +9,16 @@ ctypedef fused wide:
     double
     float
 
+cdef enum:  # the functions
+    EXP_SUB
+    EXP_FROM
+    EXP_2
+    LOG_1P
+    TANH
+
 
 cdef void apply(
-    const wide* x, const wide* m, wide* out, Py_ssize_t n, bint from_one
+    int function, const wide* x, const wide* m, wide* out, Py_ssize_t n
 ) noexcept nogil:
     cdef Py_ssize_t w = lanes(x), k, left
     cdef Reference at
@@ -19,38 +26,21 @@ cdef void apply(
     for k in range((n + w - 1) // w):
         left = min(w, n - k * w)
         v = load_n(x + k * w, left, 0.0)
-        if from_one:
+        if function == EXP_FROM:
             at = reference(x, m[0])
             v = exp_from(v, splat(x, at.shift), splat(x, at.power))
-        elif m != NULL:
+        elif function == EXP_SUB:
             v = exp_sub(v, load_n(m + k * w, left, 0.0))
+        elif function == EXP_2:
+            v = exp_2(x, v)
+        elif function == TANH:
+            v = tan_h(x, v)
         else:
             v = log_1p(v)
         store_n(out + k * w, v, left)
 
 
-def exp_sub_of(x, m, out):
-    """out = exp(x - m), for contiguous float64 or float32 arrays with x <= m."""
-    by_dtype(x, m, out)
-
-
-def exp_from_of(x, m, out):
-    """out = exp(x) / exp(m'), for an m of one element; m' as (shift, power), see simd.h."""
-    cdef Reference at
-    by_dtype(x, m, out, True)
-    if x.dtype == "f8":
-        at = reference(<const double*>NULL, m[0])
-    else:
-        at = reference(<const float*>NULL, m[0])
-    return at.shift, at.power
-
-
-def log_1p_of(x, out):
-    """out = log(1 + x), for contiguous float64 or float32 arrays of at least 0."""
-    by_dtype(x, None, out)
-
-
-cdef by_dtype(cnp.ndarray x, m, out, bint from_one=False):
+cdef by_dtype(int function, cnp.ndarray x, m, out):
     cdef Py_ssize_t n = cnp.PyArray_SIZE(x)
     cdef void* from_ = data(x)
     cdef void* less = data(m)
@@ -58,6 +48,37 @@ cdef by_dtype(cnp.ndarray x, m, out, bint from_one=False):
     cdef bint doubles = cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT64
     with nogil:
         if doubles:
-            apply(<const double*>from_, <const double*>less, <double*>to, n, from_one)
+            apply(function, <const double*>from_, <const double*>less, <double*>to, n)
         else:
-            apply(<const float*>from_, <const float*>less, <float*>to, n, from_one)
+            apply(function, <const float*>from_, <const float*>less, <float*>to, n)
+
+
+def exp_sub_of(x, m, out):
+    """out = exp(x - m), for contiguous float64 or float32 arrays with x <= m."""
+    by_dtype(EXP_SUB, x, m, out)
+
+
+def exp_from_of(x, m, out):
+    """out = exp(x) / exp(m'), for an m of one element; m' as (shift, power), see simd.h."""
+    cdef Reference at
+    by_dtype(EXP_FROM, x, m, out)
+    if x.dtype == "f8":
+        at = reference(<const double*>NULL, m[0])
+    else:
+        at = reference(<const float*>NULL, m[0])
+    return at.shift, at.power
+
+
+def exp_2_of(x, out):
+    """out = 2**x, for contiguous float64 or float32 arrays."""
+    by_dtype(EXP_2, x, None, out)
+
+
+def log_1p_of(x, out):
+    """out = log(1 + x), for contiguous float64 or float32 arrays of at least 0."""
+    by_dtype(LOG_1P, x, None, out)
+
+
+def tan_h_of(x, out):
+    """out = tanh(x), for contiguous float64 or float32 arrays."""
+    by_dtype(TANH, x, None, out)

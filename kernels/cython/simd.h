@@ -411,7 +411,8 @@ template <class V> INLINE V exp_2(V x) {
     else r = _mm512_reduce_pd(x, 0);
     V n = x - r;
 #else
-    x = vmax(V{} + t::far_below, x);
+    constexpr int high = 2 * t::bias + 1;  // 2**high is infinite, and its exponent does not wrap
+    x = -vmax(V{} - high, -vmax(V{} + t::far_below, x));
     V n = (x + t::to_int) - t::to_int, r = x - n;
 #endif
     return scale_by_power(exp_2_tail(r) * r + 1, n);
@@ -429,7 +430,7 @@ INLINE f64v tanh_tail(f64v z) {
     f64v q = ((z + 1.12811678491632931402e2) * z + 2.23548839060100448583e3) * z;
     return (p - 1.61468768441708447952e3) / (q + 4.84406305325125486048e3);
 }
-template <class V> INLINE V tanh_of(V x) {
+template <class V> INLINE V tan_h(V x) {
     V size = vmax(x, -x), z = x * x;
     V large = 1 - 2 / (exp_2(size * (typename traits<V>::scalar)2.8853900817779268) + 1);
     V near = x + x * z * tanh_tail(z);
@@ -490,8 +491,8 @@ template <class T> INLINE vector<T> exp_from(vector<T> x, vector<T> shift, vecto
     return exp_from<vector<T>>(x, shift, power);
 }
 template <class T> INLINE vector<T> exp_2(const T *, vector<T> x) { return exp_2<vector<T>>(x); }
-template <class T> INLINE vector<T> tanh_of(const T *, vector<T> x) {
-    return tanh_of<vector<T>>(x);
+template <class T> INLINE vector<T> tan_h(const T *, vector<T> x) {
+    return tan_h<vector<T>>(x);
 }
 // a * b + c, rounded once where there is such an instruction. Written out, the compiler may make two
 // roundings of it, and did in one copy of a loop while it made one in another.
