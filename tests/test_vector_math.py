@@ -1,4 +1,5 @@
-"""exp, exp2, log1p and tanh of simd.h: within 2 ULP over their whole range, drawn evenly from every binade.
+"""exp, exp2, log1p and tanh of vectors: their error over the whole range, drawn evenly from every
+binade.
 
 `make accuracy` goes through every float32.
 """

@@ -41,7 +41,7 @@ cdef Py_ssize_t share_out(
     work.queries = memory + used
     used += padded(max(p.width * tile, FEW * p.width * wide))
     work.scores = memory + used
-    used += padded(KEYS * tile)
+    used += padded(KEYS * max(tile, FEW * wide))
     work.mask = memory + used
     used += padded(KEYS * tile if p.masked else 0)
     work.result = memory + used

@@ -1,4 +1,5 @@
-"""simd.h as Cython sees it, and the storage types that every kernel is written for once.
+"""simd.h, vector_math.h and tiles.h as Cython sees them, and the storage types that every kernel is
+written for once.
 
 `vector[real]` is what a storage type loads into: as many floats (for float, f16 and bf16) or
 doubles as a register holds. `a * b + c` on vectors is plain code.
@@ -46,6 +47,8 @@ cdef extern from "simd.h" nogil:
     vector[T] add_unless_equal[T](vector[T], vector[T], vector[T], vector[T])
     double reduce_max[T](vector[T])
     double reduce_add[T](vector[T])
+
+cdef extern from "vector_math.h" nogil:
     vector[T] exp_sub[T](vector[T], vector[T])
     vector[T] exp_from[T](vector[T], vector[T], vector[T])
     vector[T] exp_2[T](const T*, vector[T])
@@ -56,6 +59,7 @@ cdef extern from "simd.h" nogil:
         double shift, power, ratio
     Reference reference[T](const T*, double)
 
+cdef extern from "tiles.h" nogil:
     void load_tile[T](const T*, Py_ssize_t, Py_ssize_t, Py_ssize_t, vector[T]*, Py_ssize_t)
     void store_tile[T](T*, Py_ssize_t, Py_ssize_t, Py_ssize_t, const vector[T]*, Py_ssize_t)
 

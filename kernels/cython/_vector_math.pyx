@@ -1,6 +1,6 @@
 # cython: boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
 # cython: binding=True
-"""The vector functions of simd.h on arrays, so that tests can measure their error. Not a kernel."""
+"""The functions of vector_math.h on arrays, so that tests can measure their error. Not a kernel."""
 
 include "_simd.pxi"
 include "_arrays.pxi"
@@ -59,7 +59,7 @@ def exp_sub_of(x, m, out):
 
 
 def exp_from_of(x, m, out):
-    """out = exp(x) / exp(m'), for an m of one element; m' as (shift, power), see simd.h."""
+    """out = exp(x) / exp(m'), for an m of one element; m' as (shift, power), see vector_math.h."""
     cdef Reference at
     by_dtype(EXP_FROM, x, m, out)
     if x.dtype == "f8":

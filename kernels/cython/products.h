@@ -1,4 +1,4 @@
-// Products of small matrices whose sums stay in registers, and rows turned into lanes.
+// Products of small matrices whose sums stay in registers, and what attention needs around them.
 //
 //     c[r, :] (+)= sum over k of a[r, k] * b[k, :]
 //
@@ -7,7 +7,7 @@
 // registers, and 8 sums are enough to hide the latency of the multiply-add; AVX2 has half as many
 // registers. Neither matrix is packed: a is read by single numbers, b by whole rows.
 #pragma once
-#include "simd.h"
+#include "tiles.h"
 
 #if defined(__AVX512F__)
 #define TILE_VECTORS 4
@@ -95,33 +95,6 @@ static void product(const A *a, long a_row, long a_step, long rows, const B *b, 
     for (long column = 0; column < columns; column += width)
         for (long row = 0; row < rows; row += TILE_ROWS)
             sized_tile<TILE_ROWS, TILE_VECTORS>(p, row, column, rows - row, columns - column);
-}
-
-// Elements `from` to `from + n` of up to as many rows as a vector has lanes: lane r of
-// tile[j * step] = x[r][from + j]. A row that is NULL gives 0.
-template <class T>
-INLINE void load_lanes(const T *const *x, long from, long n, vector<T> *tile, long step) {
-    constexpr int w = WIDTH<vector<T>>;
-    vector<T> v[w];
-    for (long j = 0; j < n; j += w) {
-        long count = n - j < w ? n - j : w;
-        for (int r = 0; r < w; r++) v[r] = x[r] ? load_n(x[r] + from + j, count, 0) : vector<T>{};
-        transpose(v);
-        for (long i = 0; i < count; i++) tile[(j + i) * step] = v[i];
-    }
-}
-// And back.
-template <class T>
-INLINE void store_lanes(T *const *x, long n, const vector<T> *tile, long step) {
-    constexpr int w = WIDTH<vector<T>>;
-    vector<T> v[w];
-    for (long j = 0; j < n; j += w) {
-        long count = n - j < w ? n - j : w;
-        for (int i = 0; i < w; i++) v[i] = tile[(i < count ? j + i : j) * step];
-        transpose(v);
-        for (int r = 0; r < w; r++)
-            if (x[r]) store_n(x[r] + j, v[r], count);
-    }
 }
 
 // Dot products of up to as many rows of x as a vector has lanes with y, one in each lane.

@@ -1,0 +1,189 @@
+// exp, exp2, log1p and tanh of vectors, within 2 ULP (tanh 3) over their whole range.
+#pragma once
+#include "simd.h"
+
+// value * 2**n for an integer-valued n, correctly rounded where the result is subnormal.
+template <class V> INLINE V scale_by_power(V value, V n) {
+#if defined(__AVX512F__)
+    if constexpr (is<V, f32v>) return _mm512_scalef_ps(value, n);
+    else return _mm512_scalef_pd(value, n);
+#else
+    typedef traits<V> t;
+    n = vmax(V{} + (2 - 2 * t::bias), n);  // below, the result is 0 and the exponents would wrap
+    auto whole = bits<typename t::ints>(n + t::to_int) - bits<typename t::ints>(V{} + t::to_int);
+    auto part = whole >> 1;  // in two steps: 2**n itself may be no normal number
+    return value * bits<V>((part + t::bias) << t::mantissa)
+        * bits<V>((whole - part + t::bias) << t::mantissa);
+#endif
+}
+
+// q in exp(r) = 1 + r + r**2 * q(r), |r| <= ln(2) / 2: least squares of the relative error,
+// 2**-28.0 with 5 coefficients for float, 2**-57.7 with 10 for double.
+INLINE f32v exp_tail(f32v r) {
+    f32v q = 1.37511503e-3f * r + 8.36898723e-3f;
+    q = q * r + 4.16695443e-2f;
+    q = q * r + 1.66665179e-1f;
+    return q * r + 4.99999885e-1f;
+}
+INLINE f64v exp_tail(f64v r) {
+    f64v q = 2.5024585741429218e-8 * r + 2.76312725510702821e-7;
+    q = q * r + 2.75575080521148186e-6;
+    q = q * r + 2.48014899597542431e-5;
+    q = q * r + 1.98412695956368644e-4;
+    q = q * r + 1.3888888947024378e-3;
+    q = q * r + 8.33333333345238636e-3;
+    q = q * r + 4.16666666665151239e-2;
+    q = q * r + 1.66666666666664806e-1;
+    return q * r + 5.00000000000001285e-1;
+}
+
+// exp(x - m) for x <= m, within 2 ULP. The rounding error of x - m (two-sum) is added to the
+// reduced argument instead of being lost: at x = -80, m = 80 it would cost 64 ULP in float.
+// NaN only where x is NaN: an infinite m counts as the largest finite number.
+template <class V> INLINE V exp_sub(V x, V m) {
+    typedef traits<V> t;
+    m = -vmax(-vmax(m, V{} - t::largest), V{} - t::largest);
+    // What is so far below that the result is 0 comes as near as that; the next number below a
+    // huge m is farther.
+    V apart = vmax(V{} - t::exp_low, vmax(m, -m) * t::two_steps);
+    x = vmax(vmax(m - apart, V{} - t::largest), x);
+    V d = x - m, back = d - x;
+    V lost = (x - (d - back)) - (m + back);
+    d = vmax(V{} + t::exp_low, d);
+    V n = (d * (typename t::scalar)1.4426950408889634 + t::to_int) - t::to_int;
+    V r = d - n * t::ln2_hi;
+    r = r - n * t::ln2_lo + lost;
+    return scale_by_power(V{} + 1 + (r + r * r * exp_tail(r)), n);
+}
+
+// The same in fewer operations where m is one number for many x: exp(x) / exp(m'), where the
+// reference m' = shift + power * ln(2) is near m and chosen so that nothing is rounded. A small m
+// becomes a power of two, and x is reduced as it is. Subtracting a large m is exact by Sterbenz's
+// lemma, for every x that is not so far below that the result is 0.
+struct Reference {
+    double shift, power;
+    double ratio;  // exp(m' - m)
+};
+template <class T> INLINE Reference reference(const T *, double m) {
+    constexpr double limit = traits<vector<T>>::near_limit, largest = traits<vector<T>>::largest;
+    if (-limit < m && m < limit) {
+        double power = __builtin_rint(m * 1.4426950408889634);
+        // In two parts, the first of them exact: the error of m' would be one of every result.
+        typedef traits<f64v> d;
+        return {0, power, exp((power * d::ln2_hi - m) + power * d::ln2_lo)};
+    }
+    return {m < -largest ? -largest : m > largest ? largest : m, 0, 1};
+}
+template <class V> INLINE V exp_from(V x, V shift, V power) {
+    typedef traits<V> t;
+    V d = vmax(V{} + t::far_below, x - shift);
+    V n = (d * (typename t::scalar)1.4426950408889634 + t::to_int) - t::to_int;
+    V r = d - n * t::ln2_hi;
+    r = r - n * t::ln2_lo;
+    return scale_by_power(V{} + 1 + (r + r * r * exp_tail(r)), n - power);
+}
+
+// (2**r - 1) / r, |r| <= 1/2: least squares of the relative error of 2**r, 2**-28.8 and 2**-57.8.
+INLINE f32v exp_2_tail(f32v r) {
+    f32v q = 1.53707048e-4f * r + 1.33998483e-3f;
+    q = q * r + 9.61837325e-3f;
+    q = q * r + 5.55032904e-2f;
+    q = q * r + 2.40226485e-1f;
+    return q * r + 6.93147206e-1f;
+}
+INLINE f64v exp_2_tail(f64v r) {
+    f64v q = 4.43072789840146544e-10 * r + 7.07381015509986209e-9;
+    q = q * r + 1.01782292580493941e-7;
+    q = q * r + 1.32154351062474748e-6;
+    q = q * r + 1.52527334121407174e-5;
+    q = q * r + 1.54035304575188347e-4;
+    q = q * r + 1.33335581468747268e-3;
+    q = q * r + 9.61812910759373496e-3;
+    q = q * r + 5.5504108664819545e-2;
+    q = q * r + 2.40226506959101325e-1;
+    return q * r + 6.93147180559945335e-1;
+}
+// 2**x, within 2 ULP; 0 for -inf, NaN for NaN.
+template <class V> INLINE V exp_2(V x) {
+    typedef traits<V> t;
+#if defined(__AVX512F__)  // x less its nearest integer in one operation, which takes infinity too
+    V r;
+    if constexpr (is<V, f32v>) r = _mm512_reduce_ps(x, 0);
+    else r = _mm512_reduce_pd(x, 0);
+    V n = x - r;
+#else
+    constexpr int high = 2 * t::bias + 1;  // 2**high is infinite, and its exponent does not wrap
+    x = -vmax(V{} - high, -vmax(V{} + t::far_below, x));
+    V n = (x + t::to_int) - t::to_int, r = x - n;
+#endif
+    return scale_by_power(exp_2_tail(r) * r + 1, n);
+}
+
+// tanh(x) = x + x**3 * tanh_tail(x**2), |x| < 0.625: the coefficients of Cephes.
+INLINE f32v tanh_tail(f32v z) {
+    f32v q = -5.70498872745e-3f * z + 2.06390887954e-2f;
+    q = q * z - 5.37397155531e-2f;
+    q = q * z + 1.33314422036e-1f;
+    return q * z - 3.33332819422e-1f;
+}
+INLINE f64v tanh_tail(f64v z) {
+    f64v p = (-9.64399179425052238628e-1 * z - 9.92877231001918586564e1) * z;
+    f64v q = ((z + 1.12811678491632931402e2) * z + 2.23548839060100448583e3) * z;
+    return (p - 1.61468768441708447952e3) / (q + 4.84406305325125486048e3);
+}
+template <class V> INLINE V tan_h(V x) {
+    V size = vmax(x, -x), z = x * x;
+    V large = 1 - 2 / (exp_2(size * (typename traits<V>::scalar)2.8853900817779268) + 1);
+    V near = x + x * z * tanh_tail(z);
+    return size < (typename traits<V>::scalar)0.625 ? near : x < 0 ? -large : large;
+}
+
+// log(f) - (f - 1) + (f - 1)**2 / 2 = s * (h + R(s**2)), s = (f - 1) / (f + 1): the classic
+// coefficients of fdlibm, below 2**-34.2 (float) and 2**-58.4 (double).
+INLINE f32v log_tail(f32v z) {
+    return z * (0.66666662693f + z * (0.40000972152f + z * (0.28498786688f + z * 0.24279078841f)));
+}
+INLINE f64v log_tail(f64v z) {
+    f64v q = 1.479819860511658591e-01 * z + 1.531383769920937332e-01;
+    q = q * z + 1.818357216161805012e-01;
+    q = q * z + 2.222219843214978396e-01;
+    q = q * z + 2.857142874366239149e-01;
+    q = q * z + 3.999999999940941908e-01;
+    return z * (q * z + 6.666666666666735130e-01);
+}
+
+// log(1 + x) for x >= 0, within 2 ULP. What 1 + x rounds away returns as a correction, so a
+// small x loses nothing.
+template <class V> INLINE V log_1p(V x) {
+    typedef traits<V> t;
+    typedef typename t::ints ints;
+    typedef typename t::scalar scalar;
+    V u = x + 1, back = u - x;
+    V lost = (x - (u - back)) + (1 - back);
+    ints all = bits<ints>(u);
+    ints k = (all - (ints{} + t::sqrt_half)) >> t::mantissa;
+    V power = __builtin_convertvector(k, V);
+    V f = bits<V>(all - (k << t::mantissa)) - 1;
+    // lost is scaled with u; 2**-k must be a normal number, and lost is 0 long before it is not
+    ints down = k < t::bias ? k : ints{} + t::bias - 1;
+    V shift = lost * bits<V>((t::bias - down) << t::mantissa);  // log(1 + f + shift) wanted
+    V s = f / (f + 2), h = (scalar)0.5 * f * f;
+    // k * ln2 and f - h may cancel, down to half: their rounding errors are carried along.
+    V high = power * t::ln2_hi, part = f - h, sum = high + part;
+    V low = s * (h + log_tail(s * s)) + power * t::ln2_lo;
+    V result = sum + (((high - sum) + part) + ((f - part) - h) + (low + (shift - shift * f)));
+    return x - x == 0 ? result : x;  // infinity and NaN stay
+}
+
+// Cython calls these with the storage type, as in exp_sub<f16>(x, m).
+template <class T> INLINE vector<T> exp_sub(vector<T> x, vector<T> m) {
+    return exp_sub<vector<T>>(x, m);
+}
+template <class T> INLINE vector<T> log_1p(vector<T> x) { return log_1p<vector<T>>(x); }
+template <class T> INLINE vector<T> exp_from(vector<T> x, vector<T> shift, vector<T> power) {
+    return exp_from<vector<T>>(x, shift, power);
+}
+template <class T> INLINE vector<T> exp_2(const T *, vector<T> x) { return exp_2<vector<T>>(x); }
+template <class T> INLINE vector<T> tan_h(const T *, vector<T> x) {
+    return tan_h<vector<T>>(x);
+}
