@@ -10,7 +10,7 @@ from numpy.lib.stride_tricks import as_strided
 
 from . import _arrays
 
-FAR = 2**60
+FAR = 2**60  # no array is as long, and sums of it do not overflow
 
 
 class Heads(NamedTuple):
@@ -25,7 +25,9 @@ class Heads(NamedTuple):
     shape: tuple[int, ...]  # of the result
 
 
-def operands(q: Any, k: Any, v: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def operands(
+    q: Any, k: Any, v: Any, key_axis: int = -2
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The three inputs as arrays of one dtype whose last axis is contiguous."""
     arrays = [_arrays.floating(a, name) for a, name in ((q, "q"), (k, "k"), (v, "v"))]
     dtypes = [a.dtype for a in arrays]
@@ -36,7 +38,7 @@ def operands(q: Any, k: Any, v: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray
         raise ValueError(f"q, k and v must have at least 2 axes, got shapes {_listed(shapes)}")
     if shapes[0][-1] != shapes[1][-1]:
         raise ValueError(f"q and k must agree in their last axis, got {shapes[0]} and {shapes[1]}")
-    if shapes[1][-2] != shapes[2][-2]:
+    if shapes[1][key_axis] != shapes[2][key_axis]:
         raise ValueError(f"k and v must hold as many keys, got {shapes[1]} and {shapes[2]}")
     if 0 in (shapes[0][-1], shapes[2][-1]):
         raise ValueError(f"the last axis may not be empty, got shapes {_listed(shapes)}")
@@ -87,21 +89,22 @@ def numbers(
         raise ValueError(f"window must not be below -1, which is without bound, got {window!r}")
     return {
         "scale": float(scale),
-        "left": min(left, FAR),
-        "right": 0 if is_causal else min(right, FAR),
+        "left": min(left, 2 * FAR),
+        "right": 0 if is_causal else min(right, 2 * FAR),
         "softcap": float(softcap),
     }
 
 
 def _per_entry(value: Any, batch: tuple[int, ...], name: str) -> Any:
-    """Integers for each batch entry, flat, or one for all."""
+    """Integers for each batch entry, flat, or one for all; none is beyond FAR."""
     if type(value) is int:
-        return value
+        return max(-FAR, min(FAR, value))
     a = np.asarray(value)
     if a.dtype.kind not in "iu":
         raise TypeError(f"{name} must be integers, got dtype {a.dtype}")
     try:
-        return np.broadcast_to(a, batch).astype(np.int64).ravel()
+        a = np.minimum(a, FAR) if a.dtype == np.uint64 else a
+        return np.broadcast_to(a.astype(np.int64).clip(-FAR, FAR), batch).ravel()
     except ValueError:
         raise ValueError(
             f"{name} must be one integer, or one for each batch entry {batch}, got shape {a.shape}"
@@ -115,12 +118,6 @@ def _broadcast(shapes: list[tuple[int, ...]], what: str) -> tuple[int, ...]:
         return np.broadcast_shapes(*shapes)
     except ValueError:
         raise ValueError(f"{what} do not broadcast: {_listed(shapes)}") from None
-
-
-def _positions(q_offset: Any, batch: tuple[int, ...]) -> Any:
-    """Offsets of each batch entry; no array is as long as FAR, and its sums do not overflow."""
-    value = _per_entry(q_offset, batch, "q_offset")
-    return max(-FAR, min(FAR, value)) if type(value) is int else value.clip(-FAR, FAR)
 
 
 def padded_batch(
@@ -166,10 +163,9 @@ def padded_batch(
         spans[:, 3] = _per_entry(kv_lengths, batch, "kv_lengths")
         bad = (spans[:, 3] < 0) | (spans[:, 3] > keys)
         if bad.any():
-            raise ValueError(
-                f"kv_lengths must be from 0 to the {keys} keys, got {spans[bad.argmax(), 3]}"
-            )
-    spans[:, 4] = _positions(q_offset, batch)
+            wrong = np.broadcast_to(np.asarray(kv_lengths), batch).ravel()[bad.argmax()]
+            raise ValueError(f"kv_lengths must be from 0 to the {keys} keys, got {wrong}")
+    spans[:, 4] = _per_entry(q_offset, batch, "q_offset")
     return Heads(
         spread(bits(q), (*batch, heads, *q.shape[-2:])),
         spread(bits(k), (*batch, kv_heads, *k.shape[-2:])),
@@ -183,12 +179,12 @@ def padded_batch(
 
 def _mask(attn_mask: Any, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
     mask = _arrays.to_numpy(attn_mask, "attn_mask")
-    if mask.dtype != bool and mask.dtype != dtype:
+    if mask.dtype != bool and mask.dtype.newbyteorder("=") != dtype:
         raise TypeError(f"attn_mask must be boolean or have q's dtype {dtype}, got {mask.dtype}")
     if mask.ndim == 0 or _broadcast([mask.shape, shape], "attn_mask and the scores") != shape:
         raise ValueError(f"attn_mask must broadcast to {shape}, got shape {mask.shape}")
-    if not mask.flags.aligned:
-        mask = mask.copy()
+    if not (mask.flags.aligned and mask.dtype.isnative):
+        mask = mask.astype(mask.dtype.newbyteorder("="))
     return spread(bits(row_contiguous(mask)), shape)
 
 
@@ -229,7 +225,7 @@ def packed(
     spans = np.empty((count, 5), np.int64)
     spans[:, 0], spans[:, 1] = ends_q[:-1], ends_q[1:]
     spans[:, 2], spans[:, 3] = ends_k[:-1], ends_k[1:]
-    spans[:, 4] = _positions(q_offset, (count,))
+    spans[:, 4] = _per_entry(q_offset, (count,), "q_offset")
     return Heads(
         per_sequence(q, count),
         per_sequence(k, count),
@@ -281,7 +277,23 @@ def check_result(out: Any, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarra
             f"out must be contiguous in its last axis, got strides {result.strides} for "
             f"{result.dtype}"
         )
+    extent = result.itemsize
+    for stride, n in sorted((abs(s), n) for s, n in zip(result.strides, shape, strict=True)):
+        if n > 1 and stride < extent and result.size:
+            raise ValueError(f"out with shape {shape} and strides {result.strides} overlaps itself")
+        extent += stride * (n - 1)
     return result
+
+
+def apart(a: Any, result: np.ndarray) -> Any:
+    """`a`, or a copy where `result` would be written over it."""
+    return a if a is None or not np.may_share_memory(a, result) else a.copy()
+
+
+def cast(a: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """`a` in another dtype; beyond its range is infinity, as it should be."""
+    with np.errstate(over="ignore"):
+        return a.astype(dtype, copy=False)
 
 
 def summed(grad: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

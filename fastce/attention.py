@@ -14,6 +14,9 @@ from ._heads import Heads
 from ._threads import get_num_threads
 
 
+INPUTS = ("q", "k", "v", "mask")
+
+
 def scaled_dot_product_attention(
     q: ArrayLike,
     k: ArrayLike,
@@ -108,7 +111,7 @@ def scaled_dot_product_attention(
         result = _heads.result_like(arrays[0], shape, arrays[0].dtype)
     else:
         result = _heads.check_result(out, shape, arrays[0].dtype)
-        p = _apart(p, result)
+        p = p._replace(**{name: _heads.apart(getattr(p, name), result) for name in INPUTS})
     lse = np.empty(p.shape[:-1], _arrays.compute_dtype(result.dtype)) if return_lse else None
     _forward(p, result[None] if squeeze else result, lse)
     result = _arrays.like(q, result) if out is None else out
@@ -194,7 +197,7 @@ def scaled_dot_product_attention_backward(
     grads = _backward(p, arrays, g, o, norm, mask_room)
     results = [_arrays.like(given, grad) for given, grad in zip((q, k, v), grads, strict=True)]
     if dmask is not None:
-        results.append(_arrays.like(attn_mask, dmask.astype(arrays[0].dtype)))
+        results.append(_arrays.like(attn_mask, _heads.cast(dmask, arrays[0].dtype)))
     return tuple(results)
 
 
@@ -251,7 +254,7 @@ def attention_varlen(
     >>> fastce.attention_varlen(q, k, v, [0, 2, 3], [0, 2, 3]).ravel()
     array([2., 2., 7.])
     """
-    arrays = _heads.operands(q, k, v)
+    arrays = _heads.operands(q, k, v, 0)
     p = _heads.packed(
         *arrays, cu_seqlens_q, cu_seqlens_k, is_causal, scale, enable_gqa, q_offset, window, softcap
     )
@@ -259,7 +262,8 @@ def attention_varlen(
         result = _heads.result_like(arrays[0], p.shape, arrays[0].dtype)
     else:
         result = _heads.check_result(out, p.shape, arrays[0].dtype)
-        p = _apart(p, result)
+        copies = [_heads.per_sequence(_heads.apart(a, result), len(p.spans)) for a in arrays]
+        p = p._replace(q=copies[0], k=copies[1], v=copies[2])
     lse = np.empty(p.shape[:-1], _arrays.compute_dtype(result.dtype)) if return_lse else None
     count = len(p.spans)
     norms = None if lse is None else _heads.per_sequence(lse, count)
@@ -315,7 +319,7 @@ def attention_varlen_backward(
     >>> grads[2].ravel()
     array([1., 1., 1.])
     """
-    arrays = _heads.operands(q, k, v)
+    arrays = _heads.operands(q, k, v, 0)
     p = _heads.packed(
         *arrays, cu_seqlens_q, cu_seqlens_k, is_causal, scale, enable_gqa, q_offset, window, softcap
     )
@@ -334,15 +338,6 @@ def attention_varlen_backward(
         threads=get_num_threads(),
     )
     return tuple(_arrays.like(given, grad) for given, grad in zip((q, k, v), grads, strict=True))
-
-
-def _apart(p: Heads, result: np.ndarray) -> Heads:
-    """Inputs that `result` would overwrite are copied."""
-
-    def copied(a: np.ndarray | None) -> Any:
-        return a if a is None or not np.may_share_memory(a, result) else a.copy()
-
-    return p._replace(q=copied(p.q), k=copied(p.k), v=copied(p.v), mask=copied(p.mask))
 
 
 def _results(

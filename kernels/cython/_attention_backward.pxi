@@ -125,8 +125,9 @@ cdef void begin_tile(
                 left = min(w, p.value_width - k * w)
                 total = mul_add(load_n(go + k * w, left, 0.0), load_n(o + k * w, left, 0.0), total)
         put_wide(like, work.means, r, reduce_add(total))
-        # A query that sees no key: every weight is exp2(-inf).
-        put_wide(like, work.totals, r, INFINITY if lse == -INFINITY else lse * LOG2_E)
+        # A query that sees no key, or keys of the lowest number only: every weight is exp2(-inf).
+        put_wide(like, work.totals, r,
+                 INFINITY if lse * LOG2_E < -0.5 * largest_of(like) else lse * LOG2_E)
 
 
 cdef bint block_gradient(
@@ -150,7 +151,8 @@ cdef bint block_gradient(
         minus_lse = zero - load_wide(like, work.totals, c * w, w)
         mean = load_wide(like, work.means, c * w, w)
         for k in range(n):
-            v = exp_2(like, mul_add(s[k * step + c], factor, minus_lse))
+            # No weight is above 1, however lse was rounded.
+            v = exp_2(like, zero - vmax(zero, zero - mul_add(s[k * step + c], factor, minus_lse)))
             s[k * step + c] = v
             v = v * (ds[k * step + c] - mean)
             if not of_mask:

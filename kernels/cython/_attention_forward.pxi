@@ -157,7 +157,8 @@ cdef void attend_few(
     cdef Py_ssize_t stride = p.k.row // <Py_ssize_t>sizeof(real)
     cdef const real* x
     cdef void* s = work.scores
-    cdef vector[real] factor, cap = splat(like, p.softcap * LOG2_E), v, top, total
+    cdef vector[real] factor, cap = splat(like, p.softcap * LOG2_E), v, m, top, total
+    cdef vector[real] finite = splat(like, -largest_of(like))
     cdef vector[real] lowest = splat(like, -INFINITY), log2_e = splat(like, LOG2_E)
     cdef double old, new, scale
     cdef char* rows[MOST_LANES]
@@ -185,7 +186,8 @@ cdef void attend_few(
                 if p.softcap != 0:
                     v = cap * tan_h(like, v)
                 if p.masked:
-                    v = v + log2_e * few_mask(p, like, masks[r], start + k, left)
+                    m = few_mask(p, like, masks[r], start + k, left)
+                    v = where_equal(m, lowest, lowest, vmax(finite, mul_add(m, log2_e, v)))
                 v = where_between(
                     like, v, count_up(like) + splat(like, k),
                     splat(like, max(-1, min(n, tile.lows[r] - start))),

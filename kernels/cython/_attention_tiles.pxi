@@ -47,6 +47,8 @@ cdef enum:
     MOST_LANES = 64
     DEEPEST = 64  # axes of a NumPy array
 
+cdef double LARGE = 1 << 16  # scores, in base 2
+
 cdef double LOG2_E = 1.4426950408889634, LN_2 = 0.6931471805599453
 
 cdef struct Heads:
@@ -326,18 +328,24 @@ cdef bint scores(
     cdef vector[real]* m = <vector[real]*>work.mask
     cdef vector[real]* slope = <vector[real]*>work.slope
     cdef vector[real] scale = splat(like, p.scale * LOG2_E), cap = splat(like, p.softcap * LOG2_E)
-    cdef vector[real] log2_e = splat(like, LOG2_E), low = scale, high = scale, top, v
+    cdef vector[real] log2_e = splat(like, LOG2_E), low = scale, high = scale, top, largest, v
+    cdef vector[real] lowest = splat(like, -INFINITY), finite = splat(like, -largest_of(like))
     if p.masked and not block_mask(p, like, tile, first, n, m):
         return False
     times_keys(p, like, &p.k, tile, first, n, p.width, work.queries, work.keys, work.scores)
-    if not (partly or p.masked or p.softcap != 0 or p.scale <= 0):  # the factor can wait
-        factor[0] = scale
+    if not (partly or p.masked or p.softcap != 0 or p.scale <= 0):
+        largest = splat(like, 0.0)
         for c in range(tile.columns // w):
             top = splat(like, -INFINITY)
             for k in range(n):
                 top = vmax(s[k * step + c], top)
             tops[c] = top * scale
-        return True
+            top = where_equal(tops[c], lowest, splat(like, 0.0), tops[c])
+            largest = vmax(vmax(top, splat(like, 0.0) - top), largest)
+        # The factor can wait for exp2, but where the rounding of the maximum has become visible.
+        if reduce_max(largest) < LARGE:
+            factor[0] = scale
+            return True
     factor[0] = splat(like, 1.0)
     if p.softcap != 0:
         scale = splat(like, p.scale / p.softcap)
@@ -353,7 +361,9 @@ cdef bint scores(
                     slope[k * step + c] = splat(like, 1.0) - v * v
                 v = cap * v
             if p.masked:
-                v = mul_add(m[k * step + c], log2_e, v)
+                # A mask of the lowest number is not -inf, though its product with log2(e) is.
+                v = where_equal(m[k * step + c], lowest, lowest,
+                                vmax(finite, mul_add(m[k * step + c], log2_e, v)))
             if partly:
                 v = where_between(like, v, splat(like, k), low, high)
             s[k * step + c] = v

@@ -22,6 +22,7 @@ cdef extern from "simd.h" nogil:
 
     int lanes[T](const T*)
     vector[T] splat[T](const T*, double)
+    double largest_of[T](const T*)
     vector[T]* aligned[T](const T*, void*)
 
     double get[T](const T*)

@@ -80,6 +80,9 @@ template <class T> INLINE vector<T> splat(const T *, double value) {
     return vector<T>{} + (compute<T>)value;
 }
 
+// The largest finite number of the compute type.
+template <class T> INLINE constexpr double largest_of(const T *) { return traits<vector<T>>::largest; }
+
 // Stack memory as vectors: the first aligned address. It takes up to one vector more.
 template <class T> INLINE vector<T> *aligned(const T *, void *memory) {
     return (vector<T> *)(((uintptr_t)memory + VECTOR_BYTES - 1) & -(uintptr_t)VECTOR_BYTES);

@@ -22,7 +22,7 @@ def _entries(q, spans):
 
 def _per_query_head(a, heads):
     """Keys or values of grouped heads, repeated for each head of the queries."""
-    return np.repeat(a, heads // a.shape[0], axis=0)
+    return np.repeat(a, heads // max(1, a.shape[0]), axis=0)
 
 
 def _scores(q, k, mask, index, rows, keys, offset, scale, left, right, softcap):
@@ -73,7 +73,8 @@ def attention_backward(grad_out, q, k, v, mask, spans, out, lse, dq, dk, dv, dma
         with np.errstate(invalid="ignore", over="ignore"):
             s, slope = _scores(q, kk, mask, index, rows, keys, offset, scale, left, right, softcap)
             norm = lse[index][:, rows].astype(np.float64)[..., None]
-            p = np.where(norm == -np.inf, 0.0, np.exp(s - norm))
+            # No weight is above 1, however lse was rounded.
+            p = np.where(norm == -np.inf, 0.0, np.exp(np.minimum(s - norm, 0.0)))
             mean = (g * widen(out[index][:, rows])).sum(axis=-1, keepdims=True)
             ds = p * (g @ np.swapaxes(vv, -1, -2) - mean)
             if dmask is not None:
@@ -81,7 +82,7 @@ def attention_backward(grad_out, q, k, v, mask, spans, out, lse, dq, dk, dv, dma
                 np.add.at(dmask[index], np.s_[:, rows, keys], ds)
             ds = ds * slope * scale
             narrow(ds @ kk, dq[index][:, rows])
-            grouped = (k.shape[-3], -1)
+            grouped = (k.shape[-3], heads // max(1, k.shape[-3]))
             for product, to in (
                 (np.swapaxes(ds, -1, -2) @ qq, dk),
                 (np.swapaxes(p, -1, -2) @ g, dv),
