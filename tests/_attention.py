@@ -104,7 +104,8 @@ def truths(q, k, v, grad_out=None, **options):
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     length, width = wide[0].shape[-2], wide[2].shape[-1]
     finer = eps(compute(q.dtype)) / eps(q.dtype)
-    least = float(ml_dtypes.finfo(compute(q.dtype)).smallest_normal)  # weights below lose bits
+    # Weights below it may be lost: products of bfloat16 take them for 0.
+    least = float(ml_dtypes.finfo(compute(q.dtype)).smallest_normal) / eps(q.dtype)
 
     def empty(*shape):
         return Truth(*(np.zeros((*lead, *shape), wide[0].dtype) for _ in range(2)))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import fastce
 
 attention = fastce.scaled_dot_product_attention
-EXAMPLES = settings(max_examples=100)
+EXAMPLES = settings(max_examples=60)
 INF = np.inf
 seeds = st.integers(0, 2**32 - 1)
 dtypes = st.sampled_from(list(DTYPES.values()))
@@ -113,7 +113,13 @@ def assert_near(a, b, room):
     assert np.all(np.abs(apart) < room)
 
 
-@settings(max_examples=250)
+def sizes_of(grad_out, q, k, v, mask, options):
+    """Of results in float64; longdouble would take most of the time."""
+    g, q, k, v = (a.astype(np.float32) for a in (grad_out, q, k, v))
+    return [t.scale for t in truths(q, k, v, g, attn_mask=mask, **options)]
+
+
+@settings(max_examples=200)
 @given(problem=problems())
 def test_truth(backend, problem):
     arrays, options = problem
@@ -153,9 +159,9 @@ def test_a_constant_in_a_row_of_the_mask(backend, problem, seed):
     constant = rng.uniform(-9, 9, (len(mask), 1))
     out, lse, *grads = run(*arrays, attn_mask=mask, **options)
     ours = run(*arrays, attn_mask=mask + constant, **options)
-    right = truths(*arrays[1:], arrays[0], attn_mask=mask, **options)
-    for a, b, t in zip(ours, (out, lse + constant[:, 0], *grads), right, strict=True):
-        assert_near(a, b, 1e-13 * (1 + t.scale))
+    sizes = sizes_of(*arrays, mask, options)
+    for a, b, size in zip(ours, (out, lse + constant[:, 0], *grads), sizes, strict=True):
+        assert_near(a, b, 1e-13 * (1 + size))
 
 
 @EXAMPLES
@@ -172,9 +178,9 @@ def test_the_order_of_the_keys(backend, problem, seed):
     out, lse, dq, dk, dv, dmask = run(g, q, k, v, attn_mask=mask, **options)
     ours = run(g, q, k[..., order, :], v[..., order, :], attn_mask=mask[:, order], **options)
     moved = out, lse, dq, dk[..., order, :], dv[..., order, :], dmask[:, order]
-    right = truths(q, k, v, g, attn_mask=mask, **options)
-    for a, b, t in zip(ours, moved, right, strict=True):
-        assert_near(a, b, 1e-13 * (1 + t.scale.max(initial=0)))
+    sizes = sizes_of(g, q, k, v, mask, options)
+    for a, b, size in zip(ours, moved, sizes, strict=True):
+        assert_near(a, b, 1e-13 * (1 + size.max(initial=0)))
 
 
 @EXAMPLES
