@@ -13,7 +13,6 @@ from ._dispatch import kernel
 from ._heads import Heads
 from ._threads import get_num_threads
 
-
 INPUTS = ("q", "k", "v", "mask")
 
 

@@ -59,7 +59,7 @@ def _reference(case: Case, data: Heads) -> Call | None:
     return _fastce(case, data)._replace(context=lambda: fastce.use_backend("reference"))
 
 
-def _by_chunks(softmax: Callable[[np.ndarray], None], case: Case, data: Heads) -> Call | None:
+def _numpy(case: Case, data: Heads) -> Call | None:
     """NumPy's matrix products (BLAS) around a softmax in place, for chunks of queries."""
     if ITEMSIZE[case.dtype] == 2 or _with_gradient(case):
         return None
@@ -76,17 +76,13 @@ def _by_chunks(softmax: Callable[[np.ndarray], None], case: Case, data: Heads) -
                 if case.causal:
                     later = np.arange(last) > np.arange(first, rows.stop)[:, None]
                     np.putmask(scores, later, -np.inf)
-                softmax(scores)
+                np.subtract(scores, scores.max(-1, keepdims=True), out=scores)
+                np.exp(scores, out=scores)
+                np.divide(scores, scores.sum(-1, keepdims=True), out=scores)
                 np.matmul(scores, v[index][:last], out=out[index][rows])
         return out
 
     return Call(attend)
-
-
-def _numpy_softmax(x: np.ndarray) -> None:
-    np.subtract(x, x.max(-1, keepdims=True), out=x)
-    np.exp(x, out=x)
-    np.divide(x, x.sum(-1, keepdims=True), out=x)
 
 
 def _torch(case: Case, data: Heads) -> Call:
@@ -128,8 +124,7 @@ def _jax(case: Case, data: Heads) -> Call | None:
 ATTENTION: dict[str, Callable[[Case, Heads], Call | None]] = {
     "fastce": _fastce,
     "reference": _reference,
-    "numpy": functools.partial(_by_chunks, _numpy_softmax),
-    "unfused": functools.partial(_by_chunks, lambda x: fastce.softmax(x, out=x)),
+    "numpy": _numpy,
     "torch": _torch,
     "jax": _jax,
 }

@@ -17,7 +17,6 @@ WIDTH = 115  # columns of the full table; a narrower terminal breaks lines rathe
 COLOURS = {
     "reference": "#bdbdbd",
     "numpy": "#4c78a8",
-    "unfused": "#9ecae9",
     "scipy": "#72b7b2",
     "scikit-learn": "#eeca3b",
     "torch": "#e45756",
@@ -92,11 +91,7 @@ def _notes(facts: dict[str, Any], results: list[Result], names: list[str]) -> It
     )
     versions = {"python": facts["python"], "numpy": facts["numpy"], **facts["libraries"]}
     versions |= {"fastce": facts["fastce"]}
-    shown = {
-        name: v
-        for name, v in versions.items()
-        if name not in ("reference", "unfused", "torch by hand")
-    }
+    shown = {name: v for name, v in versions.items() if name not in ("reference", "torch by hand")}
     yield ", ".join(f"{name} {version}" for name, version in shown.items())
     yield (
         "Under a library: its time divided by fastce's, above 1 where fastce is faster. "
@@ -118,8 +113,6 @@ def _notes(facts: dict[str, Any], results: list[Result], names: list[str]) -> It
             "Limit of attention: NumPy's matrix products of float32 in as many operations, on "
             f"median {median(products):.0f} GFLOP/s."
         )
-    if "unfused" in names:
-        yield "unfused: NumPy's matrix products around fastce.softmax, by chunks of queries."
     if "torch by hand" in names:
         yield "torch: its functions and autograd; by hand: the same written over one reused array."
     if "jax" in names:

@@ -14,7 +14,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-PAUSE = 0.005  # seconds before a turn: idle OpenMP threads of the last library spin for 1 to 3 ms
+# Seconds before a turn: idle threads of the last library spin, those of OpenMP for 1 to 3 ms, of
+# OpenBLAS for 2**26 cycles. With 5 ms, attention after a turn of NumPy's took 28 ms instead of 11.
+PAUSE = 0.03
 TURN = 0.01  # seconds; calls that take less are repeated until a turn is as long
 MIN_ROUNDS, MAX_ROUNDS = 5, 50
 SLOW_ROUNDS = 3  # of a call that alone takes a tenth of the time for all

@@ -299,7 +299,6 @@ PEERS = {
     "fastce": Peer("fastce", _fastce),
     "reference": Peer("fastce", _reference),
     "numpy": Peer("numpy", _numpy),
-    "unfused": Peer("numpy", nothing),
     "scipy": Peer("scipy", _scipy),
     "scikit-learn": Peer("sklearn", _sklearn),
     "torch": Peer("torch", _torch),
