@@ -1,6 +1,7 @@
 """The arguments of attention, checked and in canonical form (see ``fastce.kernels``)."""
 
 import math
+import numbers as abc_numbers
 import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -77,6 +78,9 @@ def numbers(
 ) -> dict[str, Any]:
     """The scalar options of the kernels."""
     scale = 1 / math.sqrt(width) if scale is None else scale
+    for value, name in ((scale, "scale"), (softcap, "softcap")):
+        if not isinstance(value, abc_numbers.Real):
+            raise TypeError(f"{name} must be a number, got {value!r}")
     if not math.isfinite(scale):
         raise ValueError(f"scale must be finite, got {scale!r}")
     if not (softcap >= 0 and math.isfinite(softcap)):
