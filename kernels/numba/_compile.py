@@ -1,0 +1,84 @@
+"""How functions are compiled, and how loops are spread over threads."""
+
+import functools
+import hashlib
+import os
+import threading
+from pathlib import Path
+from types import FunctionType
+
+import numba
+
+# Division by zero gives infinity or NaN, as in NumPy: the check that raises instead keeps loops
+# from being vectorised (log1p took 10 times as long).
+OPTIONS = {"error_model": "numpy", "nogil": True}
+compiled = functools.partial(numba.njit, **OPTIONS)
+
+# Fewer elements than this run on one thread, as in kernels/cython/_threads.pxi.
+SERIAL_BELOW = 1 << 16
+
+_loaded_by = os.getpid()
+_turn = threading.Lock()
+
+
+def _fingerprint() -> str:
+    """Of the sources in this folder. Numba compiles anew when a function's own file has changed,
+    but not for a change in a file that this one imports.
+    """
+    stamps = [
+        (path.name, path.stat().st_size, path.stat().st_mtime_ns)
+        for path in sorted(Path(__file__).parent.glob("*.py"))
+    ]
+    return hashlib.sha1(repr(stamps).encode(), usedforsecurity=False).hexdigest()[:8]
+
+
+_VERSION = _fingerprint()
+
+
+def _cached(loop, kind, **options):
+    # Compiled code is cached under the qualified name, which therefore says all that matters.
+    copy = FunctionType(loop.__code__, loop.__globals__, loop.__name__, loop.__defaults__)
+    copy.__qualname__, copy.__module__ = f"{loop.__qualname__}_{kind}_{_VERSION}", loop.__module__
+    copy.__doc__ = loop.__doc__
+    try:
+        return compiled(copy, cache=True, **options)
+    except RuntimeError as error:  # no folder in which anything can be written
+        if "no locator" not in str(error):
+            raise
+        return compiled(copy, **options)
+
+
+def threaded(loop):
+    """A function ``(threads, elements, *arguments)`` that runs ``loop(*arguments)`` compiled.
+
+    It is compiled twice: with its prange over Numba's threads, and as an ordinary loop, which runs
+    less work than `SERIAL_BELOW` elements, and everything in a process that was forked after this
+    module was loaded: OpenMP's threads do not survive a fork, and Numba ends the process that tries
+    to use them. Numba's `workqueue` layer ends the process, too, when two threads of the user
+    start parallel loops at once: there calls take turns.
+    """
+    serial = _cached(loop, "serial")
+    parallel = _cached(loop, "parallel", parallel=True)
+
+    def run(threads, elements, *arguments):
+        if threads <= 1 or elements < SERIAL_BELOW or os.getpid() != _loaded_by:
+            return serial(*arguments)
+        before = numba.get_num_threads()  # starts Numba's threads, so that the layer is known
+        wanted = min(threads, numba.config.NUMBA_NUM_THREADS)
+        if numba.threading_layer() == "workqueue":
+            with _turn:
+                return _on_threads(parallel, wanted, before, arguments)
+        return _on_threads(parallel, wanted, before, arguments)
+
+    run.serial, run.parallel = serial, parallel
+    return run
+
+
+def _on_threads(parallel, wanted, before, arguments):
+    if wanted == before:
+        return parallel(*arguments)
+    numba.set_num_threads(wanted)  # of this thread of the user only
+    try:
+        return parallel(*arguments)
+    finally:
+        numba.set_num_threads(before)

@@ -1,0 +1,370 @@
+"""exp, exp2, log1p and tanh in plain arithmetic, within 2 ULP (tanh 3) over their whole range.
+
+A call of math.exp keeps LLVM from vectorising the loop around it, and Numba ships no vector exp
+(at (65536, 1000) math.exp took 3.4 times as long as these). The formulas and their coefficients are
+those of kernels/cython/vector_math.h, whose comments derive them; so are the two types, float32 and
+float64. Nothing is compiled with fastmath, which would give NaN and infinity no meaning and undo
+the compensated sums. What LLVM needs to be allowed is said operation by operation: `mul_add` may
+be fused, `add_in_any_order` may be spread over the lanes of a vector.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic, overload
+
+from ._compile import OPTIONS, compiled
+
+# ---- operations that Python has no word for --------------------------------------------------
+
+_SAME_WIDTH = {
+    types.float32: types.int32,
+    types.float64: types.int64,
+    types.int32: types.float32,
+    types.int64: types.float64,
+}
+
+
+@intrinsic
+def bits(typingctx, value):
+    """The same bits as an integer of that width, or as a float."""
+    to = _SAME_WIDTH[value]
+
+    def generate(context, builder, signature, args):
+        return builder.bitcast(args[0], context.get_value_type(to))
+
+    return to(value), generate
+
+
+@intrinsic
+def mul_add(typingctx, a, b, c):
+    """a * b + c, rounded once where the processor has such an instruction."""
+
+    def generate(context, builder, signature, args):
+        real = args[0].type
+        fused = builder.module.declare_intrinsic(
+            "llvm.fmuladd", [real], ir.FunctionType(real, [real] * 3)
+        )
+        return builder.call(fused, args)
+
+    return a(a, a, a), generate
+
+
+@intrinsic
+def add_in_any_order(typingctx, a, b):
+    """a + b of a sum whose order is left to the compiler: it is then the same in every call."""
+
+    def generate(context, builder, signature, args):
+        return builder.fadd(*args, flags=("reassoc", "nsz"))
+
+    return a(a, a), generate
+
+
+# ---- the two types ---------------------------------------------------------------------------
+
+
+class Constants(NamedTuple):
+    """What the functions need to know of a floating type. Integers have its width."""
+
+    zero: np.floating
+    one: np.floating
+    half: np.floating
+    two: np.floating
+    lowest: np.floating  # -inf
+    nan: np.floating
+    largest: np.floating  # finite
+    to_int: np.floating  # 1.5 * 2**mantissa: adding it rounds to an integer
+    log2_e: np.floating
+    ln2: np.floating
+    ln2_hi: np.floating  # so few bits that it is exact times any exponent
+    ln2_lo: np.floating
+    exp_low: np.floating  # exp of it rounds to 0
+    near_limit: np.floating  # more than twice that, see exp_from
+    far_below: np.floating
+    two_steps: np.floating  # of the last place, relatively
+    lowest_power: np.floating
+    power_limit: np.floating  # 2 to it is infinite
+    mantissa: np.integer
+    bias: np.integer
+    sqrt_half: np.integer  # its bits
+    magnitude: np.integer  # all bits but the sign
+    sign: np.integer  # the place of the sign
+    one_int: np.integer
+
+
+def _constants(real, whole, bias, mantissa, ln2_hi, ln2_lo, exp_low, near, far, sqrt_half):
+    info = np.finfo(real)
+    return Constants(
+        *map(real, (0, 1, 0.5, 2, -np.inf, np.nan, info.max, 1.5 * 2.0**mantissa)),
+        *map(real, (1.4426950408889634, 0.6931471805599453, ln2_hi, ln2_lo)),
+        *map(real, (exp_low, near, far, 2 * info.eps, 2 - 2 * bias, 2 * bias + 1)),
+        *map(whole, (mantissa, bias, sqrt_half, np.iinfo(whole).max, info.bits - 1, 1)),
+    )
+
+
+FLOAT32 = _constants(
+    np.float32, np.int32, 127, 23, float.fromhex("0x1.63p-1"), -2.12194440e-4, -104, 256, -1024,
+    0x3F3504F3,
+)  # fmt: skip
+FLOAT64 = _constants(
+    np.float64, np.int64, 1023, 52, 6.93147180369123816490e-01, 1.90821492927058770002e-10, -746,
+    2048, -8192, 0x3FE6A09E667F3BCD,
+)  # fmt: skip
+
+
+def constants(like):
+    """`FLOAT32` or `FLOAT64`, by the type of `like`."""
+    return FLOAT64 if isinstance(like, np.float64) else FLOAT32
+
+
+@overload(constants)
+def _constants_overload(like):
+    table = FLOAT64 if like == types.float64 else FLOAT32
+    return lambda like: table
+
+
+def cast(like, value):
+    """`value` in the type of `like`."""
+    return type(like)(value)
+
+
+@overload(cast, inline="always")
+def _cast_overload(like, value):
+    to = like
+    return lambda like, value: to(value)
+
+
+def _polynomial(*coefficients):
+    """Horner's scheme in either type; the highest power comes first, for float32 and float64."""
+
+    def evaluate(x):
+        raise NotImplementedError("for compiled code")
+
+    @overload(evaluate, jit_options=OPTIONS)
+    def _evaluate(x):
+        c = coefficients[1] if x == types.float64 else coefficients[0]
+        c = tuple(map(np.float64 if x == types.float64 else np.float32, c))
+        n = len(c)
+
+        def horner(x):
+            value = c[0]
+            for i in range(1, n):
+                value = mul_add(value, x, c[i])
+            return value
+
+        return horner
+
+    return evaluate
+
+
+# ---- exp -------------------------------------------------------------------------------------
+
+# q in exp(r) = 1 + r + r**2 * q(r), |r| <= ln(2) / 2
+_exp_tail = _polynomial(
+    (1.37511503e-3, 8.36898723e-3, 4.16695443e-2, 1.66665179e-1, 4.99999885e-1),
+    (
+        2.5024585741429218e-8, 2.76312725510702821e-7, 2.75575080521148186e-6,
+        2.48014899597542431e-5, 1.98412695956368644e-4, 1.3888888947024378e-3,
+        8.33333333345238636e-3, 4.16666666665151239e-2, 1.66666666666664806e-1,
+        5.00000000000001285e-1,
+    ),
+)  # fmt: skip
+# (2**r - 1) / r, |r| <= 1/2
+_exp_2_tail = _polynomial(
+    (
+        1.53707048e-4, 1.33998483e-3, 9.61837325e-3, 5.55032904e-2, 2.40226485e-1, 6.93147206e-1,
+    ),
+    (
+        4.43072789840146544e-10, 7.07381015509986209e-9, 1.01782292580493941e-7,
+        1.32154351062474748e-6, 1.52527334121407174e-5, 1.54035304575188347e-4,
+        1.33335581468747268e-3, 9.61812910759373496e-3, 5.5504108664819545e-2,
+        2.40226506959101325e-1, 6.93147180559945335e-1,
+    ),
+)  # fmt: skip
+
+
+@compiled
+def larger(a, b):
+    """The larger one; `b` where either is NaN."""
+    return a if a > b else b
+
+
+@compiled
+def smaller(a, b):
+    """The smaller one; `b` where either is NaN."""
+    return a if a < b else b
+
+
+@compiled
+def scale_by_power(value, n):
+    """value * 2**n for an integer-valued n, rounded once where the result is subnormal."""
+    t = constants(value)
+    n = larger(t.lowest_power, n)  # below, the result is 0 and the exponents would wrap
+    whole = bits(n + t.to_int) - bits(t.to_int)
+    part = whole >> 1  # in two steps: 2**n itself may be no normal number
+    first, second = (part + t.bias) << t.mantissa, (whole - part + t.bias) << t.mantissa
+    return value * bits(as_int(value, first)) * bits(as_int(value, second))
+
+
+def as_int(like, value):
+    """`value` as the integer that is as wide as the float `like`; Numba computes in 64 bits."""
+    return type(bits(like))(value)
+
+
+@overload(as_int, inline="always")
+def _as_int_overload(like, value):
+    to = _SAME_WIDTH[like]
+    return lambda like, value: to(value)
+
+
+@compiled
+def _exp_reduced(d, lost):
+    """exp(d + lost) as a number near 1, and the power of two that it lacks."""
+    t = constants(d)
+    n = mul_add(d, t.log2_e, t.to_int) - t.to_int
+    r = mul_add(-n, t.ln2_hi, d)
+    r = mul_add(-n, t.ln2_lo, r) + lost
+    return t.one + mul_add(r * r, _exp_tail(r), r), n
+
+
+@compiled
+def exp_sub(x, m):
+    """exp(x - m) for x <= m. What the rounding of x - m loses is put back (Knuth's two-sum).
+
+    NaN only where x is NaN: an infinite m counts as the largest finite number.
+    """
+    t = constants(x)
+    m = smaller(t.largest, larger(-t.largest, m))
+    apart = larger(-t.exp_low, abs(m) * t.two_steps)  # so far below, the result is 0
+    x = larger(larger(-t.largest, m - apart), x)
+    d = x - m
+    back = d - x
+    lost = (x - (d - back)) - (m + back)
+    e, n = _exp_reduced(larger(t.exp_low, d), lost)
+    return scale_by_power(e, n)
+
+
+@compiled
+def reference(m):
+    """(shift, power, ratio) for exp_from: a number m' near m, and ratio = exp(m' - m).
+
+    m' = shift + power * ln(2) is such that exp(x - m') takes fewer operations than exp_sub. A small
+    m becomes a power of two, and x is reduced as it is; subtracting a large m is exact, by
+    Sterbenz's lemma, for every x that is not so far below that the result is 0.
+    """
+    t = constants(m)
+    if -t.near_limit < m and m < t.near_limit:
+        d = FLOAT64
+        power = np.rint(np.float64(m) * d.log2_e)
+        ratio = np.exp((power * d.ln2_hi - m) + power * d.ln2_lo)
+        return t.zero, cast(m, power), ratio
+    return smaller(t.largest, larger(-t.largest, m)), t.zero, 1.0
+
+
+@compiled
+def exp_from(x, shift, power):
+    """exp(x - m') for x <= m, see `reference`."""
+    t = constants(x)
+    e, n = _exp_reduced(larger(t.far_below, x - shift), t.zero)
+    return scale_by_power(e, n - power)
+
+
+@compiled
+def exp_2(x):
+    """2**x: 0 for -inf, NaN for NaN."""
+    t = constants(x)
+    x = smaller(t.power_limit, larger(t.far_below, x))
+    n = (x + t.to_int) - t.to_int
+    r = x - n
+    return scale_by_power(mul_add(_exp_2_tail(r), r, t.one), n)
+
+
+@compiled
+def sub_to_odd(a, b):
+    """a - b for a <= 0 <= b, rounded to odd: of the two floats around an inexact result, the one
+    whose last bit is 1. Rounding that again, to a half float, rounds the exact number.
+    """
+    t = constants(a)
+    result = a - b
+    back = result - a
+    error = (a - (result - back)) - (b + back)
+    every = bits(result)
+    towards = ((every ^ bits(error)) >> t.sign) | t.one_int
+    step = towards if error != t.zero and error == error and not every & t.one_int else 0
+    return bits(as_int(a, every + step))
+
+
+# ---- tanh and log1p --------------------------------------------------------------------------
+
+# tanh(x) = x + x**3 * tail(x**2), |x| < 0.625: the coefficients of Cephes
+_tanh_tail_32 = _polynomial(
+    (-5.70498872745e-3, 2.06390887954e-2, -5.37397155531e-2, 1.33314442036e-1, -3.33332819422e-1),
+    (0.0,),
+)
+_tanh_top = _polynomial(
+    (0.0,),
+    (-9.64399179425052238628e-1, -9.92877231001918586564e1, -1.61468768441708447952e3),
+)
+_tanh_bottom = _polynomial(
+    (0.0,),
+    (1.0, 1.12811678491631932402e2, 2.23548839060100448583e3, 4.84406305325125486048e3),
+)
+# log(f) - (f - 1) + (f - 1)**2 / 2 = s * (h + z * tail(z)), z = s**2, s = (f - 1) / (f + 1):
+# the coefficients of fdlibm
+_log_tail = _polynomial(
+    (0.24279078841, 0.28498786688, 0.40000972152, 0.66666662693),
+    (
+        1.479819860511658591e-01, 1.531383769920937332e-01, 1.818357216161805012e-01,
+        2.222219843214978396e-01, 2.857142874366239149e-01, 3.999999999940941908e-01,
+        6.666666666666735130e-01,
+    ),
+)  # fmt: skip
+
+
+def _tanh_tail(z):
+    raise NotImplementedError("for compiled code")
+
+
+@overload(_tanh_tail, jit_options=OPTIONS)
+def _tanh_tail_overload(z):
+    if z == types.float64:
+        return lambda z: _tanh_top(z) / _tanh_bottom(z)
+    return lambda z: _tanh_tail_32(z)
+
+
+@compiled
+def tanh(x):
+    """The hyperbolic tangent."""
+    t = constants(x)
+    size, z = abs(x), x * x
+    large = t.one - t.two / (exp_2(size * (t.two * t.log2_e)) + t.one)
+    near = mul_add(x * z, _tanh_tail(z), x)
+    far = -large if x < t.zero else large
+    return near if size < cast(x, 0.625) else far
+
+
+@compiled
+def log_1p(x):
+    """log(1 + x) for x >= 0. What 1 + x rounds away returns as a correction."""
+    t = constants(x)
+    u = x + t.one
+    back = u - x
+    lost = (x - (u - back)) + (t.one - back)
+    all_bits = bits(u)
+    k = as_int(x, as_int(x, all_bits - t.sqrt_half) >> t.mantissa)
+    power = cast(x, k)
+    f = bits(as_int(x, all_bits - (k << t.mantissa))) - t.one
+    # lost is scaled with u; 2**-k must be a normal number, and lost is 0 long before it is not
+    down = min(k, as_int(x, t.bias - t.one_int))
+    shift = lost * bits(as_int(x, (t.bias - down) << t.mantissa))
+    s = f / (f + t.two)
+    h = t.half * f * f
+    # k * ln2 and f - h may cancel, down to half: their rounding errors are carried along.
+    high, part = power * t.ln2_hi, f - h
+    total = high + part
+    z = s * s
+    low = mul_add(s, h + z * _log_tail(z), power * t.ln2_lo)
+    result = total + (((high - total) + part) + ((f - part) - h) + (low + (shift - shift * f)))
+    return result if x < t.largest else x  # infinity and NaN stay

@@ -1,0 +1,189 @@
+"""Rows whose classes are contiguous: the softmax state of a row, and what is made of it.
+
+A row is read in blocks that fit the L1 cache: a first loop over a block finds its maximum, a second
+sums exp(x - maximum). Memory is read once, and the loops are so plain that LLVM vectorises them.
+
+A state stands for exp(top) * (1 + rest): one maximal element is the 1, `rest` is the sum of all
+others. Where one element dominates, log1p(rest) keeps what log(1 + rest) would round away. The
+states of the blocks are merged in order, in float64.
+
+The functions ``row_*`` are for loops in your own compiled code, prange included.
+"""
+
+import math
+
+import numpy as np
+from numba import types
+from numba.extending import overload
+
+from ._compile import compiled
+from ._math import (
+    add_in_any_order,
+    as_int,
+    bits,
+    cast,
+    constants,
+    exp_from,
+    exp_sub,
+    reference,
+    sub_to_odd,
+)
+from ._storage import is_half, narrow, widen
+
+BLOCK = 4096  # elements: 16 KB of float32
+
+
+# ---- the state of a row ----------------------------------------------------------------------
+
+
+def floats(x, memory):
+    """`x` if it holds floats, else `x` widened into `memory`."""
+    raise NotImplementedError("for compiled code")
+
+
+@overload(floats)
+def _floats(x, memory):
+    if isinstance(x.dtype, types.Float):
+        return lambda x, memory: x
+
+    def widened(x, memory):
+        for i in range(x.size):
+            memory[i] = widen(x[i])
+        return memory[: x.size]
+
+    return widened
+
+
+@compiled
+def maximum(x):
+    """Of floats, compared as integers: a maximum of floats depends on the order of NaN and is not
+    vectorised. A NaN is the maximum, or is skipped, by its sign; the sums show it either way.
+    """
+    t = constants(x[0])
+    top = bits(t.lowest) ^ t.magnitude
+    for i in range(x.size):
+        b = bits(x[i])
+        top = max(top, as_int(x[i], b ^ ((b >> t.sign) & t.magnitude)))
+    return bits(as_int(t.one, top ^ ((top >> t.sign) & t.magnitude)))
+
+
+@compiled
+def block_state(x, exps):
+    """The state of up to BLOCK floats; `exps` keeps exp(x - m') as `exp_from` gives it, if it is
+    not empty.
+    """
+    top = maximum(x)
+    t = constants(top)
+    shift, power, ratio = reference(top)
+    total, others = t.zero, t.one_int - t.one_int
+    if exps.size:
+        for i in range(x.size):
+            e = exp_from(x[i], shift, power)
+            exps[i] = e
+            total = add_in_any_order(total, t.zero if x[i] == top else e)
+            others = as_int(top, others + (x[i] != top))
+    else:
+        for i in range(x.size):
+            e = exp_from(x[i], shift, power)
+            total = add_in_any_order(total, t.zero if x[i] == top else e)
+            others = as_int(top, others + (x[i] != top))
+    return top, ratio * np.float64(total) + (x.size - others - 1)
+
+
+@compiled
+def merged(a_top, a_rest, b_top, b_rest):
+    """The state of two parts together. NaN in either `rest` stays."""
+    if b_top > a_top:
+        a_top, a_rest, b_top, b_rest = b_top, b_rest, a_top, a_rest
+    if a_top == b_top:
+        return a_top, a_rest + b_rest + 1
+    return a_top, a_rest + math.exp(np.float64(b_top) - np.float64(a_top)) * (1 + b_rest)
+
+
+@compiled
+def row_state(x, memory, exps):
+    """(top, rest) of a row. `memory` holds a block of half floats widened; `exps` as above, for a
+    row of one block.
+    """
+    if x.size <= BLOCK and x.size:
+        return block_state(floats(x, memory), exps)
+    t = constants(memory[0])
+    top, rest = t.lowest, 0.0
+    for at in range(0, x.size, BLOCK):
+        part_top, part_rest = block_state(floats(x[at : at + BLOCK], memory), exps[:0])
+        top, rest = merged(top, rest, part_top, part_rest)
+    return top, rest
+
+
+@compiled
+def log_total(top, rest):
+    """log(1 + rest), or NaN where the maximum is infinite and there is no distribution."""
+    return math.nan if math.isinf(top) else math.log1p(rest)
+
+
+# ---- a row of each op ------------------------------------------------------------------------
+
+
+@compiled
+def write_softmax(x, out, top, rest, exps):
+    """`exps` holds the exponentials of the row, or is empty."""
+    shift, power, ratio = reference(top)
+    scale = cast(top, math.nan if math.isinf(top) else ratio / (1 + rest))
+    if exps.size:
+        for i in range(x.size):
+            out[i] = narrow(exps[i] * scale, out)
+    else:
+        for i in range(x.size):
+            out[i] = narrow(exp_from(widen(x[i]), shift, power) * scale, out)
+
+
+@compiled
+def write_log_softmax(x, out, top, rest):
+    log_sum = cast(top, log_total(top, rest))
+    if is_half(out):  # rounded again in narrow
+        for i in range(x.size):
+            out[i] = narrow(sub_to_odd(widen(x[i]) - top, log_sum), out)
+    else:
+        for i in range(x.size):
+            out[i] = narrow((widen(x[i]) - top) - log_sum, out)
+
+
+@compiled
+def product_sum(a, b):
+    """sum(a * b) over a row, in blocks that are added in float64."""
+    total = 0.0
+    for at in range(0, a.size, BLOCK):
+        part = constants(widen(a[0])).zero
+        u, v = a[at : at + BLOCK], b[at : at + BLOCK]
+        for i in range(u.size):
+            part = add_in_any_order(part, widen(u[i]) * widen(v[i]))
+        total += part
+    return total
+
+
+@compiled
+def plain_sum(a):
+    """sum(a) over a row, in the same way."""
+    total = 0.0
+    for at in range(0, a.size, BLOCK):
+        part = constants(widen(a[0])).zero
+        u = a[at : at + BLOCK]
+        for i in range(u.size):
+            part = add_in_any_order(part, widen(u[i]))
+        total += part
+    return total
+
+
+@compiled
+def softmax_backward_row(grad, y, out):
+    total = cast(widen(y[0]), product_sum(grad, y))
+    for i in range(y.size):
+        out[i] = narrow(widen(y[i]) * (widen(grad[i]) - total), out)
+
+
+@compiled
+def log_softmax_backward_row(grad, y, out):
+    total = cast(widen(y[0]), plain_sum(grad))
+    zero = constants(total).zero
+    for i in range(y.size):
+        out[i] = narrow(widen(grad[i]) - exp_sub(widen(y[i]), zero) * total, out)

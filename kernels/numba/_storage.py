@@ -1,0 +1,149 @@
+"""What kernels get: planes of classes in any of four storage types, and how an element is read.
+
+float64 and float32 are themselves. Numba's CPU target has no float16 and NumPy has no bfloat16, so
+both come as their 16 bits; that compiled code can tell them apart, float16 as unsigned integers and
+bfloat16 as signed ones.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import types
+from numba.extending import overload
+
+from ._compile import compiled
+from ._math import bits
+
+
+class Planes(NamedTuple):
+    """An array of shape (outer, n, inner) whose planes are contiguous: plane i of s elements is
+    ``data[first + i * step :][:s]``.
+
+    One-dimensional and contiguous `data` means one compiled version for any stride; read-only
+    inputs, one for arrays that are writable and for those that are not.
+    """
+
+    data: np.ndarray
+    first: int
+    step: int
+
+
+def planes_in(a: np.ndarray) -> Planes:
+    """An input."""
+    data, first, step = planes_out(a)
+    data = data[:]
+    data.flags.writeable = False
+    return Planes(data, first, step)
+
+
+def planes_out(a: np.ndarray) -> Planes:
+    """An output."""
+    if a.flags.c_contiguous:
+        return Planes(raw(a).reshape(-1), 0, a.size // len(a) if len(a) else 0)
+    step, plane = a.strides[0] // a.itemsize, a.shape[1] * a.shape[2]
+    first = max(0, -step * (len(a) - 1))
+    extent = abs(step) * (len(a) - 1) + plane if a.size else 0
+    lowest = a[::-1] if step < 0 else a
+    data = np.lib.stride_tricks.as_strided(lowest, (extent,), (a.itemsize,))
+    return Planes(raw(data), first, step)
+
+
+def raw(a: np.ndarray) -> np.ndarray:
+    """`a` as compiled code takes it: 16-bit floats as integers."""
+    if a.dtype.itemsize != 2:
+        return a
+    return a.view(np.uint16 if a.dtype == np.float16 else np.int16)
+
+
+def frozen(a: np.ndarray) -> np.ndarray:
+    """A view of `a` that is read-only, see `Planes`."""
+    a = a[:]
+    a.flags.writeable = False
+    return a
+
+
+@compiled
+def half_to_float(half):
+    magnitude = np.int32((np.int32(half) & 0x7FFF) << 13)
+    # Rescaling the exponent also normalises subnormal halves; infinity and NaN need their own.
+    value = bits(bits(magnitude) * np.float32(2.0**112))
+    special = np.int32(magnitude | 0x7F800000)
+    value = special if magnitude >= np.int32(0x7C00 << 13) else value
+    return bits(np.int32(value | np.int32((np.int32(half) & 0x8000) << 16)))
+
+
+@compiled
+def float_to_half(value):
+    """To nearest even. All three cases are computed, so that loops are vectorised."""
+    every = bits(value)
+    sign = np.int32((every >> 16) & 0x8000)
+    magnitude = np.int32(every & 0x7FFFFFFF)
+    normal = np.int32((magnitude - (112 << 23) + 0xFFF + ((magnitude >> 13) & 1)) >> 13)
+    # subnormal: let the addition do the rounding
+    small = np.int32(bits(bits(magnitude) + np.float32(0.5)) - 0x3F000000)
+    half = small if magnitude < np.int32(0x38800000) else normal
+    half = np.int32(0x7C00) if magnitude >= np.int32(0x477FF000) else half  # 65520 and above
+    half = np.int32(0x7E00) if magnitude > np.int32(0x7F800000) else half  # NaN
+    return np.uint16(sign | half)
+
+
+@compiled
+def bfloat_to_float(half):
+    return bits(np.int32(np.int32(half) << 16))
+
+
+@compiled
+def float_to_bfloat(value):
+    every = bits(value)
+    rounded = np.int32((every + 0x7FFF + ((every >> 16) & 1)) >> 16)
+    return np.int16(rounded if value == value else np.int32((every >> 16) | 0x40))
+
+
+def widen(element):
+    """An element in the type that is computed in."""
+    raise NotImplementedError("for compiled code")
+
+
+@overload(widen, inline="always")
+def _widen(element):
+    if element == types.uint16:
+        return lambda element: half_to_float(element)
+    if element == types.int16:
+        return lambda element: bfloat_to_float(element)
+    return lambda element: element
+
+
+def narrow(value, data):
+    """`value`, of the type that is computed in, as an element of `data`."""
+    raise NotImplementedError("for compiled code")
+
+
+@overload(narrow, inline="always")
+def _narrow(value, data):
+    if data.dtype == types.uint16:
+        return lambda value, data: float_to_half(value)
+    if data.dtype == types.int16:
+        return lambda value, data: float_to_bfloat(value)
+    return lambda value, data: value
+
+
+def is_half(data):
+    """Whether `data` holds 16-bit floats."""
+    raise NotImplementedError("for compiled code")
+
+
+@overload(is_half, inline="always")
+def _is_half(data):
+    answer = data.dtype in (types.uint16, types.int16)
+    return lambda data: answer
+
+
+def scratch(data, size):
+    """Memory for `size` numbers of the type that is computed in for `data`."""
+    raise NotImplementedError("for compiled code")
+
+
+@overload(scratch)
+def _scratch(data, size):
+    dtype = types.float64 if data.dtype == types.float64 else types.float32
+    return lambda data, size: np.empty(size, dtype)
