@@ -51,6 +51,9 @@ def _cached(loop, kind, **options):
 def threaded(loop):
     """A function ``(threads, elements, *arguments)`` that runs ``loop(*arguments)`` compiled.
 
+    The loop is a prange over tasks, and hands their number on as ``np.int64(task)``: Numba makes
+    it unsigned in threads, for which everything below would be compiled once more.
+
     It is compiled twice: with its prange over Numba's threads, and as an ordinary loop, which runs
     less work than `SERIAL_BELOW` elements, and everything in a process that was forked after this
     module was loaded: OpenMP's threads do not survive a fork, and Numba ends the process that tries

@@ -62,6 +62,14 @@ def add_in_any_order(typingctx, a, b):
     return a(a, a), generate
 
 
+@compiled
+def add_compensated(total, error, term):
+    """total + term, and `error` plus what that loses (Knuth's two-sum)."""
+    new = total + term
+    back = new - total
+    return new, error + ((total - (new - back)) + (term - back))
+
+
 # ---- the two types ---------------------------------------------------------------------------
 
 

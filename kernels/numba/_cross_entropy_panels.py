@@ -1,0 +1,206 @@
+"""Cross-entropy of rows that lie side by side, see _panels.py and cross_entropy.py.
+
+Each lane is a row, computed as cross_entropy_row in _cross_entropy_rows.py computes one.
+"""
+
+import numpy as np
+
+from ._compile import compiled
+from ._math import add_compensated, cast, constants, exp_sub, mul_add
+from ._panels import (
+    CLASSES,
+    PANEL,
+    load_tile,
+    log_sums,
+    panel_count,
+    panel_place,
+    panel_rows,
+    panel_scratch,
+    panel_state,
+    panels_per_task,
+    store_tile,
+)
+from ._storage import narrow, widen
+
+
+@compiled
+def gather(x, place, rows, options, first, width, kept, picked, weights):
+    """Of each row: whether it counts (1 or 0), x at its label, and the weight of that class."""
+    at, class_step, row_step = place
+    t = constants(kept[0])
+    for c in range(PANEL):
+        kept[c], picked[c], weights[c] = t.one if c < width else t.zero, t.zero, t.zero
+    if not rows.labels.size:
+        return
+    for c in range(width):
+        label = rows.labels[first + c]
+        if label == options.ignore_index:
+            kept[c] = t.zero
+        else:
+            picked[c] = widen(x.data[at + label * class_step + c * row_step])
+            weights[c] = rows.weight[label] if rows.weight.size else t.one
+
+
+@compiled
+def panel_cost(
+    x, place, target, target_place, n, width, rows, options, tops, losses, totals, tiles
+):
+    """row_cost of each row."""
+    tile, t_tile = tiles
+    t = constants(tops[0])
+    hard, soft = cast(t.one, options.hard), cast(t.one, options.soft)
+    zeros = np.zeros(PANEL, tile.dtype)
+    costs, cost_errors, parts, part_errors = zeros, zeros.copy(), zeros.copy(), zeros.copy()
+    for first in range(0, n, CLASSES):
+        count = min(CLASSES, n - first)
+        load_tile(x.data, place, first, count, width, tile)
+        if target is not None:
+            load_tile(target.data, target_place, first, count, width, t_tile)
+        for k in range(count):
+            weight = rows.weight[first + k]
+            line, wanted = tile[k * PANEL : (k + 1) * PANEL], t_tile[k * PANEL : (k + 1) * PANEL]
+            for c in range(PANEL):
+                part = hard * wanted[c]
+                q = (soft + part) * weight
+                cost = t.zero if q == t.zero else q * (tops[c] - line[c])
+                costs[c], cost_errors[c] = add_compensated(costs[c], cost_errors[c], cost)
+                parts[c], part_errors[c] = add_compensated(parts[c], part_errors[c], part * weight)
+    for c in range(PANEL):
+        losses[c] = np.float64(costs[c]) + np.float64(cost_errors[c])
+        totals[c] = options.soft_total + (np.float64(parts[c]) + np.float64(part_errors[c]))
+
+
+@compiled
+def panel_losses(rows, options, first, width, tops, rests, sums, columns):
+    """The losses and lse of a panel. Leaves in `totals` sum(q), in `losses` the losses."""
+    kept, picked, weights, losses, totals = columns
+    log_sums(tops, rests, sums)
+    loss_sum = 0.0
+    for c in range(PANEL):
+        log_sum = np.float64(sums[c])
+        lse = tops[c] + log_sum
+        weight = options.hard * np.float64(weights[c])
+        total = totals[c] + weight
+        # A class of weight 0 costs nothing, even at -inf.
+        gap = np.float64(tops[c] - picked[c])
+        loss = losses[c] + (0.0 if weight == 0.0 else weight * gap)
+        loss += total * log_sum + options.z_loss * lse * lse
+        losses[c] = loss if kept[c] != 0 else 0.0
+        totals[c] = total
+    for c in range(width):
+        loss_sum += losses[c]
+    if rows.loss.size:
+        for c in range(width):
+            rows.loss[first + c] = losses[c] / options.denominator
+    if rows.lse.size:
+        for c in range(width):
+            rows.lse[first + c] = tops[c] + sums[c] if kept[c] != 0 else cast(tops[c], 0)
+    return loss_sum
+
+
+@compiled
+def panel_slopes(rows, options, first, width, tops, rests, sums, columns, slopes, upstreams):
+    """The factors of a panel's gradient, and in `picked` the gradient at the labels."""
+    _, picked, weights, _, totals = columns
+    t = constants(tops[0])
+    upstreams[:] = cast(t.one, 1 / options.denominator)
+    if rows.upstream.size:
+        for c in range(width):
+            value = np.float64(rows.upstream[first + c if rows.upstream.size > 1 else 0])
+            upstreams[c] = cast(t.one, value / options.denominator)
+    hard, soft, z2 = cast(t.one, options.hard), cast(t.one, options.soft), 2 * options.z_loss
+    for c in range(PANEL):
+        g, top, rest = upstreams[c], tops[c], cast(t.one, rests[c])
+        pull = cast(t.one, totals[c] + z2 * np.float64(top + sums[c]))
+        share = cast(t.one, 1 / (1 + rests[c])) + (top - top)
+        # p and p - 1 at the label, the latter without cancellation where p is nearly 1
+        there = exp_sub(picked[c], top) * share
+        below = -rest * share if picked[c] == top else there - t.one
+        weight = (hard + soft) * weights[c]
+        picked[c] = g * (weight * below + (pull - weight) * there)
+        slopes[c] = g * pull * share
+
+
+@compiled
+def panel_gradient(
+    x, place, target, target_place, grad, grad_place, n, width, rows, options, tops, slopes,
+    upstreams, kept, tiles, has_exps,
+):  # fmt: skip
+    """Writes the gradient but for the part of a class index."""
+    tile, t_tile = tiles
+    t = constants(tops[0])
+    hard, soft = cast(t.one, options.hard), cast(t.one, options.soft)
+    for first in range(0, n, CLASSES):
+        count = min(CLASSES, n - first)
+        if not has_exps:
+            load_tile(x.data, place, first, count, width, tile)
+        if target is not None:
+            load_tile(target.data, target_place, first, count, width, t_tile)
+        for k in range(count):
+            line, wanted = tile[k * PANEL : (k + 1) * PANEL], t_tile[k * PANEL : (k + 1) * PANEL]
+            for c in range(PANEL):
+                e = line[c] if has_exps else exp_sub(line[c], tops[c])
+                line[c] = slopes[c] * e
+            if options.every_class:
+                weight = rows.weight[first + k]
+                for c in range(PANEL):
+                    q = mul_add(hard, wanted[c], soft) * weight
+                    line[c] = mul_add(-upstreams[c], q, line[c])
+            for c in range(PANEL):
+                line[c] = line[c] if kept[c] != t.zero else t.zero
+        store_tile(tile, grad.data, grad_place, first, count, width)
+
+
+@compiled
+def panels_task(x, target, grad, rows, options, outer, n, inner, task):
+    """The sum of the losses of some panels, and their gradient unless `grad` is None."""
+    tile, tops, rests = panel_scratch(x.data)
+    t_tile = np.zeros_like(tile)
+    sums, kept, picked = np.empty_like(tops), np.empty_like(tops), np.empty_like(tops)
+    weights, slopes, upstreams = np.empty_like(tops), np.empty_like(tops), np.empty_like(tops)
+    losses, totals = np.zeros(PANEL), np.zeros(PANEL)
+    columns, tiles = (kept, picked, weights, losses, totals), (tile, t_tile)
+    given, every = rows.given_lse.size > 0, options.every_class
+    has_exps = grad is not None and n <= CLASSES and not every and not given
+    loss = 0.0
+    last = min(panel_count(outer, inner), (task + 1) * panels_per_task(n))
+    for number in range(task * panels_per_task(n), last):
+        first, width = panel_rows(number, outer, inner)
+        place = panel_place(x, number, inner)
+        t_place = place
+        if target is not None:
+            t_place = panel_place(target, number, inner)
+        gather(x, place, rows, options, first, width, kept, picked, weights)
+        if given:
+            tops[:width] = rows.given_lse[first : first + width]
+            tops[width:] = 0
+            rests[:] = 0
+        else:
+            panel_state(x.data, place, n, width, tile, tops, rests, has_exps)
+        losses[:] = 0
+        totals[:] = 0
+        if every:
+            panel_cost(
+                x, place, target, t_place, n, width, rows, options, tops, losses, totals, tiles
+            )
+        loss += panel_losses(rows, options, first, width, tops, rests, sums, columns)
+        if grad is not None:
+            grad_place = panel_place(grad, number, inner)
+            panel_slopes(rows, options, first, width, tops, rests, sums, columns, slopes, upstreams)
+            panel_gradient(
+                x, place, target, t_place, grad, grad_place, n, width, rows, options, tops,
+                slopes, upstreams, kept, tiles, has_exps,
+            )  # fmt: skip
+            put_labels(grad, grad_place, rows, first, width, kept, picked)
+    return loss
+
+
+@compiled
+def put_labels(grad, place, rows, first, width, kept, values):
+    """The gradient at the labels of a panel."""
+    at, class_step, row_step = place
+    if rows.labels.size:
+        for c in range(width):
+            if kept[c] != 0:
+                label = rows.labels[first + c]
+                grad.data[at + label * class_step + c * row_step] = narrow(values[c], grad.data)

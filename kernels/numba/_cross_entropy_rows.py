@@ -1,0 +1,175 @@
+"""Cross-entropy of rows whose classes are contiguous, see _rows.py and cross_entropy.py."""
+
+import math
+
+import numpy as np
+from numba import types
+from numba.extending import overload
+
+from ._compile import compiled
+from ._math import add_in_any_order, cast, constants, exp_from, mul_add, reference
+from ._panels import rows_per_task
+from ._rows import BLOCK, log_total, row_of, row_state
+from ._storage import narrow, put, scratch, stream_end, widen
+
+
+@compiled
+def row_cost(x, t, weight, options, row_top):
+    """sum(q * (top - x)) and sum(q) over all classes, without the part of a class index."""
+    hard, soft = cast(row_top, options.hard), cast(row_top, options.soft)
+    zero = constants(row_top).zero
+    loss, total = 0.0, options.soft_total
+    for at in range(0, x.size, BLOCK):
+        u, w = x[at : at + BLOCK], weight[at : at + BLOCK]
+        part_loss, part_total = zero, zero
+        if t is None:
+            for i in range(u.size):
+                q = soft * w[i]
+                cost = q * (row_top - widen(u[i]))
+                part_loss = add_in_any_order(part_loss, zero if q == zero else cost)
+        else:
+            v = t[at : at + BLOCK]
+            for i in range(u.size):
+                part = hard * widen(v[i])
+                q = (soft + part) * w[i]
+                cost = q * (row_top - widen(u[i]))
+                part_loss = add_in_any_order(part_loss, zero if q == zero else cost)
+                part_total = add_in_any_order(part_total, part * w[i])
+        loss += part_loss
+        total += part_total
+    return loss, total
+
+
+@compiled
+def gradient_block(x, t, result, weight, options, scale, shift, power, minus_g):
+    """A block of row_gradient that is computed from the logits."""
+    hard, soft = cast(scale, options.hard), cast(scale, options.soft)
+    if not options.every_class:
+        for i in range(x.size):
+            result[i] = narrow(scale * exp_from(widen(x[i]), shift, power), result)
+    elif t is None:
+        for i in range(x.size):
+            value = scale * exp_from(widen(x[i]), shift, power)
+            result[i] = narrow(mul_add(minus_g, soft * weight[i], value), result)
+    else:
+        for i in range(x.size):
+            value = scale * exp_from(widen(x[i]), shift, power)
+            q = mul_add(hard, widen(t[i]), soft) * weight[i]
+            result[i] = narrow(mul_add(minus_g, q, value), result)
+
+
+@compiled
+def row_gradient(x, t, grad, weight, options, top, slope, upstream, exps, buffer, streaming):
+    """grad = slope * exp(x - top) - upstream * q, without the part of a class index.
+
+    `exps` holds the row's exponentials, or is empty. For the buffer see _rows.py.
+    """
+    shift, power, ratio = reference(top)
+    scale, minus_g = cast(top, slope * ratio), cast(top, -upstream)
+    for at in range(0, x.size, BLOCK):
+        v, result = x[at : at + BLOCK], buffer[: min(BLOCK, x.size - at)]
+        if exps.size:
+            for i in range(v.size):
+                result[i] = narrow(scale * exps[i], result)
+        else:
+            u = slice_if_given(t, at)
+            w = weight[at : at + BLOCK]
+            gradient_block(v, u, result, w, options, scale, shift, power, minus_g)
+        put(result, grad[at : at + BLOCK], streaming)
+
+
+def slice_if_given(t, at):
+    """A block, or None."""
+    raise NotImplementedError("for compiled code")
+
+
+@overload(slice_if_given)
+def _slice_if_given(t, at):
+    if isinstance(t, types.NoneType):
+        return lambda t, at: None
+    return lambda t, at: t[at : at + BLOCK]
+
+
+@compiled
+def cross_entropy_row(x, t, grad, rows, options, r, memory, exps, buffer):
+    """Loss of row r, and its gradient unless `grad` is None."""
+    label = rows.labels[r] if rows.labels.size else -1
+    if rows.labels.size and label == options.ignore_index:
+        if rows.loss.size:
+            rows.loss[r] = 0 / options.denominator  # NaN for the mean over no row
+        if rows.lse.size:
+            rows.lse[r] = 0
+        if grad is not None:
+            grad[:] = 0  # also the bits of a half float
+        return 0.0
+    label_weight = 0.0
+    if label >= 0:
+        label_weight = float(rows.weight[label]) if rows.weight.size else 1.0
+    weight = options.hard * label_weight
+    if rows.given_lse.size:
+        top, rest = rows.given_lse[r], 0.0
+    else:
+        top, rest = row_state(x, memory, exps)
+    log_sum = log_total(top, rest)
+    lse = top + log_sum
+    loss, total, gap = 0.0, 0.0, 0.0
+    if options.every_class:
+        loss, total = row_cost(x, t, rows.weight, options, top)
+    if label >= 0:
+        gap = float(top) - float(widen(x[label]))
+        total += weight
+        if weight != 0:  # a class of weight 0 costs nothing, even at -inf
+            loss += weight * gap
+    loss += total * log_sum + options.z_loss * lse * lse
+    if rows.loss.size:
+        rows.loss[r] = loss / options.denominator
+    if rows.lse.size:
+        rows.lse[r] = lse
+    if grad is None:
+        return loss
+
+    upstream = 1.0
+    if rows.upstream.size:
+        upstream = float(rows.upstream[r if rows.upstream.size > 1 else 0])
+    upstream /= options.denominator
+    pull = total + 2 * options.z_loss * lse
+    share = math.nan if math.isinf(top) else 1 / (1 + rest)
+    no_exps = exps[: 0 if rows.given_lse.size else exps.size]
+    row_gradient(
+        x, t, grad, rows.weight, options, top, upstream * pull * share, upstream, no_exps, buffer,
+        options.streaming,
+    )  # fmt: skip
+    if label >= 0:  # p - 1 by expm1: nothing cancels where p is nearly 1
+        below = math.expm1(-gap - log_sum)
+        weight += options.soft * label_weight
+        value = upstream * (weight * below + (pull - weight) * (1 + below))
+        grad[label] = narrow(cast(top, value), grad)
+    return loss
+
+
+def row_if_given(planes, r, n):
+    """Row r, or None."""
+    raise NotImplementedError("for compiled code")
+
+
+@overload(row_if_given)
+def _row_if_given(planes, r, n):
+    if isinstance(planes, types.NoneType):
+        return lambda planes, r, n: None
+    return lambda planes, r, n: row_of(planes, r, n)
+
+
+@compiled
+def rows_task(x, target, grad, rows, options, outer, n, task):
+    """The sum of the losses of some rows."""
+    memory = scratch(x.data, BLOCK)
+    keeps_exps = grad is not None and n <= BLOCK and not options.every_class
+    exps = scratch(x.data, n if keeps_exps else 0)
+    buffer = np.empty(0 if grad is None else BLOCK, x.data.dtype)
+    loss = 0.0
+    for r in range(task * rows_per_task(n), min(outer, (task + 1) * rows_per_task(n))):
+        t, g = row_if_given(target, r, n), row_if_given(grad, r, n)
+        loss += cross_entropy_row(row_of(x, r, n), t, g, rows, options, r, memory, exps, buffer)
+    if options.streaming:
+        stream_end()
+    return loss

@@ -1,0 +1,210 @@
+"""Cross-entropy of logits with its gradient, in one trip through memory; and nll_loss.
+
+The formulas are in kernels/reference/cross_entropy.py. Per row: its state (read _rows.py, then
+_panels.py), from which the loss is a few scalars; then, while the row is in the cache, the
+gradient ``upstream * (pull * softmax(x) - q)``. q is 0 but for the target class where neither label
+smoothing nor a target of probabilities is given, and that one element is written last.
+
+The losses of fixed tasks are summed in float64 and added in order. What is not given is an empty
+array, but for the gradient and for probabilities: without these, shorter code is compiled.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import prange
+
+from ._compile import threaded
+from ._cross_entropy_panels import panels_task
+from ._cross_entropy_rows import rows_task
+from ._labels import nll_block, put_block, scan_block, zero_block
+from ._panels import is_panelled, task_count
+from ._rows import BLOCK
+from ._storage import frozen, planes_in, planes_out, streams
+
+
+class Rows(NamedTuple):
+    """Arrays with one element for each row, and the weights, one for each class."""
+
+    labels: np.ndarray  # empty for a target of probabilities
+    weight: np.ndarray  # empty for ones, but in full where every class is wanted
+    given_lse: np.ndarray
+    upstream: np.ndarray  # empty for 1; of one element, or one for each row
+    loss: np.ndarray  # empty where the loss is reduced
+    lse: np.ndarray
+
+
+class Options(NamedTuple):
+    ignore_index: int
+    denominator: float
+    z_loss: float
+    hard: float  # 1 - label_smoothing: of the target
+    soft: float  # label_smoothing / n: of every class
+    soft_total: float  # soft * (sum of the weights)
+    every_class: bool  # whether q is not 0 everywhere but at the target class
+    streaming: bool  # whether the gradient is written past the caches
+
+
+@threaded
+def _run(x, target, grad, rows, options, outer, n, inner):
+    """The sum of the losses."""
+    count = task_count(outer, n, inner)
+    sums = np.zeros(count)
+    for task in prange(count):
+        if is_panelled(n, inner):
+            sums[task] = panels_task(
+                x, target, grad, rows, options, outer, n, inner, np.int64(task)
+            )
+        else:
+            sums[task] = rows_task(x, target, grad, rows, options, outer, n, np.int64(task))
+    total = 0.0
+    for task in range(count):
+        total += sums[task]
+    return total
+
+
+def _compute(
+    logits, target, weight, loss, lse, given_lse, upstream, grad, *, denominator, ignore_index,
+    label_smoothing, z_loss, threads
+):  # fmt: skip
+    """Loss, lse and gradient, whichever are not None."""
+    outer, n, inner = logits.shape
+    wide = np.float64 if logits.dtype == np.float64 else np.float32
+    probabilities = target.ndim == 3
+    every_class = probabilities or label_smoothing != 0
+    if every_class and weight is None:
+        weight = np.ones(n, wide)
+    per_row = loss is not None and loss.shape == (outer, inner)
+    none, none_in = np.empty(0, wide), frozen(np.empty(0, wide))
+    rows = Rows(
+        frozen(np.empty(0, np.int64) if probabilities else target.reshape(-1)),
+        none_in if weight is None else frozen(weight),
+        none_in if given_lse is None else frozen(given_lse.reshape(-1)),
+        none_in if upstream is None else frozen(upstream.reshape(-1)),
+        loss.reshape(-1) if per_row else none,
+        none if lse is None else lse.reshape(-1),
+    )
+    soft = label_smoothing / n if n else 0.0
+    options = Options(
+        int(ignore_index),
+        float(denominator),
+        float(z_loss),
+        1.0 - label_smoothing,
+        soft,
+        soft * float(weight.sum(dtype="f8")) if label_smoothing else 0.0,
+        every_class,
+        grad is not None and streams(grad, logits),
+    )
+    total = _run(
+        threads,
+        logits.size,
+        planes_in(logits),
+        planes_in(target) if probabilities else None,
+        None if grad is None else planes_out(grad),
+        rows,
+        options,
+        outer,
+        n,
+        inner,
+    )
+    if loss is not None and not per_row:
+        loss[0, 0] = np.divide(total, denominator)
+
+
+def cross_entropy(logits, target, weight, loss, lse, *, denominator, ignore_index,
+                  label_smoothing, z_loss, threads):  # fmt: skip
+    with np.errstate(invalid="ignore"):  # the mean over no row at all is NaN
+        _compute(
+            logits, target, weight, loss, lse, None, None, None, denominator=denominator,
+            ignore_index=ignore_index, label_smoothing=label_smoothing, z_loss=z_loss,
+            threads=threads,
+        )  # fmt: skip
+
+
+def cross_entropy_backward(grad_loss, logits, target, weight, lse, grad, *, denominator,
+                           ignore_index, label_smoothing, z_loss, threads):  # fmt: skip
+    _compute(
+        logits, target, weight, None, None, lse, grad_loss, grad, denominator=denominator,
+        ignore_index=ignore_index, label_smoothing=label_smoothing, z_loss=z_loss,
+        threads=threads,
+    )  # fmt: skip
+
+
+def cross_entropy_with_grad(logits, target, weight, loss, grad, *, denominator, ignore_index,
+                            label_smoothing, z_loss, threads):  # fmt: skip
+    with np.errstate(invalid="ignore"):
+        _compute(
+            logits, target, weight, loss, None, None, None, grad, denominator=denominator,
+            ignore_index=ignore_index, label_smoothing=label_smoothing, z_loss=z_loss,
+            threads=threads,
+        )  # fmt: skip
+
+
+# ---- labels ----------------------------------------------------------------------------------
+
+
+@threaded
+def _scan(labels, weight, classes, ignore_index, stats):
+    count = -(-labels.size // BLOCK)
+    sums, bad = np.zeros(count), np.full(count, -1)
+    for block in prange(count):
+        sums[block], bad[block] = scan_block(labels, weight, classes, ignore_index, np.int64(block))
+    stats[0], stats[1] = -1, 0
+    for block in range(count):
+        if bad[block] >= 0:
+            stats[0] = bad[block]
+            return
+        stats[1] += sums[block]
+
+
+@threaded
+def _nll(x, labels, weight, loss, n, inner, denominator, ignore_index):
+    count = -(-labels.size // BLOCK)
+    sums = np.zeros(count)
+    for block in prange(count):
+        sums[block] = nll_block(
+            x, labels, weight, loss, n, inner, denominator, ignore_index, np.int64(block)
+        )
+    total = 0.0
+    for block in range(count):
+        total += sums[block]
+    return total
+
+
+@threaded
+def _nll_gradient(upstream, labels, weight, grad, outer, n, inner, denominator, ignore_index):
+    for plane in prange(outer):
+        zero_block(grad, n, inner, np.int64(plane))
+    for block in prange(-(-labels.size // BLOCK)):
+        put_block(upstream, labels, weight, grad, inner, denominator, ignore_index, np.int64(block))
+
+
+def _weights(weight, like):
+    wide = np.float64 if like.dtype == np.float64 else np.float32
+    return frozen(np.empty(0, wide) if weight is None else weight)
+
+
+def scan_target(target, weight, stats, *, classes, ignore_index, threads):
+    weight = frozen(np.empty(0, np.float32)) if weight is None else frozen(weight)
+    labels = frozen(target.reshape(-1))
+    _scan(threads, target.size, labels, weight, classes, ignore_index, stats)
+
+
+def nll_loss(log_probs, target, weight, loss, *, denominator, ignore_index, threads):
+    _, n, inner = log_probs.shape
+    per_row = loss.shape == target.shape
+    total = _nll(
+        threads, target.size, planes_in(log_probs), frozen(target.reshape(-1)),
+        _weights(weight, log_probs), loss.reshape(-1) if per_row else loss[0, :0], n, inner,
+        float(denominator), ignore_index,
+    )  # fmt: skip
+    if not per_row:
+        with np.errstate(invalid="ignore"):
+            loss[0, 0] = np.divide(total, denominator)
+
+
+def nll_loss_backward(grad_loss, target, weight, grad, *, denominator, ignore_index, threads):
+    _nll_gradient(
+        threads, grad.size, frozen(grad_loss.reshape(-1)), frozen(target.reshape(-1)),
+        _weights(weight, grad), planes_out(grad), *grad.shape, float(denominator), ignore_index,
+    )  # fmt: skip

@@ -1,0 +1,250 @@
+"""logsumexp, softmax, log_softmax and their gradients. Read _rows.py first, then _panels.py.
+
+A task is some rows or some panels. Each op makes the state of a row and then writes, while the row
+is still in the cache.
+"""
+
+import numpy as np
+from numba import prange
+
+from ._compile import compiled, threaded
+from ._math import add_compensated, cast, constants, exp_sub, sub_to_odd
+from ._panels import (
+    CLASSES,
+    PANEL,
+    is_panelled,
+    load_tile,
+    log_sums,
+    panel_count,
+    panel_place,
+    panel_rows,
+    panel_scratch,
+    panel_state,
+    panels_per_task,
+    rows_per_task,
+    store_tile,
+    task_count,
+)
+from ._rows import (
+    BLOCK,
+    log_softmax_backward_row,
+    row_of,
+    row_state,
+    softmax_backward_row,
+    write_log_softmax,
+    write_softmax,
+)
+from ._storage import is_half, narrow, planes_in, planes_out, raw, scratch, stream_end, streams
+
+# ---- tasks -----------------------------------------------------------------------------------
+
+
+@compiled
+def logsumexp_task(x, out, outer, n, inner, task):
+    if is_panelled(n, inner):
+        tile, tops, rests = panel_scratch(x.data)
+        sums = np.empty_like(tops)
+        last = min(panel_count(outer, inner), (task + 1) * panels_per_task(n))
+        for number in range(task * panels_per_task(n), last):
+            first, width = panel_rows(number, outer, inner)
+            place = panel_place(x, number, inner)
+            panel_state(x.data, place, n, width, tile, tops, rests, False)
+            log_sums(tops, rests, sums)
+            for c in range(width):
+                # The log-sum of an infinite maximum is NaN, but its logsumexp is infinite.
+                infinite = tops[c] - tops[c] != tops[c] - tops[c] and rests[c] == rests[c]
+                out[first + c] = narrow(tops[c] if infinite else tops[c] + sums[c], out)
+        return
+    memory, no_exps = scratch(x.data, BLOCK), scratch(x.data, 0)
+    for r in range(task * rows_per_task(n), min(outer, (task + 1) * rows_per_task(n))):
+        top, rest = row_state(row_of(x, r, n), memory, no_exps)
+        out[r] = narrow(cast(top, top + np.log1p(rest)), out)
+
+
+@compiled
+def softmax_panel(x, out, number, outer, n, inner, tile, tops, rests):
+    _, width = panel_rows(number, outer, inner)
+    place, out_place = panel_place(x, number, inner), panel_place(out, number, inner)
+    t = constants(tops[0])
+    one_tile = n <= CLASSES
+    panel_state(x.data, place, n, width, tile, tops, rests, one_tile)
+    for c in range(PANEL):
+        rests[c] = 1 / (1 + rests[c]) + (tops[c] - tops[c])
+    for first in range(0, n, CLASSES):
+        count = min(CLASSES, n - first)
+        if not one_tile:
+            load_tile(x.data, place, first, count, width, tile)
+        for k in range(count):
+            line = tile[k * PANEL : (k + 1) * PANEL]
+            for c in range(PANEL):
+                e = line[c] if one_tile else exp_sub(line[c], tops[c])
+                line[c] = e * cast(t.one, rests[c])
+        store_tile(tile, out.data, out_place, first, count, width)
+
+
+@compiled
+def softmax_task(x, out, outer, n, inner, streaming, task):
+    if is_panelled(n, inner):
+        tile, tops, rests = panel_scratch(x.data)
+        last = min(panel_count(outer, inner), (task + 1) * panels_per_task(n))
+        for number in range(task * panels_per_task(n), last):
+            softmax_panel(x, out, number, outer, n, inner, tile, tops, rests)
+        return
+    memory, buffer = scratch(x.data, BLOCK), np.empty(BLOCK, out.data.dtype)
+    exps = scratch(x.data, n if n <= BLOCK else 0)
+    for r in range(task * rows_per_task(n), min(outer, (task + 1) * rows_per_task(n))):
+        row = row_of(x, r, n)
+        top, rest = row_state(row, memory, exps)
+        write_softmax(row, row_of(out, r, n), top, rest, exps, buffer, streaming)
+    if streaming:
+        stream_end()
+
+
+@compiled
+def log_softmax_panel(x, out, number, outer, n, inner, tile, tops, rests, sums):
+    _, width = panel_rows(number, outer, inner)
+    place, out_place = panel_place(x, number, inner), panel_place(out, number, inner)
+    panel_state(x.data, place, n, width, tile, tops, rests, False)
+    log_sums(tops, rests, sums)
+    for first in range(0, n, CLASSES):
+        count = min(CLASSES, n - first)
+        if n > CLASSES:
+            load_tile(x.data, place, first, count, width, tile)
+        for k in range(count):
+            line = tile[k * PANEL : (k + 1) * PANEL]
+            for c in range(PANEL):
+                below = line[c] - tops[c]
+                line[c] = sub_to_odd(below, sums[c]) if is_half(out.data) else below - sums[c]
+        store_tile(tile, out.data, out_place, first, count, width)
+
+
+@compiled
+def log_softmax_task(x, out, outer, n, inner, streaming, task):
+    if is_panelled(n, inner):
+        tile, tops, rests = panel_scratch(x.data)
+        sums = np.empty_like(tops)
+        last = min(panel_count(outer, inner), (task + 1) * panels_per_task(n))
+        for number in range(task * panels_per_task(n), last):
+            log_softmax_panel(x, out, number, outer, n, inner, tile, tops, rests, sums)
+        return
+    buffer = np.empty(BLOCK, out.data.dtype)
+    memory, no_exps = scratch(x.data, BLOCK), scratch(x.data, 0)
+    for r in range(task * rows_per_task(n), min(outer, (task + 1) * rows_per_task(n))):
+        row = row_of(x, r, n)
+        top, rest = row_state(row, memory, no_exps)
+        write_log_softmax(row, row_of(out, r, n), top, rest, buffer, streaming)
+    if streaming:
+        stream_end()
+
+
+@compiled
+def backward_panel(of_log, grad, y, out, number, outer, n, inner, tile, y_tile, totals, errors):
+    """out = y * (grad - sum(grad * y)), or grad - exp(y) * sum(grad) for log_softmax."""
+    _, width = panel_rows(number, outer, inner)
+    g_place, y_place = panel_place(grad, number, inner), panel_place(y, number, inner)
+    out_place = panel_place(out, number, inner)
+    zero = constants(tile[0]).zero
+    totals[:] = zero
+    errors[:] = zero
+    for first in range(0, n, CLASSES):
+        count = min(CLASSES, n - first)
+        load_tile(grad.data, g_place, first, count, width, tile)
+        load_tile(y.data, y_place, first, count, width, y_tile)
+        for k in range(count):
+            g, v = tile[k * PANEL : (k + 1) * PANEL], y_tile[k * PANEL : (k + 1) * PANEL]
+            for c in range(PANEL):
+                term = g[c] if of_log else g[c] * v[c]
+                totals[c], errors[c] = add_compensated(totals[c], errors[c], term)
+    for c in range(PANEL):
+        totals[c] += errors[c]
+    for first in range(0, n, CLASSES):
+        count = min(CLASSES, n - first)
+        if n > CLASSES:
+            load_tile(grad.data, g_place, first, count, width, tile)
+            load_tile(y.data, y_place, first, count, width, y_tile)
+        for k in range(count):
+            g, v = tile[k * PANEL : (k + 1) * PANEL], y_tile[k * PANEL : (k + 1) * PANEL]
+            if of_log:
+                for c in range(PANEL):
+                    g[c] = g[c] - exp_sub(v[c], zero) * totals[c]
+            else:
+                for c in range(PANEL):
+                    g[c] = v[c] * (g[c] - totals[c])
+        store_tile(tile, out.data, out_place, first, count, width)
+
+
+@compiled
+def backward_task(of_log, grad, y, out, outer, n, inner, streaming, task):
+    if is_panelled(n, inner):
+        tile, totals, _ = panel_scratch(y.data)
+        y_tile, errors = np.empty_like(tile), np.empty_like(totals)
+        last = min(panel_count(outer, inner), (task + 1) * panels_per_task(n))
+        for number in range(task * panels_per_task(n), last):
+            backward_panel(
+                of_log, grad, y, out, number, outer, n, inner, tile, y_tile, totals, errors
+            )
+        return
+    buffer = np.empty(BLOCK, out.data.dtype)
+    for r in range(task * rows_per_task(n), min(outer, (task + 1) * rows_per_task(n))):
+        rows = row_of(grad, r, n), row_of(y, r, n), row_of(out, r, n)
+        if of_log:
+            log_softmax_backward_row(*rows, buffer, streaming)
+        else:
+            softmax_backward_row(*rows, buffer, streaming)
+    if streaming:
+        stream_end()
+
+
+# ---- loops over threads ----------------------------------------------------------------------
+
+
+@threaded
+def _logsumexp(x, out, outer, n, inner):
+    for task in prange(task_count(outer, n, inner)):
+        logsumexp_task(x, out, outer, n, inner, np.int64(task))
+
+
+@threaded
+def _softmax(x, out, outer, n, inner, streaming):
+    for task in prange(task_count(outer, n, inner)):
+        softmax_task(x, out, outer, n, inner, streaming, np.int64(task))
+
+
+@threaded
+def _log_softmax(x, out, outer, n, inner, streaming):
+    for task in prange(task_count(outer, n, inner)):
+        log_softmax_task(x, out, outer, n, inner, streaming, np.int64(task))
+
+
+@threaded
+def _backward(of_log, grad, y, out, outer, n, inner, streaming):
+    for task in prange(task_count(outer, n, inner)):
+        backward_task(of_log, grad, y, out, outer, n, inner, streaming, np.int64(task))
+
+
+# ---- kernels ---------------------------------------------------------------------------------
+
+
+def logsumexp(x, out, *, threads):
+    _logsumexp(threads, x.size, planes_in(x), raw(out).reshape(-1), *x.shape)
+
+
+def softmax(x, out, *, threads):
+    _softmax(threads, x.size, planes_in(x), planes_out(out), *x.shape, streams(out, x))
+
+
+def log_softmax(x, out, *, threads):
+    _log_softmax(threads, x.size, planes_in(x), planes_out(out), *x.shape, streams(out, x))
+
+
+def softmax_backward(grad, y, out, *, threads):
+    _either_backward(False, grad, y, out, threads)
+
+
+def log_softmax_backward(grad, y, out, *, threads):
+    _either_backward(True, grad, y, out, threads)
+
+
+def _either_backward(of_log, grad, y, out, threads):
+    planes = planes_in(grad), planes_in(y), planes_out(out)
+    _backward(threads, y.size, of_log, *planes, *y.shape, streams(out, grad, y))
