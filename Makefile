@@ -16,8 +16,8 @@ ARGS ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
-SOURCES := pyproject.toml setup.py $(wildcard kernels/cython/*.pyx kernels/cython/*.pxi \
-	kernels/cython/*.h kernels/cython/_isa.py)
+SOURCES := pyproject.toml setup.py kernels/_build.py $(wildcard kernels/cython/*.pyx \
+	kernels/cython/*.pxd kernels/cython/*.pxi kernels/cython/*.h kernels/cython/_isa.py)
 
 .PHONY: help demo test lint bench peers accuracy clean
 .DEFAULT_GOAL := help
@@ -42,7 +42,7 @@ test: lint
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	PATH="$(BIN):$$PATH" cython-lint kernels/cython  # which looks for pycodestyle there
+	PATH="$(BIN):$$PATH" cython-lint kernels/cython tests  # which looks for pycodestyle there
 	$(BIN)/mypy
 
 bench: $(VENV)/dev.stamp

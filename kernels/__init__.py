@@ -49,4 +49,63 @@ their ``uint16`` bits, because NumPy has no such type of its own. The compute dt
 float64 for float64, else float32: losses, ``lse`` and weights have it.
 
 Every result is the same to the last bit for any number of ``threads``.
+
+The same kernels for Cython code, as C functions, are declared in ``cython/<op>.pxd``.
+
+``CONTRACT`` is the number of all that: names, parameters, canonical forms, and the functions,
+structs and constants of the ``.pxd`` files. It grows when a caller written for it has to change.
+New kernels, files that begin with ``_`` and the last bits of results are not part of it. The
+``.pxd`` files have the same number, so Cython code knows which one it was compiled for; a C
+function whose signature has changed since is a TypeError when that code is imported.
 """
+
+import functools
+import os
+from importlib import import_module
+from importlib.util import find_spec
+
+CONTRACT = 1
+BACKENDS = ("cython", "numba", "reference")  # fastest first
+
+
+@functools.cache
+def load(op, name, backend=None):
+    """Function `name` of file `op`, for example ``load("cross_entropy", "nll_loss")``.
+
+    That of `backend`, or of the first of `BACKENDS` that loads. A choice, be it of a backend or,
+    with ``FASTCE_ISA``, of a level, never falls back: the ImportError says why.
+    """
+    if backend is None:
+        return _first(op, name)
+    if backend not in BACKENDS:
+        raise ValueError(f"unknown backend {backend!r}; there are {', '.join(BACKENDS)}")
+    try:
+        return getattr(import_module(f"{__name__}.{backend}.{op}"), name)
+    except ImportError as error:
+        reason = _reason(error, backend)
+        raise ImportError(f"backend {backend!r} cannot compute {name}: {reason}") from error
+
+
+def _first(op, name):
+    for backend in BACKENDS[:-1]:
+        try:
+            return load(op, name, backend)
+        except ImportError:
+            if backend == "cython" and os.environ.get("FASTCE_ISA") and _has(backend):
+                raise
+    return load(op, name, BACKENDS[-1])
+
+
+def _has(backend):
+    """Whether its folder is there: a copy of this package may leave it out."""
+    return find_spec(f"{__name__}.{backend}") is not None
+
+
+def _reason(error, backend):
+    missing = error.name if isinstance(error, ModuleNotFoundError) else None
+    if missing == f"{__name__}.{backend}":
+        return "its folder is not there"
+    if (missing or "").startswith(f"{__name__}.cython."):
+        package = __name__.partition(".")[0]
+        return f"its compiled module is not there (no C++ compiler when {package} was installed?)"
+    return str(error)

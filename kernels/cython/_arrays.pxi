@@ -5,5 +5,6 @@ cdef inline void* data(object a):
     return NULL if a is None else cnp.PyArray_DATA(<cnp.ndarray>a)
 
 
-cdef inline Py_ssize_t plane_step(cnp.ndarray a):
-    return cnp.PyArray_STRIDE(a, 0) // cnp.PyArray_ITEMSIZE(a)
+cdef inline Py_ssize_t plane_step(object a):
+    return 0 if a is None else (
+        cnp.PyArray_STRIDE(<cnp.ndarray>a, 0) // cnp.PyArray_ITEMSIZE(<cnp.ndarray>a))

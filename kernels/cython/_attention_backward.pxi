@@ -393,8 +393,10 @@ cdef void mask_turn(
 
 # ---- over threads ---------------------------------------------------------------------------
 
-cdef typed_backward(const Problem* p, const Gradient* gradient, const real* like, int threads):
-    cdef Gradient g = gradient[0]
+cdef int typed_backward(
+    const Problem* p, const AttentionGradient* arrays, const real* like, int threads
+) noexcept nogil:
+    cdef Gradient g
     cdef Plan plan
     cdef Work work
     cdef Py_ssize_t number, longest = 0, most = 0, chunks, b, heads = p.batches * p.kv_heads
@@ -404,6 +406,11 @@ cdef typed_backward(const Problem* p, const Gradient* gradient, const real* like
     # seven products.
     cdef bint whole = heads * 7 >= (heads + crew - 1) // crew * crew * 5
     cdef int64_t* progress = NULL
+    g.grad_out = arrays.grad_out
+    g.dq = arrays.dq
+    g.dk = arrays.dk
+    g.dv = arrays.dv
+    g.dmask = arrays.dmask
     for b in range(p.batches):
         longest = max(longest, keys_of(p, b))
         most = max(most, (queries_of(p, b) + lanes_of(like) - 1) // lanes_of(like))
@@ -415,6 +422,8 @@ cdef typed_backward(const Problem* p, const Gradient* gradient, const real* like
     plan.splits = 1
     plan.lanes = lanes_of(like)
     plan.first_tile = count_tiles(p, plan.lanes)
+    if plan.first_tile == NULL:
+        return NO_MEMORY
     plan.tiles = plan.first_tile[p.batches]
     plan.memory = share_out_backward(p, &g, like, &work, NULL)
     plan.work = <char*>malloc(crew * plan.memory + 64)
@@ -423,29 +432,29 @@ cdef typed_backward(const Problem* p, const Gradient* gradient, const real* like
     if plan.work == NULL or (progress == NULL and not whole and not converts):
         free(plan.work)
         free(<void*>plan.first_tile)
-        raise MemoryError(f"no memory for the tiles of {crew} threads")
+        return NO_MEMORY
     work.queries = <void*>((<size_t>plan.work + 63) & ~<size_t>63)
     chunks = (longest + g.chunk - 1) // g.chunk if g.chunk else 0
-    with nogil:
-        if whole:
-            for number in prange(heads, num_threads=crew, schedule="dynamic"):
-                head_turn(p, &g, like, &plan, number, 0, <char*>work.queries)
-        elif not converts:
-            for number in prange(plan.tiles, num_threads=crew, schedule="dynamic"):
-                tile_turn(p, &g, like, &plan, number, progress, <char*>work.queries)
-        else:
-            for number in prange(plan.tiles, num_threads=crew, schedule="dynamic"):
-                tile_turn(p, &g, like, &plan, number, NULL, <char*>work.queries)
-            for number in prange(heads * chunks, num_threads=crew, schedule="dynamic"):
-                head_turn(p, &g, like, &plan, number, chunks, <char*>work.queries)
-        if g.dmask.data != NULL:
-            if g.dmask.row == 0:
-                crew = 1
-            for number in prange(most, num_threads=crew, schedule="dynamic"):
-                position_turn(p, &g, like, &plan, number, <char*>work.queries)
+    if whole:
+        for number in prange(heads, num_threads=crew, schedule="dynamic"):
+            head_turn(p, &g, like, &plan, number, 0, <char*>work.queries)
+    elif not converts:
+        for number in prange(plan.tiles, num_threads=crew, schedule="dynamic"):
+            tile_turn(p, &g, like, &plan, number, progress, <char*>work.queries)
+    else:
+        for number in prange(plan.tiles, num_threads=crew, schedule="dynamic"):
+            tile_turn(p, &g, like, &plan, number, NULL, <char*>work.queries)
+        for number in prange(heads * chunks, num_threads=crew, schedule="dynamic"):
+            head_turn(p, &g, like, &plan, number, chunks, <char*>work.queries)
+    if g.dmask.data != NULL:
+        if g.dmask.row == 0:
+            crew = 1
+        for number in prange(most, num_threads=crew, schedule="dynamic"):
+            position_turn(p, &g, like, &plan, number, <char*>work.queries)
     free(progress)
     free(plan.work)
     free(<void*>plan.first_tile)
+    return 0
 
 
 cdef void head_turn(

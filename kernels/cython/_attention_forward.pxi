@@ -320,12 +320,12 @@ cdef void merge_turn(
                 plan.part)
 
 
-cdef int64_t* count_tiles(const Problem* p, Py_ssize_t width) except NULL:
-    """(batches + 1,): the number of the first tile of each batch entry, and of all."""
+cdef int64_t* count_tiles(const Problem* p, Py_ssize_t width) noexcept nogil:
+    """(batches + 1,): the number of the first tile of each batch entry, and of all; or NULL."""
     cdef int64_t* first = <int64_t*>malloc((p.batches + 1) * sizeof(int64_t))
     cdef Py_ssize_t b
     if first == NULL:
-        raise MemoryError(f"no memory for the spans of {p.batches} sequences")
+        return NULL
     first[0] = 0
     for b in range(p.batches):
         first[b + 1] = first[b] + p.kv_heads * tiles_of(p, b, width)
@@ -340,13 +340,15 @@ cdef Py_ssize_t multiplications(const Problem* p) noexcept nogil:
     return pairs * p.heads * (p.width + p.value_width)
 
 
-cdef typed_forward(const Problem* p, const real* like, int threads):
+cdef int typed_forward(const Problem* p, const real* like, int threads) noexcept nogil:
     cdef Plan plan
     cdef Work work
     cdef Py_ssize_t b, longest = 0, number
     cdef int crew
     plan.lanes = lanes_of(like)
     plan.first_tile = count_tiles(p, plan.lanes)
+    if plan.first_tile == NULL:
+        return NO_MEMORY
     plan.tiles = plan.first_tile[p.batches]
     for b in range(p.batches):
         longest = max(longest, keys_of(p, b))
@@ -364,18 +366,18 @@ cdef typed_forward(const Problem* p, const real* like, int threads):
     if plan.work == NULL or (plan.splits > 1 and plan.parts == NULL):
         free(plan.work)
         free(<void*>plan.first_tile)
-        raise MemoryError(f"no memory for the tiles of {crew} threads")
+        return NO_MEMORY
     work.queries = <void*>((<size_t>plan.work + 63) & ~<size_t>63)
-    with nogil:
-        if crew == 1:
-            for number in range(plan.tiles * plan.splits):
-                turn(p, like, &plan, number, <char*>work.queries)
-        else:
-            for number in prange(plan.tiles * plan.splits, num_threads=crew, schedule="dynamic"):
-                turn(p, like, &plan, number, <char*>work.queries + threadid() * plan.memory)
-        if plan.splits > 1:
-            for number in range(plan.tiles):
-                merge_turn(p, like, &plan, number)
+    if crew == 1:
+        for number in range(plan.tiles * plan.splits):
+            turn(p, like, &plan, number, <char*>work.queries)
+    else:
+        for number in prange(plan.tiles * plan.splits, num_threads=crew, schedule="dynamic"):
+            turn(p, like, &plan, number, <char*>work.queries + threadid() * plan.memory)
+    if plan.splits > 1:
+        for number in range(plan.tiles):
+            merge_turn(p, like, &plan, number)
     free(plan.work)
     free(plan.parts)
     free(<void*>plan.first_tile)
+    return 0

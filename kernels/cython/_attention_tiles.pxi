@@ -51,17 +51,13 @@ cdef double LARGE = 1 << 16  # scores, in base 2
 
 cdef double LOG2_E = 1.4426950408889634, LN_2 = 0.6931471805599453
 
-cdef struct Heads:
-    # An array (batch axes..., heads, rows, width); rows are contiguous but for a mask's.
-    char* data
-    const Py_ssize_t* strides  # in bytes
-    Py_ssize_t head, row, item  # the last three of them
-
-cdef struct Problem:
+cdef struct Problem:  # an Attention of attention.pxd, without defaults
     int axes  # of the batch
     const Py_ssize_t* shape
     Py_ssize_t batches, heads, kv_heads, group, width, value_width
     const int64_t* spans  # (batches, 5), see kernels/__init__.py
+    Py_ssize_t span_step  # from one to the next: 5, or 0 where there is one for all
+    int64_t[5] whole  # which is this
     double scale, softcap
     Py_ssize_t left, right  # of the window, -1 without bound
     Heads q, k, v, out, lse, mask
@@ -100,23 +96,12 @@ cdef struct Work:  # a thread's memory
     void* grad_values  # (CHUNK, value_width)
 
 
-cdef inline Heads heads_of(object array, int axes):
-    cdef Heads a
-    cdef cnp.ndarray n = array
-    a.data = <char*>cnp.PyArray_DATA(n)
-    a.strides = <const Py_ssize_t*>cnp.PyArray_STRIDES(n)
-    a.head = a.strides[axes]
-    a.row = a.strides[axes + 1]
-    a.item = a.strides[axes + 2] if cnp.PyArray_NDIM(n) > axes + 2 else 0
-    return a
-
-
 cdef inline char* batch_at(const Problem* p, const Heads* a, Py_ssize_t batch) noexcept nogil:
     """Where the first head of a batch entry lies."""
-    cdef char* at = a.data
+    cdef char* at = <char*>a.data
     cdef int axis
     for axis in range(p.axes - 1, -1, -1):
-        at += batch % p.shape[axis] * a.strides[axis]
+        at += batch % p.shape[axis] * a.batch[axis]
         batch = batch // p.shape[axis]
     return at
 
@@ -126,7 +111,7 @@ cdef inline Py_ssize_t lanes_of(const real* like) noexcept nogil:
 
 
 cdef inline const int64_t* span(const Problem* p, Py_ssize_t batch) noexcept nogil:
-    return p.spans + 5 * batch
+    return p.spans + p.span_step * batch
 
 
 cdef inline Py_ssize_t queries_of(const Problem* p, Py_ssize_t batch) noexcept nogil:

@@ -14,11 +14,9 @@ cdef enum:
     FILL = 1 << 18  # bytes of zeros in a thread's turn
 
 
-cdef double* room(Py_ssize_t numbers) except NULL:
-    cdef double* memory = <double*>malloc((numbers + 1) * sizeof(double))
-    if memory == NULL:
-        raise MemoryError(f"no memory for {numbers} partial sums")
-    return memory
+cdef inline double* room(Py_ssize_t numbers) noexcept nogil:
+    """Memory for partial sums, or NULL."""
+    return <double*>malloc((numbers + 1) * sizeof(double))
 
 
 cdef inline Py_ssize_t label_blocks(Py_ssize_t rows) noexcept nogil:
@@ -98,12 +96,15 @@ cdef void put_block(
 
 # ---- over threads ----------------------------------------------------------------------------
 
-cdef void scan(
+cdef int scan(
     const int64_t* labels, Py_ssize_t rows, const wide* weight, Py_ssize_t classes,
-    int64_t ignore_index, double* stats, double* sums, int threads
+    int64_t ignore_index, double* stats, int threads
 ) noexcept nogil:
     cdef Py_ssize_t blocks = label_blocks(rows), k, r
+    cdef double* sums = room(2 * blocks)
     cdef double* bad = sums + blocks
+    if sums == NULL:
+        return NO_MEMORY
     if blocks == 1:  # one small batch: no parallel region
         bad[0] = not scan_block(labels, rows, weight, classes, ignore_index, sums)
     else:
@@ -118,38 +119,40 @@ cdef void scan(
             while labels[r] == ignore_index or 0 <= labels[r] < classes:
                 r += 1
             stats[0] = r
-            return
+            break
         stats[1] += sums[k]
+    free(sums)
+    return 0
 
 
-cdef double nll_forward(
-    const real* like, cnp.ndarray log_probs, const int64_t* labels, Py_ssize_t rows,
-    const void* weight, int64_t ignore_index, void* loss, double denominator, int threads
-) except? -1:
-    cdef const real* x = <const real*>cnp.PyArray_DATA(log_probs)
-    cdef Py_ssize_t step = plane_step(log_probs), inner = cnp.PyArray_DIM(log_probs, 2), k
+cdef int nll_forward(
+    const real* x, const int64_t* labels, Py_ssize_t rows, Py_ssize_t inner, Py_ssize_t step,
+    const void* weight, int64_t ignore_index, void* loss, bint per_row, double denominator,
+    int threads
+) noexcept nogil:
     cdef double* sums = room(label_blocks(rows))
     cdef double total = 0
-    with nogil:
-        for k in prange(label_blocks(rows), num_threads=team(threads, rows), schedule="static"):
-            sums[k] = pick_block(labels, k * ROWS, min(rows, (k + 1) * ROWS), x, step, inner,
-                                 weight, ignore_index, loss, denominator)
+    cdef Py_ssize_t k
+    if sums == NULL:
+        return NO_MEMORY
+    for k in prange(label_blocks(rows), num_threads=team(threads, rows), schedule="static"):
+        sums[k] = pick_block(labels, k * ROWS, min(rows, (k + 1) * ROWS), x, step, inner, weight,
+                             ignore_index, loss if per_row else NULL, denominator)
+    if not per_row:
         for k in range(label_blocks(rows)):
             total += sums[k]
+        put_wide(x, loss, 0, total / denominator)
     free(sums)
-    return total
+    return 0
 
 
 cdef void nll_gradient(
-    const real* like, cnp.ndarray out, const int64_t* labels, const void* weight,
-    int64_t ignore_index, const void* upstream, bint per_row, double denominator, int threads
-):
-    cdef real* grad = <real*>cnp.PyArray_DATA(out)
-    cdef Py_ssize_t outer = cnp.PyArray_DIM(out, 0), n = cnp.PyArray_DIM(out, 1)
-    cdef Py_ssize_t inner = cnp.PyArray_DIM(out, 2), step = plane_step(out), k
-    cdef Py_ssize_t rows = outer * inner
-    with nogil:
-        fill_zero(grad, outer, n * inner, step, team(threads, rows * n))
-        for k in prange(label_blocks(rows), num_threads=team(threads, rows), schedule="static"):
-            put_block(labels, k * ROWS, min(rows, (k + 1) * ROWS), grad, step, inner, weight,
-                      ignore_index, upstream, per_row, denominator)
+    real* grad, const int64_t* labels, Py_ssize_t outer, Py_ssize_t n, Py_ssize_t inner,
+    Py_ssize_t step, const void* weight, int64_t ignore_index, const void* upstream, bint per_row,
+    double denominator, int threads
+) noexcept nogil:
+    cdef Py_ssize_t rows = outer * inner, k
+    fill_zero(grad, outer, n * inner, step, team(threads, rows * n))
+    for k in prange(label_blocks(rows), num_threads=team(threads, rows), schedule="static"):
+        put_block(labels, k * ROWS, min(rows, (k + 1) * ROWS), grad, step, inner, weight,
+                  ignore_index, upstream, per_row, denominator)

@@ -12,85 +12,147 @@ the threads.
 
 include "_simd.pxi"
 include "_arrays.pxi"
+include "_dtypes.pxi"
 include "_threads.pxi"
 include "_attention_tiles.pxi"
 include "_attention_forward.pxi"
 include "_attention_backward.pxi"
 
 
-cdef fill_problem(
-    Problem* p, cnp.ndarray q, k, v, mask, cnp.ndarray spans, out, lse, double scale,
-    Py_ssize_t left, Py_ssize_t right, double softcap
-):
-    cdef int axes = cnp.PyArray_NDIM(q) - 3
-    p.axes = axes
-    p.shape = <const Py_ssize_t*>cnp.PyArray_DIMS(q)
-    p.batches = cnp.PyArray_DIM(spans, 0)
-    p.heads = cnp.PyArray_DIM(q, axes)
-    p.kv_heads = cnp.PyArray_DIM(k, axes)
+cdef void fill_problem(Problem* p, int dtype, const Attention* a) noexcept nogil:
+    cdef int axis
+    p.axes = a.axes
+    p.shape = a.shape
+    p.batches = 1
+    for axis in range(a.axes):
+        p.batches *= a.shape[axis]
+    p.heads = a.heads
+    p.kv_heads = a.kv_heads if a.kv_heads else a.heads
     p.group = p.heads // p.kv_heads if p.kv_heads else 1
-    p.width = cnp.PyArray_DIM(q, axes + 2)
-    p.value_width = cnp.PyArray_DIM(v, axes + 2)
-    p.spans = <const int64_t*>cnp.PyArray_DATA(spans)
-    p.scale = scale
-    p.softcap = softcap
-    p.left = left
-    p.right = right
-    p.q = heads_of(q, axes)
-    p.k = heads_of(k, axes)
-    p.v = heads_of(v, axes)
-    p.out = heads_of(out, axes)
-    p.lse.data = NULL
-    if lse is not None:
-        p.lse = heads_of(lse, axes)
-    p.masked = mask is not None
-    p.mask_of_bytes = False
-    if p.masked:
-        p.mask = heads_of(mask, axes)
-        p.mask_of_bytes = cnp.PyArray_TYPE(mask) == cnp.NPY_BOOL
+    p.width = a.width
+    p.value_width = a.value_width
+    p.spans = a.spans
+    p.span_step = 5
+    if a.spans == NULL:
+        memset(p.whole, 0, sizeof(p.whole))
+        p.whole[1] = a.queries
+        p.whole[3] = a.keys
+        p.spans = p.whole
+        p.span_step = 0
+    p.scale = a.scale
+    p.softcap = a.softcap
+    p.left = a.left if a.windowed else -1
+    p.right = a.right if a.windowed else -1
+    p.q = a.q
+    p.k = a.k
+    p.v = a.v
+    p.out = a.out
+    p.lse = a.lse
+    p.mask = a.mask
+    p.masked = a.mask.data != NULL
+    p.mask_of_bytes = a.bool_mask
     p.pairs = (
-        HAS_BF16_PRODUCT and cnp.PyArray_TYPE(q) == cnp.NPY_UINT16 and p.width % 2 == 0
-        and p.value_width % 2 == 0 and p.k.row % 4 == 0 and p.v.row % 4 == 0)
+        HAS_BF16_PRODUCT and dtype == BF16 and p.width % 2 == 0 and p.value_width % 2 == 0
+        and p.k.row % 4 == 0 and p.v.row % 4 == 0)
+
+
+# ---- for Cython: see attention.pxd ----------------------------------------------------------
+
+cdef int c_attention(int dtype, const Attention* a, int threads) noexcept nogil:
+    cdef Problem p
+    fill_problem(&p, dtype, a)
+    if dtype == F32:
+        return typed_forward(&p, <const float*>NULL, threads)
+    if dtype == F64:
+        return typed_forward(&p, <const double*>NULL, threads)
+    if dtype == F16:
+        return typed_forward(&p, <const f16*>NULL, threads)
+    if dtype == BF16:
+        return typed_forward(&p, <const bf16*>NULL, threads)
+    return NO_DTYPE
+
+
+cdef int c_attention_backward(
+    int dtype, const Attention* a, const AttentionGradient* g, int threads
+) noexcept nogil:
+    cdef Problem p
+    fill_problem(&p, dtype, a)
+    if dtype == F32:
+        return typed_backward(&p, g, <const float*>NULL, threads)
+    if dtype == F64:
+        return typed_backward(&p, g, <const double*>NULL, threads)
+    if dtype == F16:
+        return typed_backward(&p, g, <const f16*>NULL, threads)
+    if dtype == BF16:
+        return typed_backward(&p, g, <const bf16*>NULL, threads)
+    return NO_DTYPE
+
+
+# ---- for Python -----------------------------------------------------------------------------
+
+cdef Heads heads_of(object array, int axes):
+    cdef Heads a
+    cdef cnp.ndarray n = array
+    memset(&a, 0, sizeof(a))
+    if array is None:
+        return a
+    a.data = cnp.PyArray_DATA(n)
+    a.batch = <const Py_ssize_t*>cnp.PyArray_STRIDES(n)
+    a.head = a.batch[axes]
+    a.row = a.batch[axes + 1]
+    a.item = a.batch[axes + 2] if cnp.PyArray_NDIM(n) > axes + 2 else 0
+    return a
+
+
+cdef Attention attention_of(
+    cnp.ndarray q, k, v, mask, spans, out, lse, double scale, Py_ssize_t left, Py_ssize_t right,
+    double softcap
+):
+    cdef Attention a
+    cdef int axes = cnp.PyArray_NDIM(q) - 3
+    memset(&a, 0, sizeof(a))
+    a.axes = axes
+    a.shape = <const Py_ssize_t*>cnp.PyArray_DIMS(q)
+    a.heads = cnp.PyArray_DIM(q, axes)
+    a.kv_heads = cnp.PyArray_DIM(k, axes)
+    a.width = cnp.PyArray_DIM(q, axes + 2)
+    a.value_width = cnp.PyArray_DIM(v, axes + 2)
+    a.spans = <const int64_t*>data(spans)
+    a.scale = scale
+    a.softcap = softcap
+    a.windowed = True
+    a.left = left
+    a.right = right
+    a.q = heads_of(q, axes)
+    a.k = heads_of(k, axes)
+    a.v = heads_of(v, axes)
+    a.out = heads_of(out, axes)
+    a.lse = heads_of(lse, axes)
+    a.mask = heads_of(mask, axes)
+    a.bool_mask = mask is not None and cnp.PyArray_TYPE(mask) == cnp.NPY_BOOL
+    return a
 
 
 def attention(q, k, v, mask, spans, out, lse, *, double scale, Py_ssize_t left, Py_ssize_t right,
               double softcap, int threads):
-    cdef Problem p
-    cdef int dtype = cnp.PyArray_TYPE(q)
-    fill_problem(&p, q, k, v, mask, spans, out, lse, scale, left, right, softcap)
-    if dtype == cnp.NPY_FLOAT32:
-        typed_forward(&p, <const float*>NULL, threads)
-    elif dtype == cnp.NPY_FLOAT64:
-        typed_forward(&p, <const double*>NULL, threads)
-    elif dtype == cnp.NPY_FLOAT16:
-        typed_forward(&p, <const f16*>NULL, threads)
-    elif dtype == cnp.NPY_UINT16:
-        typed_forward(&p, <const bf16*>NULL, threads)
-    else:
-        raise TypeError(f"no kernel for dtype {q.dtype}")
+    cdef Attention a = attention_of(q, k, v, mask, spans, out, lse, scale, left, right, softcap)
+    cdef int dtype = dtype_of(q), result
+    with nogil:
+        result = c_attention(dtype, &a, threads)
+    done(result)
 
 
 def attention_backward(grad_out, q, k, v, mask, spans, out, lse, dq, dk, dv, dmask, *,
                        double scale, Py_ssize_t left, Py_ssize_t right, double softcap,
                        int threads):
-    cdef Problem p
-    cdef Gradient g
-    cdef int dtype = cnp.PyArray_TYPE(q)
-    fill_problem(&p, q, k, v, mask, spans, out, lse, scale, left, right, softcap)
-    g.grad_out = heads_of(grad_out, p.axes)
-    g.dq = heads_of(dq, p.axes)
-    g.dk = heads_of(dk, p.axes)
-    g.dv = heads_of(dv, p.axes)
-    g.dmask.data = NULL
-    if dmask is not None:
-        g.dmask = heads_of(dmask, p.axes)
-    if dtype == cnp.NPY_FLOAT32:
-        typed_backward(&p, &g, <const float*>NULL, threads)
-    elif dtype == cnp.NPY_FLOAT64:
-        typed_backward(&p, &g, <const double*>NULL, threads)
-    elif dtype == cnp.NPY_FLOAT16:
-        typed_backward(&p, &g, <const f16*>NULL, threads)
-    elif dtype == cnp.NPY_UINT16:
-        typed_backward(&p, &g, <const bf16*>NULL, threads)
-    else:
-        raise TypeError(f"no kernel for dtype {q.dtype}")
+    cdef Attention a = attention_of(q, k, v, mask, spans, out, lse, scale, left, right, softcap)
+    cdef AttentionGradient g
+    cdef int dtype = dtype_of(q), result
+    g.grad_out = heads_of(grad_out, a.axes)
+    g.dq = heads_of(dq, a.axes)
+    g.dk = heads_of(dk, a.axes)
+    g.dv = heads_of(dv, a.axes)
+    g.dmask = heads_of(dmask, a.axes)
+    with nogil:
+        result = c_attention_backward(dtype, &a, &g, threads)
+    done(result)

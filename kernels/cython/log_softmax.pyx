@@ -10,6 +10,7 @@ the loops over threads.
 
 include "_simd.pxi"
 include "_arrays.pxi"
+include "_dtypes.pxi"
 include "_threads.pxi"
 include "_rows.pxi"
 include "_panels.pxi"
@@ -181,104 +182,7 @@ cdef inline void write(
         forward_write(op, x, exps, out, n, state, streaming)
 
 
-# ---- panels ---------------------------------------------------------------------------------
-
-cdef inline void panel_sum(
-    int op, const real* g, const real* y, Py_ssize_t n, Py_ssize_t stride, Py_ssize_t width,
-    vector[real]* sums, vector[real]* errors
-) noexcept nogil:
-    """The backward ops' sum of each column, compensated; `errors` is scratch."""
-    cdef Py_ssize_t w = lanes(g), vectors = (width + w - 1) // w, c, k, at, left
-    cdef vector[real] a, b, total, back
-    for c in range(vectors):
-        sums[c] = splat(g, 0.0)
-        errors[c] = splat(g, 0.0)
-    for k in range(n):
-        for c in range(vectors):
-            at = k * stride + c * w
-            left = min(w, width - c * w)
-            a = load_n(g + at, left, 0.0)
-            if op == SOFTMAX_BACKWARD:
-                a = a * load_n(y + at, left, 0.0)
-            b = sums[c]
-            total = a + b
-            back = total - b
-            errors[c] = errors[c] + ((b - (total - back)) + (a - back))
-            sums[c] = total
-    for c in range(vectors):
-        sums[c] = corrected(g, sums[c], errors[c])
-
-
-cdef void panel(
-    int op, const real* x, const real* second, real* out, Py_ssize_t n, Py_ssize_t stride,
-    Py_ssize_t width, bint tile, bint halves, real* lse
-) noexcept nogil:
-    """Any op on `width` <= PANEL columns; logsumexp goes to `lse`.
-
-    A tile is private memory: softmax keeps the exponentials there instead of computing them twice.
-    With `halves`, it is going to be rounded to f16 or bf16.
-    """
-    cdef char memory[PANEL_MEMORY]
-    cdef Py_ssize_t w = lanes(x), vectors = (width + w - 1) // w, c, k, at, left
-    cdef vector[real]* tops = aligned(x, memory)
-    cdef vector[real]* scales = tops + vectors
-    cdef real* exps = out if op == SOFTMAX and tile else NULL
-    cdef vector[real] a, value, top, scale
-    if op == SOFTMAX_BACKWARD or op == LOG_SOFTMAX_BACKWARD:
-        panel_sum(op, x, second, n, stride, width, tops, scales)
-    else:
-        if tile:
-            tile_state(x, exps, n, stride, tops, scales)
-        else:
-            panel_state(x, n, stride, width, tops, scales, scales + vectors)
-        for c in range(vectors):
-            top = tops[c]
-            scale = log_1p(scales[c])
-            if op == LOGSUMEXP:
-                store_n(lse + c * w, top + scale, min(w, width - c * w))
-                continue
-            if op == SOFTMAX:
-                scale = inverse(x, scales[c])
-            scales[c] = scale + (top - top)  # NaN where the maximum is infinite
-    if op == LOGSUMEXP:
-        return
-    for k in range(n):
-        for c in range(vectors):
-            at = k * stride + c * w
-            left = min(w, width - c * w)
-            a = load_n(x + at, left, 0.0)
-            if exps != NULL:
-                value = load(exps + at) * scales[c]
-            elif op == SOFTMAX or op == LOG_SOFTMAX:
-                value = exp_sub(a, tops[c]) * scales[c] if op == SOFTMAX else (
-                    sub_before_store(x, a - tops[c], scales[c], halves))
-            else:
-                value = backward_value(op, x, a, load_n(second + at, left, 0.0), tops[c])
-            store_n(out + at, value, left)
-
-
-cdef void tile(
-    int op, const real* x, const real* second, real* out, Py_ssize_t rows, Py_ssize_t n,
-    Py_ssize_t x_step, Py_ssize_t second_step, Py_ssize_t out_step
-) noexcept nogil:
-    """Any op on up to tile_rows short rows, as a panel of the compute type."""
-    cdef char memory[2 * TILE_MEMORY]
-    cdef Py_ssize_t w = lanes(x), stride = (rows + w - 1) // w * w, k
-    cdef vector[real]* a = aligned(x, memory)
-    cdef vector[real]* b = a + n * stride // w
-    load_tiles(x, x_step, rows, n, a)
-    if op == SOFTMAX_BACKWARD or op == LOG_SOFTMAX_BACKWARD:
-        load_tiles(second, second_step, rows, n, b)
-    if real is double:
-        panel(op, <double*>a, <double*>b, <double*>a, n, stride, stride, True, False, <double*>b)
-    else:
-        panel(op, <float*>a, <float*>b, <float*>a, n, stride, stride, True,
-              real is f16 or real is bf16, <float*>b)
-    if op != LOGSUMEXP:
-        store_tiles(out, out_step, rows, n, a)
-        return
-    for k in range(rows):
-        put(out + k, get_wide(out, b, k))
+include "_log_softmax_panels.pxi"
 
 
 # ---- loops over threads ---------------------------------------------------------------------
@@ -318,67 +222,125 @@ cdef void turn(
 
 
 cdef void typed(
-    int op, const real* like, cnp.ndarray x_array, cnp.ndarray second_array, cnp.ndarray out_array,
-    int threads
-):
-    cdef const real* x = <const real*>cnp.PyArray_DATA(x_array)
-    cdef const real* second = <const real*>cnp.PyArray_DATA(second_array)
-    cdef real* out = <real*>cnp.PyArray_DATA(out_array)
-    cdef Py_ssize_t elements = cnp.PyArray_SIZE(x_array), count, task
+    Job* job, const real* x, const real* second, real* out, int threads
+) noexcept nogil:
+    cdef Py_ssize_t elements = job.outer * job.n * job.inner, count, task
     cdef int crew = team(threads, elements)
-    cdef Job job
-    job.op = op
-    job.outer = cnp.PyArray_DIM(x_array, 0)
-    job.n = cnp.PyArray_DIM(x_array, 1)
-    job.inner = cnp.PyArray_DIM(x_array, 2)
-    job.x_step = plane_step(x_array)
-    job.second_step = plane_step(second_array)
-    job.out_step = 1 if op == LOGSUMEXP else plane_step(out_array)
-    job.streaming = (op != LOGSUMEXP and out != x and out != second
+    job.streaming = (job.op != LOGSUMEXP and out != x and out != second
                      and elements * <Py_ssize_t>sizeof(real) > STREAM_ABOVE)
     count = tasks(job.outer, job.n, job.inner, lanes(x))
-    with nogil:
-        if crew == 1:  # a parallel region of one thread costs as much as a row of 1000
-            for task in range(count):
-                turn(&job, x, second, out, task)
-        elif few_long_rows(job.outer, job.n, job.inner, crew):
-            for task in range(job.outer):
-                row(op, x + task * job.x_step, second + task * job.second_step,
-                    out + task * job.out_step, job.n, job.streaming, crew)
-        else:
-            for task in prange(count, num_threads=crew, schedule="dynamic"):
-                turn(&job, x, second, out, task)
-
-
-cdef by_dtype(int op, cnp.ndarray x, cnp.ndarray second, cnp.ndarray out, int threads):
-    cdef int dtype = cnp.PyArray_TYPE(x)
-    if dtype == cnp.NPY_FLOAT32:
-        typed(op, <const float*>NULL, x, second, out, threads)
-    elif dtype == cnp.NPY_FLOAT64:
-        typed(op, <const double*>NULL, x, second, out, threads)
-    elif dtype == cnp.NPY_FLOAT16:
-        typed(op, <const f16*>NULL, x, second, out, threads)
-    elif dtype == cnp.NPY_UINT16:
-        typed(op, <const bf16*>NULL, x, second, out, threads)
+    if crew == 1:  # a parallel region of one thread costs as much as a row of 1000
+        for task in range(count):
+            turn(job, x, second, out, task)
+    elif few_long_rows(job.outer, job.n, job.inner, crew):
+        for task in range(job.outer):
+            row(job.op, x + task * job.x_step, second + task * job.second_step,
+                out + task * job.out_step, job.n, job.streaming, crew)
     else:
-        raise TypeError(f"no kernel for dtype {x.dtype}")
+        for task in prange(count, num_threads=crew, schedule="dynamic"):
+            turn(job, x, second, out, task)
+
+
+cdef int by_dtype(
+    Job job, int dtype, const void* x, const void* second, void* out, int threads
+) noexcept nogil:
+    if dtype == F32:
+        typed(&job, <const float*>x, <const float*>second, <float*>out, threads)
+    elif dtype == F64:
+        typed(&job, <const double*>x, <const double*>second, <double*>out, threads)
+    elif dtype == F16:
+        typed(&job, <const f16*>x, <const f16*>second, <f16*>out, threads)
+    elif dtype == BF16:
+        typed(&job, <const bf16*>x, <const bf16*>second, <bf16*>out, threads)
+    else:
+        return NO_DTYPE
+    return 0
+
+
+# ---- for Cython: see log_softmax.pxd --------------------------------------------------------
+
+cdef inline Job job_of(
+    int op, Py_ssize_t outer, Py_ssize_t n, Py_ssize_t inner, Py_ssize_t x_step,
+    Py_ssize_t second_step, Py_ssize_t out_step
+) noexcept nogil:
+    cdef Job job
+    job.op = op
+    job.outer = outer
+    job.n = n
+    job.inner = inner
+    job.x_step = x_step
+    job.second_step = second_step
+    job.out_step = out_step
+    return job
+
+
+cdef int c_logsumexp(
+    int dtype, const void* x, void* out, Py_ssize_t outer, Py_ssize_t n, Py_ssize_t inner,
+    Py_ssize_t x_step, int threads
+) noexcept nogil:
+    return by_dtype(job_of(LOGSUMEXP, outer, n, inner, x_step, x_step, 1), dtype, x, x, out,
+                    threads)
+
+
+cdef int c_softmax(
+    int dtype, const void* x, void* out, Py_ssize_t outer, Py_ssize_t n, Py_ssize_t inner,
+    Py_ssize_t x_step, Py_ssize_t out_step, int threads
+) noexcept nogil:
+    return by_dtype(job_of(SOFTMAX, outer, n, inner, x_step, x_step, out_step), dtype, x, x, out,
+                    threads)
+
+
+cdef int c_log_softmax(
+    int dtype, const void* x, void* out, Py_ssize_t outer, Py_ssize_t n, Py_ssize_t inner,
+    Py_ssize_t x_step, Py_ssize_t out_step, int threads
+) noexcept nogil:
+    return by_dtype(job_of(LOG_SOFTMAX, outer, n, inner, x_step, x_step, out_step), dtype, x, x,
+                    out, threads)
+
+
+cdef int c_softmax_backward(
+    int dtype, const void* grad, const void* y, void* out, Py_ssize_t outer, Py_ssize_t n,
+    Py_ssize_t inner, Py_ssize_t grad_step, Py_ssize_t y_step, Py_ssize_t out_step, int threads
+) noexcept nogil:
+    return by_dtype(job_of(SOFTMAX_BACKWARD, outer, n, inner, grad_step, y_step, out_step), dtype,
+                    grad, y, out, threads)
+
+
+cdef int c_log_softmax_backward(
+    int dtype, const void* grad, const void* y, void* out, Py_ssize_t outer, Py_ssize_t n,
+    Py_ssize_t inner, Py_ssize_t grad_step, Py_ssize_t y_step, Py_ssize_t out_step, int threads
+) noexcept nogil:
+    return by_dtype(job_of(LOG_SOFTMAX_BACKWARD, outer, n, inner, grad_step, y_step, out_step),
+                    dtype, grad, y, out, threads)
+
+
+# ---- for Python -----------------------------------------------------------------------------
+
+cdef on_arrays(int op, cnp.ndarray x, cnp.ndarray second, cnp.ndarray out, int threads):
+    cdef int dtype = dtype_of(x)
+    cdef Job job = job_of(
+        op, cnp.PyArray_DIM(x, 0), cnp.PyArray_DIM(x, 1), cnp.PyArray_DIM(x, 2), plane_step(x),
+        plane_step(second), 1 if op == LOGSUMEXP else plane_step(out))
+    with nogil:
+        by_dtype(job, dtype, cnp.PyArray_DATA(x), cnp.PyArray_DATA(second),
+                 cnp.PyArray_DATA(out), threads)
 
 
 def logsumexp(x, out, *, int threads):
-    by_dtype(LOGSUMEXP, x, x, out, threads)
+    on_arrays(LOGSUMEXP, x, x, out, threads)
 
 
 def softmax(x, out, *, int threads):
-    by_dtype(SOFTMAX, x, x, out, threads)
+    on_arrays(SOFTMAX, x, x, out, threads)
 
 
 def log_softmax(x, out, *, int threads):
-    by_dtype(LOG_SOFTMAX, x, x, out, threads)
+    on_arrays(LOG_SOFTMAX, x, x, out, threads)
 
 
 def softmax_backward(grad, y, out, *, int threads):
-    by_dtype(SOFTMAX_BACKWARD, grad, y, out, threads)
+    on_arrays(SOFTMAX_BACKWARD, grad, y, out, threads)
 
 
 def log_softmax_backward(grad, y, out, *, int threads):
-    by_dtype(LOG_SOFTMAX_BACKWARD, grad, y, out, threads)
+    on_arrays(LOG_SOFTMAX_BACKWARD, grad, y, out, threads)

@@ -1,0 +1,255 @@
+"""Cython code of another project calls the kernels through the .pxd files, and gets the same bits.
+
+The extension is built from _cython_api.pyx as a user would build it: a plain C module, without any
+header of ours. The comparison runs in a process of its own for each instruction set level.
+"""
+
+import importlib
+import itertools
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import SELECTED
+from test_contract import kernel_functions
+
+import fastce
+from fastce import kernels
+from fastce.kernels.cython import _isa
+
+HERE = Path(__file__).parent
+FOLDER = Path(kernels.__file__).parent / "cython"
+OPS = ("log_softmax", "cross_entropy", "attention")
+DTYPES = ("float64", "float32", "float16", "uint16")
+SETUP = """
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+openmp = {"extra_compile_args": ["-fopenmp", "-O1"], "extra_link_args": ["-fopenmp"]}
+module = Extension("cython_api", ["cython_api.pyx"], **openmp)
+setup(name="user", ext_modules=cythonize([module], include_path=INCLUDE))
+"""
+START = f"""
+import sys
+sys.path[:0] = [{str(HERE)!r}, "."]
+import cython_api, test_cython_api
+"""
+
+
+def python(folder, *arguments, **variables):
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("FASTCE_", "PYTEST_"))}
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=folder, capture_output=True, text=True, timeout=300, env=env | variables,
+    )  # fmt: skip
+
+
+def include_path(folder):
+    """Cython looks for .pxd files in sys.path; those of an editable install are not there."""
+    if Path(fastce.__file__).parent in FOLDER.parents:
+        return []
+    (folder / "fastce" / "kernels" / "cython").mkdir(parents=True)
+    for pxd in FOLDER.glob("*.pxd"):
+        shutil.copy(pxd, folder / "fastce" / "kernels" / "cython")
+    return [str(folder)]
+
+
+@pytest.fixture(scope="module")
+def user(tmp_path_factory):
+    """The folder with the extension."""
+    if "cython" not in SELECTED:
+        pytest.skip("FASTCE_TEST_BACKENDS leaves cython out")
+    folder = tmp_path_factory.mktemp("user")
+    shutil.copy(HERE / "_cython_api.pyx", folder / "cython_api.pyx")
+    include = include_path(tmp_path_factory.mktemp("include"))
+    (folder / "setup.py").write_text(SETUP.replace("INCLUDE", repr(include)))
+    result = python(folder, "setup.py", "build_ext", "--inplace")
+    assert result.returncode == 0, result.stdout + result.stderr
+    return folder
+
+
+# --- what is called -----------------------------------------------------------------------
+
+
+def draw(rng, shape, dtype, gap=0):
+    """Numbers of a storage dtype, and `gap` of them between the planes, or rows, of the array."""
+    values = rng.standard_normal((shape[0], int(np.prod(shape[1:])) + gap)).astype(np.float32)
+    stored = (values.view(np.uint32) >> 16).astype(np.uint16)
+    plane = (stored if dtype == "uint16" else values.astype(dtype))[:, : values.shape[1] - gap]
+    step = plane.strides[0]
+    inner = np.empty(shape[1:], plane.dtype).strides
+    return np.lib.stride_tricks.as_strided(plane, shape, (step, *inner))
+
+
+def log_softmax_calls(rng, dtype, shape):
+    outer, _, inner = shape
+    x, grad, y = (draw(rng, shape, dtype, gap) for gap in (5, 0, 2))
+    yield "logsumexp", (x,), (np.ones((outer, inner), x.dtype),), {}
+    for name, inputs in (
+        ("softmax", (x,)),
+        ("log_softmax", (x,)),
+        ("softmax_backward", (grad, y)),
+        ("log_softmax_backward", (grad, y)),
+    ):
+        yield name, inputs, (draw(rng, shape, dtype, 3),), {}
+
+
+def cross_entropy_calls(rng, dtype, shape):
+    outer, n, inner = shape
+    wide = "float64" if dtype == "float64" else "float32"
+    x, log_p, p = (draw(rng, shape, dtype, gap) for gap in (5, 1, 2))
+    labels = rng.integers(0, n, (outer, inner))
+    labels[rng.random(labels.shape) < 0.2] = 0
+    weight = rng.uniform(0.5, 2, n).astype(wide)
+    lse = draw(rng, (outer, inner), wide) + 10
+    scan = {"classes": n, "ignore_index": 0}
+    for target in (labels, labels + 1):  # n is out of range
+        yield "scan_target", (target, weight), (np.ones(2),), scan
+    yield "scan_target", (labels, None), (np.ones(2),), scan
+    options = {"denominator": 3.0, "ignore_index": 0}
+    smooth = {"label_smoothing": 0.1, "z_loss": 0.01}
+    plain = {"label_smoothing": 0.0, "z_loss": 0.0}
+    for rows, target in itertools.product(((1, 1), (outer, inner)), (labels, p)):
+        loss, grad = np.ones(rows, wide), draw(rng, shape, dtype, 3)
+        upstream = draw(rng, rows, wide)
+        for w, more in ((weight, smooth), (None, plain)):
+            both = options | more
+            yield "cross_entropy", (x, target, w), (loss, np.ones_like(lse)), both
+            yield "cross_entropy_backward", (upstream, x, target, w, lse), (grad,), both
+            yield "cross_entropy_with_grad", (x, target, w), (loss, grad), both
+        if target is labels:
+            yield "nll_loss", (log_p, labels, weight), (loss,), options
+            yield "nll_loss_backward", (upstream, labels, weight), (grad,), options
+
+
+def attention_calls(rng, dtype, batch):
+    wide = "float64" if dtype == "float64" else "float32"
+    heads, kv_heads, queries, keys, width = 2, 1, 70, 200, 24
+
+    def array(*shape, dtype=dtype):
+        return draw(rng, (*batch, *shape), dtype, 8)
+
+    q, out, grad_out, dq = (array(heads, queries, width) for _ in range(4))
+    k, v = (array(kv_heads, keys, width) for _ in range(2))
+    masks = {None: None, "bool": array(heads, queries, keys, dtype="float32") > -1}
+    masks["bias"] = array(heads, queries, keys)
+    whole = [0, queries, 0, keys, 0]
+    spans = np.array([whole] * int(np.prod(batch)), np.int64)
+    plain = {"scale": 0.25, "left": -1, "right": -1, "softcap": 0.0}
+    for mask, more in (
+        (None, {}),
+        ("bool", {"left": 90, "right": 0}),
+        ("bias", {"right": 5, "softcap": 2.0}),
+    ):
+        options, m = plain | more, masks[mask]
+        lse = array(heads, queries, dtype=wide)
+        yield "attention", (q, k, v, m, spans), (out, lse), options
+        yield "attention", (q, k, v, m, spans), (out, None), options
+        dk, dv = (np.zeros((*batch, kv_heads, keys, width), q.dtype) for _ in range(2))
+        dmask = np.zeros((*batch, heads, queries, keys), wide) if mask == "bias" else None
+        inputs = (grad_out, q, k, v, m, spans, out, lse + 5)
+        yield "attention_backward", inputs, (dq, dk, dv, dmask), options
+
+
+def calls(rng, dtype):
+    """Of each op: module, function, inputs, outputs, options."""
+    for shape in ((600, 129, 1), (900, 10, 1), (3, 20, 300), (2, 70_000, 1), (1, 10, 1)):
+        if shape[1] > 1000 and dtype != "float32":
+            continue  # these take half of the time
+        for call in log_softmax_calls(rng, dtype, shape):
+            yield "log_softmax", *call
+        for call in cross_entropy_calls(rng, dtype, shape):
+            yield "cross_entropy", *call
+    for batch in ((), (2,), (2, 3)):
+        for call in attention_calls(rng, dtype, batch):
+            yield "attention", *call
+
+
+# --- in the process of a level ------------------------------------------------------------
+
+
+def results(function, inputs, outputs, options, threads):
+    """The outputs as bytes, gaps left out; `outputs` stay as they are."""
+    filled = [None if a is None else a.copy() for a in outputs]
+    returned = function(*inputs, *filled, **options, threads=threads)
+    assert not returned, returned
+    return [None if a is None else a.tobytes() for a in filled]
+
+
+def compare(cython_api):
+    rng = np.random.default_rng(0)
+    seen = set()
+    for dtype in DTYPES:
+        for op, name, inputs, outputs, options in calls(rng, dtype):
+            module = importlib.import_module(f"fastce.kernels.cython.{op}")
+            right = results(getattr(module, name), inputs, outputs, options, 2)
+            for threads in 0, 2:
+                given = results(getattr(cython_api, name), inputs, outputs, options, threads)
+                assert given == right, (op, name, dtype, options, [np.shape(a) for a in inputs])
+            assert right != [None if a is None else a.tobytes() for a in outputs], name
+            seen.add(name)
+    x, given = rows_in_prange(cython_api)
+    right = np.empty_like(x)
+    importlib.import_module("fastce.kernels.cython.log_softmax").softmax(x, right, threads=1)
+    assert given.tobytes() == right.tobytes()
+    print("compared", *sorted(seen))
+    for op in OPS:
+        print("loaded", Path(sys.modules[f"fastce.kernels.cython.{op}"].__file__).parent.name)
+
+
+def rows_in_prange(cython_api):
+    x = np.random.default_rng(0).standard_normal((50, 300, 1)).astype(np.float32)
+    out = np.empty_like(x)
+    cython_api.softmax_in_prange(x, out)
+    return x, out
+
+
+@pytest.mark.parametrize("level", _isa.supported())
+def test_the_same_bits(user, level):
+    result = python(user, "-c", START + "test_cython_api.compare(cython_api)", FASTCE_ISA=level)
+    assert result.returncode == 0, result.stderr
+    folders = re.findall("^loaded (.+)$", result.stdout, re.MULTILINE)
+    below = _isa.supported()[_isa.supported().index(level) - 1]
+    assert folders == [level if op in _isa.ONLY.get(level, OPS) else below for op in OPS]
+    (compared,) = re.findall("^compared (.+)$", result.stdout, re.MULTILINE)
+    declared = {name for op in OPS for name in functions_of(op)}
+    assert {f"c_{name}" for name in compared.split()} == declared
+
+
+def test_levels_differ(user):
+    """Else the test above would not notice which one is called."""
+    both = _isa.supported()[:2]
+    if len(both) < 2:
+        pytest.skip("this processor has one level")
+    code = START + "print(test_cython_api.rows_in_prange(cython_api)[1].tobytes().hex())"
+    a, b = (python(user, "-c", code, FASTCE_ISA=level).stdout for level in both)
+    assert len(a) == len(b) > 50 * 300 * 4
+    assert a != b
+
+
+# --- what is declared ---------------------------------------------------------------------
+
+
+def functions_of(op):
+    return set(re.findall(r"^cdef int (c_\w+)", (FOLDER / f"{op}.pxd").read_text(), re.MULTILINE))
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_every_kernel_is_declared(op):
+    assert functions_of(op) == {f"c_{name}" for name in kernel_functions("reference", op)}
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_one_number_of_the_contract(op):
+    declared = re.findall(r"CONTRACT = (\d+)", (FOLDER / f"{op}.pxd").read_text())
+    assert declared == [str(kernels.CONTRACT)]
+
+
+def test_an_unknown_dtype_is_refused(user):
+    code = "import cython_api; print(cython_api.unknown_dtype())"
+    result = python(user, "-c", code)
+    assert result.stdout.strip() == "[-2, -2, -2, -2]", result.stderr
