@@ -8,11 +8,17 @@ from pathlib import Path
 from types import FunctionType
 
 import numba
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
 
 # Division by zero gives infinity or NaN, as in NumPy: the check that raises instead keeps loops
 # from being vectorised (log1p took 10 times as long).
 OPTIONS = {"error_model": "numpy", "nogil": True}
 compiled = functools.partial(numba.njit, **OPTIONS)
+# For what only compiled code calls: without the two functions around it through which others would.
+# Where many small functions take a tuple of arrays, these were much of the time to compile.
+inner = functools.partial(compiled, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 # Fewer elements than this run on one thread, as in kernels/cython/_threads.pxi.
 SERIAL_BELOW = 1 << 16
@@ -85,3 +91,18 @@ def _on_threads(parallel, wanted, before, arguments):
         return parallel(*arguments)
     finally:
         numba.set_num_threads(before)
+
+
+@intrinsic
+def take_turn(typingctx, turns):
+    """The next number of a counter, turns[0], that threads share: who is free takes the next task.
+
+    Numba itself cuts a prange into one stretch for each thread, however long its parts take.
+    """
+
+    def generate(context, builder, signature, args):
+        counter = context.make_array(signature.args[0])(context, builder, args[0])
+        one = ir.Constant(ir.IntType(64), 1)
+        return builder.atomic_rmw("add", counter.data, one, "monotonic")
+
+    return types.int64(turns), generate
