@@ -4,7 +4,7 @@ This is bound by memory, as every key and value is used a few times only. Keys l
 the scores: rows of BLOCK numbers, one row for each query.
 """
 
-from ._attention_problem import ITEM, K, MASK, Q, V, key_at, mask_at, query_at
+from ._attention_problem import ITEM, MASK, K, Q, V, key_at, mask_at, query_at
 from ._attention_products import COLUMNS, four_up
 from ._attention_scores import BLOCK, add_mask, scale_scores
 from ._compile import inner

@@ -220,6 +220,5 @@ def key_at(p, which, tile, key):
 def mask_at(p, which, tile, lanes, r, key):
     """The same of one element of the mask or its gradient."""
     return (
-        query_at(p, which, tile, lanes, r)
-        + (p.spans[tile.batch, 2] + key) * p.places[which, ITEM]
+        query_at(p, which, tile, lanes, r) + (p.spans[tile.batch, 2] + key) * p.places[which, ITEM]
     )
