@@ -14,7 +14,6 @@ Sums of 16-bit results are made in float32 memory of the same layout, and narrow
 
 from typing import NamedTuple
 
-import numba
 import numpy as np
 
 from ._attention_problem import (
@@ -45,7 +44,7 @@ from ._attention_scores import (
     new_work,
     scores,
 )
-from ._compile import inner, take_turn, threaded
+from ._compile import inner, shared, take_turn
 from ._math import add_in_any_order, cast, constants, exp_2, smaller
 from ._storage import scratch, widen
 
@@ -265,17 +264,18 @@ def mask_turn(p, g, number, lanes, work, pull):
 # ---- over threads ----------------------------------------------------------------------------
 
 
-def _backward(p, g, tasks, pieces, turn, turns, workers):
-    """Round `turn` or, where there are no pieces, the gradient of the mask."""
-    for _ in numba.prange(workers):
-        lanes, work, pull = new_lanes(), new_work(p), new_pull(p)
+def _backward(p, g, tasks, pieces, turn, turns):
+    """What one thread does in round `turn` or, where there are no pieces, of the gradient of the
+    mask.
+    """
+    lanes, work, pull = new_lanes(), new_work(p), new_pull(p)
+    number = take_turn(turns)
+    while number < tasks:
+        if pieces:
+            piece_turn(p, g, number, pieces, turn, lanes, work, pull)
+        else:
+            mask_turn(p, g, number, lanes, work, pull)
         number = take_turn(turns)
-        while number < tasks:
-            if pieces:
-                piece_turn(p, g, number, pieces, turn, lanes, work, pull)
-            else:
-                mask_turn(p, g, number, lanes, work, pull)
-            number = take_turn(turns)
 
 
-run_backward = threaded(_backward)
+run_backward = shared(_backward)

@@ -10,7 +10,6 @@ parts merged in order.
 
 import math
 
-import numba
 import numpy as np
 
 from ._attention_few import FEW, attend_few
@@ -26,7 +25,7 @@ from ._attention_problem import (
 )
 from ._attention_products import COLUMNS, add_product, four_up
 from ._attention_scores import BLOCK, load_keys, load_queries, new_work, scores
-from ._compile import compiled, inner, take_turn, threaded
+from ._compile import compiled, inner, shared, take_turn
 from ._math import cast, constants, exp_2, larger
 from ._storage import narrow, scratch
 
@@ -167,21 +166,23 @@ def forward_turn(p, out, lse, number, splits, lanes, work, memory, parts):
         merge_parts(p, out, lse, tile, lanes, part, 1)
 
 
-def _forward(p, out, lse, splits, parts, turns, workers):
-    for _ in numba.prange(workers):
-        lanes, work, memory = new_lanes(), new_work(p), scratch(p.q, 3 * COLUMNS)
-        mine = parts if splits > 1 else scratch(p.q, part_size(p))
+def _forward(p, out, lse, splits, parts, turns):
+    """What one thread does."""
+    lanes, work, memory = new_lanes(), new_work(p), scratch(p.q, 3 * COLUMNS)
+    mine = parts if splits > 1 else scratch(p.q, part_size(p))
+    number = take_turn(turns)
+    while number < p.first_tile[-1] * splits:
+        forward_turn(p, out, lse, number, splits, lanes, work, memory, mine)
         number = take_turn(turns)
-        while number < p.first_tile[-1] * splits:
-            forward_turn(p, out, lse, number, splits, lanes, work, memory, mine)
-            number = take_turn(turns)
 
 
-def _merge(p, out, lse, splits, parts):
+def _merge(p, out, lse, splits, parts, turns):
     lanes, size = new_lanes(), splits * part_size(p)
-    for number in range(p.first_tile[-1]):
+    number = take_turn(turns)
+    while number < p.first_tile[-1]:
         mine = parts[number * size : (number + 1) * size]
         merge_parts(p, out, lse, find_tile(p, lanes, number), lanes, mine, splits)
+        number = take_turn(turns)
 
 
-run_forward, run_merge = threaded(_forward), threaded(_merge)
+run_forward, run_merge = shared(_forward), shared(_merge)
