@@ -7,9 +7,11 @@ head are cut into `pieces` stretches, and its keys into as many. In round t, tas
 of the tiles with stretch i + t (modulo their number) of the keys: no two tasks of a round write the
 same sums, and the rounds are their order. One piece, where there are heads enough, is a whole head
 for each thread. Rejected: dq over tiles, then dk and dv over keys, which is seven products; tiles
-that wait for those before them, as in the Cython kernel, which takes a thread that never leaves.
+that wait for those before them, as in the Cython kernel, for which Numba has no words.
 
-Sums of 16-bit results are made in float32 memory of the same layout, and narrowed at the end.
+Sums of 16-bit results are made in float32 memory of the same layout, twice their size, and narrowed
+at the end. For dk and dv the columns are those of the head, not queries: a width below COLUMNS
+leaves some of them empty.
 """
 
 from typing import NamedTuple
