@@ -24,7 +24,8 @@ from .kernels.numba._storage import contiguous_in, contiguous_out, read_only
 
 
 def register() -> None:
-    """For Numba; importing this module has declared everything."""
+    """For Numba; importing these modules has declared everything."""
+    from . import _numba_attention  # noqa: F401
 
 
 # ---- what is known when a call is compiled ---------------------------------------------------
@@ -44,7 +45,7 @@ def _float_array(a, name):
 
 
 def _like(a, x, name):
-    """An array of the dtype and number of axes of `x`, C-contiguous, or None. Whether it is None."""
+    """Whether `a` is None; else it must be C-contiguous, of the dtype and number of axes of `x`."""
     if _is_none(a):
         return True
     fits = isinstance(a, types.Array) and (a.dtype, a.ndim, a.layout) == (x.dtype, x.ndim, "C")
@@ -116,7 +117,7 @@ def _planes(x, fold):
 
 
 def _rows_result(ndim, keepdims=False):
-    """A function (flat, shape, axis): per-row numbers in the shape without the axis, or the number."""
+    """A function (flat, shape, axis) that gives per-row numbers the shape without the axis."""
     if ndim == 1 and not keepdims:
         return register_jitable(lambda flat, shape, axis: flat[0])
     axes = ndim if keepdims else ndim - 1
@@ -289,15 +290,23 @@ def _reduction(reduction):
     return value
 
 
+def _loss_result(logits, reduction):
+    """A function (losses of the rows, reduced loss, shape, axis) that chooses what is returned."""
+    dtype, shaped = logits.dtype, _rows_result(logits.ndim)
+    if _reduction(reduction) == "none":
+        return register_jitable(lambda loss, reduced, shape, axis: shaped(loss, shape, axis))
+    return register_jitable(lambda loss, reduced, shape, axis: dtype(reduced))
+
+
 @_declared(fastce.cross_entropy)
 def _cross_entropy(
     logits, target, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0,
     z_loss=0.0, axis=-1, return_lse=False,
 ):  # fmt: skip
-    per_row = _reduction(reduction) == "none"
     with_lse = _constant(return_lse, "return_lse", bool)
     compute = _compute(logits, target, weight, _reduction(reduction))
-    dtype, shaped = logits.dtype, _rows_result(logits.ndim)
+    shaped = _rows_result(logits.ndim)
+    result = _loss_result(logits, reduction)
 
     def cross_entropy(
         logits, target, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0,
@@ -308,13 +317,9 @@ def _cross_entropy(
             logits, target, weight, ignore_index, float(label_smoothing), float(z_loss), fold, at,
             None,
         )  # fmt: skip
-        if per_row:
-            result = shaped(loss, logits.shape, at)
-        else:
-            result = dtype(reduced)
         if with_lse:
-            return result, shaped(lse, logits.shape, at)
-        return result
+            return result(loss, reduced, logits.shape, at), shaped(lse, logits.shape, at)
+        return result(loss, reduced, logits.shape, at)
 
     return cross_entropy
 
@@ -324,9 +329,8 @@ def _cross_entropy_with_grad(
     logits, target, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0,
     z_loss=0.0, axis=-1, out=None,
 ):  # fmt: skip
-    per_row = _reduction(reduction) == "none"
     compute = _compute(logits, target, weight, _reduction(reduction))
-    dtype, shaped = logits.dtype, _rows_result(logits.ndim)
+    dtype, result = logits.dtype, _loss_result(logits, reduction)
     new = _like(out, logits, "out")
 
     @register_jitable
@@ -346,9 +350,6 @@ def _cross_entropy_with_grad(
             logits, target, weight, ignore_index, float(label_smoothing), float(z_loss), fold, at,
             contiguous_out(grad, fold[1] * fold[2]),
         )  # fmt: skip
-        if per_row:
-            return shaped(loss, logits.shape, at), grad
-        else:
-            return dtype(reduced), grad
+        return result(loss, reduced, logits.shape, at), grad
 
     return cross_entropy_with_grad

@@ -61,7 +61,9 @@ def test_use_backend_holds_for_its_own_thread():
 
 
 def test_unknown_backend():
-    with pytest.raises(ValueError, match="unknown backend 'fortran'; there are cython, reference"):
+    with pytest.raises(
+        ValueError, match="unknown backend 'fortran'; there are cython, numba, reference"
+    ):
         fastce.use_backend("fortran").__enter__()
 
 

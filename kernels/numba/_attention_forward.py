@@ -11,6 +11,7 @@ parts merged in order.
 import math
 
 import numpy as np
+from numba.extending import register_jitable
 
 from ._attention_few import FEW, attend_few
 from ._attention_problem import (
@@ -34,6 +35,7 @@ SHORTEST_SPLIT = 512  # keys
 LN_2 = 0.6931471805599453
 
 
+@register_jitable
 def splits_of(p):
     """Into how many parts the keys are cut: by the shapes alone."""
     tiles = int(p.first_tile[-1])

@@ -9,6 +9,7 @@ with its strides in a table, inputs are read-only, and what is not given is an e
 from typing import NamedTuple
 
 import numpy as np
+from numba.extending import register_jitable
 
 from ._attention_products import COLUMNS
 from ._compile import inner
@@ -103,19 +104,25 @@ def problem(q, k, v, mask, spans, others, *, scale, left, right, softcap):
         *(data if data.dtype != bool else data.view(np.uint8) for data, _ in inputs),
         np.array(places, np.int64),
         np.ascontiguousarray(spans),
-        _first_tiles(spans, q.shape[-3], kv_heads),
+        first_tiles(spans, q.shape[-3], kv_heads),
         *(q.shape[-3], kv_heads, q.shape[-1], v.shape[-1]),
         *(float(scale), float(softcap), int(left), int(right)),
     )
     return p, [data for data, _ in memory]
 
 
-def _first_tiles(spans, heads, kv_heads):
-    lengths = spans[:, 1] - spans[:, 0]
+@register_jitable
+def first_tiles(spans, heads, kv_heads):
     group = heads // max(1, kv_heads)
-    shared = 2 * lengths <= COLUMNS  # see `together`
-    tiles = np.where(shared, -(-group * lengths // COLUMNS), group * -(-lengths // COLUMNS))
-    return np.concatenate([[0], np.cumsum(kv_heads * tiles)]).astype(np.int64)
+    first = np.zeros(len(spans) + 1, np.int64)
+    for batch in range(len(spans)):
+        length = spans[batch, 1] - spans[batch, 0]
+        if 2 * length <= COLUMNS:  # see `together`
+            tiles = (group * length + COLUMNS - 1) // COLUMNS
+        else:
+            tiles = group * ((length + COLUMNS - 1) // COLUMNS)
+        first[batch + 1] = first[batch] + kv_heads * tiles
+    return first
 
 
 def multiplications(q, v, spans):

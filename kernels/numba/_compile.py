@@ -113,6 +113,7 @@ def shared(tasks):
         for other in others:
             other.result()  # raises what was raised there
 
+    run.serial = run_alone
     return run
 
 
