@@ -9,9 +9,8 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from importlib import import_module
 
-BACKENDS = ("cython", "reference")  # fastest first
+BACKENDS = ("cython", "numba", "reference")  # fastest first
 OPS = ("log_softmax", "cross_entropy", "attention")
 
 _chosen: ContextVar[str | None] = ContextVar(
@@ -25,36 +24,19 @@ class BackendError(ImportError):
 
 def kernel(op: str, name: str) -> Callable[..., None]:
     """Function `name` of file `op` in the backend to use now."""
-    backend = _chosen.get()
-    return _load(backend, op, name) if backend else _first(op, name)
+    return _load(_chosen.get(), op, name)
 
 
 @functools.cache
-def _load(backend: str, op: str, name: str) -> Callable[..., None]:
-    check_name(backend)
+def _load(backend: str | None, op: str, name: str) -> Callable[..., None]:
+    from . import kernels  # not before the first use
+
+    if backend:
+        check_name(backend)
     try:
-        return getattr(import_module(f"fastce.kernels.{backend}.{op}"), name)
+        return kernels.load(op, name, backend)
     except ImportError as error:
-        raise BackendError(
-            f"backend {backend!r} cannot compute {name}: {_reason(error)}"
-        ) from error
-
-
-@functools.cache
-def _first(op: str, name: str) -> Callable[..., None]:
-    for backend in BACKENDS[:-1]:
-        try:
-            return _load(backend, op, name)
-        except BackendError:  # its reason is shown by available_backends()
-            if os.environ.get("FASTCE_ISA"):  # an explicit choice, though of a level
-                raise
-    return _load(BACKENDS[-1], op, name)
-
-
-def _reason(error: ImportError) -> str:
-    if isinstance(error, ModuleNotFoundError) and (error.name or "").startswith("fastce.kernels"):
-        return "its compiled module is not there (no C++ compiler when fastce was installed?)"
-    return str(error)
+        raise BackendError(str(error)) from error
 
 
 def check_name(backend: str) -> None:
@@ -70,7 +52,7 @@ def use_backend(name: str) -> Iterator[None]:
 
     Parameters
     ----------
-    name : {"cython", "reference"}
+    name : {"cython", "numba", "reference"}
         See `available_backends`.
 
     Raises

@@ -83,7 +83,7 @@ def test_kernels_import_nothing_but_numpy_and_their_own_folder():
             root = module.partition(".")[0]
             assert level <= 1, f"{path} imports from another folder"
             allowed = sys.stdlib_module_names | {"numpy"} | ENGINES.get(path.parent.name, set())
-            assert level == 1 or root in allowed | others, f\"{path}: {module}\"
+            assert level == 1 or root in allowed | others, f"{path}: {module}"
 
 
 def test_the_build_imports_nothing_of_its_package():

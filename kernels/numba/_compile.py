@@ -4,15 +4,22 @@ import functools
 import hashlib
 import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import FunctionType
 
 import numba
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
 
 # Division by zero gives infinity or NaN, as in NumPy: the check that raises instead keeps loops
 # from being vectorised (log1p took 10 times as long).
 OPTIONS = {"error_model": "numpy", "nogil": True}
 compiled = functools.partial(numba.njit, **OPTIONS)
+# For what only compiled code calls: without the two functions around it through which others would.
+# Where many small functions take a tuple of arrays, these were much of the time to compile.
+inner = functools.partial(compiled, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 # Fewer elements than this run on one thread, as in kernels/cython/_threads.pxi.
 SERIAL_BELOW = 1 << 16
@@ -85,3 +92,40 @@ def _on_threads(parallel, wanted, before, arguments):
         return parallel(*arguments)
     finally:
         numba.set_num_threads(before)
+
+
+def shared(tasks):
+    """A function ``(threads, elements, *arguments)``: as many threads call ``tasks(*arguments)``,
+    compiled, which does tasks until none is left, see `take_turn`.
+
+    For what takes long to compile: LLVM goes over everything that a prange calls four times, and
+    over the ordinary loop once more. Here it is compiled once, and knows nothing of threads. These
+    are Python's own, made anew for each call (0.1 ms), which a fork cannot harm.
+    """
+    run_alone = _cached(tasks, "shared")
+
+    def run(threads, elements, *arguments):
+        if threads <= 1 or elements < SERIAL_BELOW:
+            return run_alone(*arguments)
+        with ThreadPoolExecutor(threads - 1) as pool:
+            others = [pool.submit(run_alone, *arguments) for _ in range(threads - 1)]
+            run_alone(*arguments)
+        for other in others:
+            other.result()  # raises what was raised there
+
+    return run
+
+
+@intrinsic
+def take_turn(typingctx, turns):
+    """The next number of a counter, turns[0], that threads share: who is free takes the next task.
+
+    A prange is cut into one stretch for each thread, however long its parts take.
+    """
+
+    def generate(context, builder, signature, args):
+        counter = context.make_array(signature.args[0])(context, builder, args[0])
+        one = ir.Constant(ir.IntType(64), 1)
+        return builder.atomic_rmw("add", counter.data, one, "monotonic")
+
+    return types.int64(turns), generate

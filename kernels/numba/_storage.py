@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from llvmlite import ir
 from numba import types
+from numba.core.imputils import impl_ret_borrowed
 from numba.extending import intrinsic, overload
 
 from ._compile import compiled
@@ -61,6 +62,33 @@ def frozen(a: np.ndarray) -> np.ndarray:
     a = a[:]
     a.flags.writeable = False
     return a
+
+
+# ---- the same inside compiled code -----------------------------------------------------------
+
+
+@intrinsic
+def read_only(typingctx, a):
+    """The same array, typed as one that is not written to."""
+
+    def generate(context, builder, signature, args):
+        return impl_ret_borrowed(context, builder, signature.return_type, args[0])
+
+    return a.copy(readonly=True)(a), generate
+
+
+@compiled
+def contiguous_in(a, step):
+    """A C-contiguous input as planes that lie `step` elements apart."""
+    return Planes(read_only(a.reshape(-1)), 0, step)
+
+
+@compiled
+def contiguous_out(a, step):
+    return Planes(a.reshape(-1), 0, step)
+
+
+# ---- elements --------------------------------------------------------------------------------
 
 
 @compiled

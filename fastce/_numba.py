@@ -1,0 +1,354 @@
+"""fastce's functions inside compiled code: ``fastce.log_softmax(x)`` in a function with ``@njit``.
+
+Numba calls `register` when it first compiles something, through the entry point
+``numba_extensions``. What is declared here has the names, parameters and results of the Python
+functions, on arrays of float64 and float32 (Numba has no float16 and no bfloat16 on processors);
+arrays that are not C-contiguous are copied once. A call runs on threads where the function that
+contains it is compiled with ``parallel=True``, else on one.
+"""
+
+import numba
+import numpy as np
+from numba import types
+from numba.core.errors import TypingError
+from numba.core.targetconfig import ConfigStack
+from numba.extending import overload, register_jitable
+from numba.np.unsafe.ndarray import to_fixed_tuple
+
+import fastce
+
+from .kernels.numba import cross_entropy as ce
+from .kernels.numba import log_softmax as ls
+from .kernels.numba._compile import OPTIONS, SERIAL_BELOW
+from .kernels.numba._storage import contiguous_in, contiguous_out, read_only
+
+
+def register() -> None:
+    """For Numba; importing this module has declared everything."""
+
+
+# ---- what is known when a call is compiled ---------------------------------------------------
+
+
+def _declared(function):
+    """Declares the decorated function as what `function` is in compiled code."""
+    return overload(function, prefer_literal=True, jit_options=OPTIONS)
+
+
+def _float_array(a, name):
+    if not (isinstance(a, types.Array) and isinstance(a.dtype, types.Float) and a.ndim):
+        raise TypingError(
+            f"in compiled code {name} must be an array of float64 or float32, got {a}"
+        )
+    return a.dtype
+
+
+def _like(a, x, name):
+    """An array of the dtype and number of axes of `x`, C-contiguous, or None. Whether it is None."""
+    if _is_none(a):
+        return True
+    fits = isinstance(a, types.Array) and (a.dtype, a.ndim, a.layout) == (x.dtype, x.ndim, "C")
+    if not fits or not a.mutable:
+        raise TypingError(
+            f"in compiled code {name} must be a writable C-contiguous array of {x.dtype} with "
+            f"{x.ndim} axes, got {a}"
+        )
+    return False
+
+
+def _is_none(a):
+    return a is None or isinstance(a, types.NoneType) or getattr(a, "value", 0) is None
+
+
+def _constant(a, name, kinds):
+    """The value of an argument that decides what is compiled."""
+    a = getattr(a, "literal_value", getattr(a, "value", a))
+    if not isinstance(a, kinds):
+        raise TypingError(f"in compiled code {name} must be a constant, got {a}")
+    return a
+
+
+def _loop(run):
+    """A function (elements, *arguments) that calls `run` of kernels/numba: over threads, or not.
+
+    Numba's workqueue layer cannot start a loop within a loop, so there it never is over threads.
+    """
+    serial, parallel = run.serial, run.parallel
+    flags = ConfigStack.top_or_none()
+    if flags is None or not flags.auto_parallel.enabled or _workqueue():
+        return register_jitable(lambda elements, *arguments: serial(*arguments))
+
+    @register_jitable
+    def by_size(elements, *arguments):
+        if elements < SERIAL_BELOW:
+            return serial(*arguments)
+        return parallel(*arguments)
+
+    return by_size
+
+
+def _workqueue() -> bool:
+    numba.get_num_threads()  # starts the threads, so that the layer is known
+    return numba.threading_layer() == "workqueue"
+
+
+# ---- shapes ----------------------------------------------------------------------------------
+
+
+@register_jitable(**OPTIONS)
+def _fold(shape, axis):
+    """(outer, n, inner) and the axis counted from 0."""
+    count = len(shape)
+    if axis < -count or axis >= count:
+        raise ValueError(f"axis {axis} is out of range for {count} axes")
+    axis = axis % count
+    outer, inner = 1, 1
+    for i in range(axis):
+        outer *= shape[i]
+    for i in range(axis + 1, count):
+        inner *= shape[i]
+    return (outer, shape[axis], inner), axis
+
+
+@register_jitable(**OPTIONS)
+def _planes(x, fold):
+    return contiguous_in(np.ascontiguousarray(x), fold[1] * fold[2])
+
+
+def _rows_result(ndim, keepdims=False):
+    """A function (flat, shape, axis): per-row numbers in the shape without the axis, or the number."""
+    if ndim == 1 and not keepdims:
+        return register_jitable(lambda flat, shape, axis: flat[0])
+    axes = ndim if keepdims else ndim - 1
+
+    @register_jitable
+    def shaped(flat, shape, axis):
+        lengths = np.empty(axes, np.intp)
+        at = 0
+        for i in range(len(shape)):
+            if i != axis or keepdims:
+                lengths[at] = 1 if i == axis else shape[i]
+                at += 1
+        return flat.reshape(to_fixed_tuple(lengths, axes))
+
+    return shaped
+
+
+@register_jitable
+def _check_out(out, x):
+    if out.shape != x.shape:
+        raise ValueError("out must have the shape of the input")
+
+
+# ---- softmax ---------------------------------------------------------------------------------
+
+
+@_declared(fastce.logsumexp)
+def _logsumexp(x, axis=-1, keepdims=False, out=None):
+    dtype = _float_array(x, "x")
+    if not _is_none(out):
+        raise TypingError("in compiled code logsumexp has no out")
+    loop = _loop(ls._logsumexp)
+    shaped = _rows_result(x.ndim, _constant(keepdims, "keepdims", bool))
+
+    def logsumexp(x, axis=-1, keepdims=False, out=None):
+        fold, axis = _fold(x.shape, axis)
+        flat = np.empty(fold[0] * fold[2], dtype)
+        loop(x.size, _planes(x, fold), flat, *fold)
+        return shaped(flat, x.shape, axis)
+
+    return logsumexp
+
+
+def _map_rows(function, run):
+    """Declares softmax or log_softmax."""
+
+    @_declared(function)
+    def declared(x, axis=-1, out=None):
+        dtype, new = _float_array(x, "x"), _like(out, x, "out")
+        loop = _loop(run)
+
+        def of_new(x, axis=-1, out=None):
+            fold, _ = _fold(x.shape, axis)
+            result = np.empty(x.shape, dtype)
+            planes = _planes(x, fold), contiguous_out(result, fold[1] * fold[2])
+            loop(x.size, *planes, *fold, False)
+            return result
+
+        def into_out(x, axis=-1, out=None):
+            _check_out(out, x)
+            fold, _ = _fold(x.shape, axis)
+            planes = _planes(x, fold), contiguous_out(out, fold[1] * fold[2])
+            loop(x.size, *planes, *fold, False)
+            return out
+
+        return of_new if new else into_out
+
+
+_map_rows(fastce.softmax, ls._softmax)
+_map_rows(fastce.log_softmax, ls._log_softmax)
+
+
+# ---- cross-entropy ---------------------------------------------------------------------------
+
+
+def _targets(target, logits):
+    """A function (target, fold, axis) -> (labels, planes of probabilities or None)."""
+    if isinstance(target, types.Integer) and logits.ndim == 1:
+        return register_jitable(lambda target, fold, axis: (np.full(1, target, np.int64), None))
+    if isinstance(target, types.Array) and isinstance(target.dtype, types.Integer):
+
+        @register_jitable
+        def of_labels(target, fold, axis):
+            if target.size != fold[0] * fold[2]:
+                raise ValueError("target must have the shape of the logits without the class axis")
+            return np.ascontiguousarray(target).reshape(-1).astype(np.int64), None
+
+        if target.ndim == logits.ndim - 1:
+            return of_labels
+    elif isinstance(target, types.Array) and (target.dtype, target.ndim) == (
+        logits.dtype,
+        logits.ndim,
+    ):
+
+        @register_jitable
+        def of_probabilities(target, fold, axis):
+            outer, n, inner = fold
+            if target.size != outer * n * inner:
+                raise ValueError("target of probabilities must have the shape of the logits")
+            return np.empty(0, np.int64), _planes(target, fold)
+
+        return of_probabilities
+    raise TypingError(
+        "in compiled code target must hold class indices, of the shape of the logits without the "
+        f"class axis, or probabilities of their shape and dtype; got {target} for {logits}"
+    )
+
+
+@register_jitable
+def _check_labels(labels, scanned, classes, ignore_index):
+    if scanned[0] >= 0:
+        row = int(scanned[0])
+        raise IndexError(
+            f"target of row {row} is {labels[row]}, out of range for {classes} classes "
+            f"(ignore_index is {ignore_index})"
+        )
+
+
+def _compute(logits, target, weight, reduction):
+    """A function that computes loss and lse, and writes the gradient unless `grad` is None."""
+    dtype = _float_array(logits, "logits")
+    if not (_is_none(weight) or (isinstance(weight, types.Array) and weight.ndim == 1)):
+        raise TypingError(f"in compiled code weight must be an array of one axis, got {weight}")
+    no_weight = _is_none(weight)
+    per_row, mean = reduction == "none", reduction == "mean"
+    targets, loop, scan = _targets(target, logits), _loop(ce._run), _loop(ce._scan)
+    labelled = not (isinstance(target, types.Array) and isinstance(target.dtype, types.Float))
+
+    @register_jitable
+    def weights(weight, n, every_class):
+        if no_weight:
+            return np.ones(n if every_class else 0, dtype)
+        if weight.size != n:
+            raise ValueError(f"weight must have {n} elements, one per class, got {weight.size}")
+        return np.ascontiguousarray(weight).astype(dtype)
+
+    @register_jitable
+    def compute(logits, target, weight, ignore_index, smoothing, z_loss, fold, axis, grad):
+        outer, n, inner = fold
+        if not 0 <= smoothing <= 1:
+            raise ValueError(f"label_smoothing must be from 0 to 1, got {smoothing}")
+        labels, probabilities = targets(target, fold, axis)
+        w = weights(weight, n, smoothing != 0 or not labelled)
+        denominator = float(outer * inner) if mean else 1.0
+        if labelled:
+            scanned = np.empty(2)
+            scan(labels.size, read_only(labels), read_only(w), n, ignore_index, scanned)
+            _check_labels(labels, scanned, n, ignore_index)
+            denominator = scanned[1] if mean else 1.0
+        loss = np.empty(outer * inner if per_row else 0, dtype)
+        lse = np.empty(outer * inner, dtype)
+        none = np.empty(0, dtype)
+        rows = ce.Rows(read_only(labels), read_only(w), read_only(none), read_only(none), loss, lse)
+        soft = smoothing / n if n else 0.0
+        options = ce.Options(
+            ignore_index, denominator, z_loss, 1.0 - smoothing, soft,
+            soft * (w.sum() if smoothing else 0.0), smoothing != 0 or not labelled, False,
+        )  # fmt: skip
+        planes = _planes(logits, fold)
+        total = loop(logits.size, planes, probabilities, grad, rows, options, outer, n, inner)
+        return loss, total / denominator, lse
+
+    return compute
+
+
+def _reduction(reduction):
+    value = _constant(reduction, "reduction", str)
+    if value not in ("none", "mean", "sum"):
+        raise TypingError(f"reduction must be 'mean', 'sum' or 'none', got {value!r}")
+    return value
+
+
+@_declared(fastce.cross_entropy)
+def _cross_entropy(
+    logits, target, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0,
+    z_loss=0.0, axis=-1, return_lse=False,
+):  # fmt: skip
+    per_row = _reduction(reduction) == "none"
+    with_lse = _constant(return_lse, "return_lse", bool)
+    compute = _compute(logits, target, weight, _reduction(reduction))
+    dtype, shaped = logits.dtype, _rows_result(logits.ndim)
+
+    def cross_entropy(
+        logits, target, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0,
+        z_loss=0.0, axis=-1, return_lse=False,
+    ):  # fmt: skip
+        fold, at = _fold(logits.shape, axis)
+        loss, reduced, lse = compute(
+            logits, target, weight, ignore_index, float(label_smoothing), float(z_loss), fold, at,
+            None,
+        )  # fmt: skip
+        if per_row:
+            result = shaped(loss, logits.shape, at)
+        else:
+            result = dtype(reduced)
+        if with_lse:
+            return result, shaped(lse, logits.shape, at)
+        return result
+
+    return cross_entropy
+
+
+@_declared(fastce.cross_entropy_with_grad)
+def _cross_entropy_with_grad(
+    logits, target, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0,
+    z_loss=0.0, axis=-1, out=None,
+):  # fmt: skip
+    per_row = _reduction(reduction) == "none"
+    compute = _compute(logits, target, weight, _reduction(reduction))
+    dtype, shaped = logits.dtype, _rows_result(logits.ndim)
+    new = _like(out, logits, "out")
+
+    @register_jitable
+    def room(logits, out):
+        if new:
+            return np.empty(logits.shape, dtype)
+        _check_out(out, logits)
+        return out
+
+    def cross_entropy_with_grad(
+        logits, target, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0,
+        z_loss=0.0, axis=-1, out=None,
+    ):  # fmt: skip
+        fold, at = _fold(logits.shape, axis)
+        grad = room(logits, out)
+        loss, reduced, _ = compute(
+            logits, target, weight, ignore_index, float(label_smoothing), float(z_loss), fold, at,
+            contiguous_out(grad, fold[1] * fold[2]),
+        )  # fmt: skip
+        if per_row:
+            return shaped(loss, logits.shape, at), grad
+        else:
+            return dtype(reduced), grad
+
+    return cross_entropy_with_grad

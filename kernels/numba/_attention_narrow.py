@@ -1,0 +1,21 @@
+"""Sums of gradients in float32, to 16-bit results."""
+
+from ._attention_problem import HEAD, ROW, STARTS
+from ._compile import shared, take_turn
+from ._storage import narrow
+
+
+def _narrow(places, spans, side, heads, width, sums, to, turns):
+    """`places` of the array; `side` is 0 for rows of queries, 2 for keys (columns of spans)."""
+    number = take_turn(turns)
+    while number < len(spans) * heads:
+        batch, head = number // heads, number % heads
+        for row in range(spans[batch, side], spans[batch, side + 1]):
+            at = places[STARTS + batch] + head * places[HEAD] + row * places[ROW]
+            line, result = sums[at : at + width], to[at : at + width]
+            for k in range(width):
+                result[k] = narrow(line[k], to)
+        number = take_turn(turns)
+
+
+run_narrow = shared(_narrow)

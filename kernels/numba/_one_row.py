@@ -1,0 +1,166 @@
+"""One row of each op, for loops in compiled code of the user."""
+
+import math
+
+import numpy as np
+from numba import types
+from numba.core.errors import TypingError
+from numba.extending import overload
+
+from ._compile import OPTIONS, compiled
+from ._math import cast
+from ._rows import BLOCK, log_total, row_state, write_log_softmax, write_softmax
+from ._storage import scratch
+
+
+def elements(x):
+    """A row, or a TypingError: the kernels below take integers for the bits of half floats, and
+    Numba has no float16 on processors."""
+    raise NotImplementedError("for compiled code")
+
+
+@overload(elements, jit_options=OPTIONS)
+def _elements(x):
+    if not (isinstance(x, types.Array) and x.ndim == 1 and isinstance(x.dtype, types.Float)):
+        raise TypingError(f"a row must be a 1-d array of float64 or float32, got {x}")
+    return lambda x: x
+
+
+@compiled
+def row_logsumexp(x):
+    """log(sum(exp(x))) of a row, in nats, in the type of its elements.
+
+    Parameters
+    ----------
+    x : array of float64 or float32, shape (n,)
+
+    Returns
+    -------
+    float
+        As `fastce.logsumexp`: NaN if there is a NaN, -inf for no element at all.
+
+    Examples
+    --------
+    >>> import numba, numpy as np
+    >>> from fastce.kernels.numba import row_logsumexp
+    >>> @numba.njit(parallel=True)
+    ... def of_rows(x):
+    ...     result = np.empty(len(x), x.dtype)
+    ...     for r in numba.prange(len(x)):
+    ...         result[r] = row_logsumexp(x[r])
+    ...     return result
+    >>> of_rows(np.zeros((2, 4))).round(4)
+    array([1.3863, 1.3863])
+    """
+    x = elements(x)
+    memory = scratch(x, min(x.size, BLOCK) + 1)
+    top, rest = row_state(x, memory, memory[:0])
+    return cast(top, top + math.log1p(rest))
+
+
+@compiled
+def row_softmax(x, out):
+    """The softmax of a row into `out`, which may be `x`.
+
+    Parameters
+    ----------
+    x, out : arrays of float64 or float32, shape (n,)
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastce.kernels.numba import row_softmax
+    >>> row = np.zeros(4)
+    >>> row_softmax(row, row)
+    >>> row
+    array([0.25, 0.25, 0.25, 0.25])
+    """
+    x, y = elements(x), elements(out)
+    size = min(x.size, BLOCK)
+    memory, buffer = scratch(x, size + 1), np.empty(size, y.dtype)
+    exps = scratch(x, x.size if x.size <= BLOCK else 0)
+    top, rest = row_state(x, memory, exps)
+    write_softmax(x, y, top, rest, exps, buffer, False)
+
+
+@compiled
+def row_log_softmax(x, out):
+    """The log-softmax of a row, in nats, into `out`, which may be `x`.
+
+    Parameters
+    ----------
+    x, out : arrays of float64 or float32, shape (n,)
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastce.kernels.numba import row_log_softmax
+    >>> row = np.array([50.0, 0.0, 0.0, 0.0])
+    >>> row_log_softmax(row, row)
+    >>> print(f"{row[0]:.3g}")
+    -5.79e-22
+    """
+    x, y = elements(x), elements(out)
+    size = min(x.size, BLOCK)
+    memory, buffer = scratch(x, size + 1), np.empty(size, y.dtype)
+    top, rest = row_state(x, memory, memory[:0])
+    write_log_softmax(x, y, top, rest, buffer, False)
+
+
+@compiled
+def row_cross_entropy(x, label):
+    """The cross-entropy of a row of logits and its class, in nats, as a float64.
+
+    Parameters
+    ----------
+    x : array of float64 or float32, shape (n,)
+    label : int
+        From 0 to n - 1, which is not checked.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastce.kernels.numba import row_cross_entropy
+    >>> round(row_cross_entropy(np.zeros(2), 0), 6)
+    0.693147
+    """
+    x = elements(x)
+    memory = scratch(x, min(x.size, BLOCK) + 1)
+    top, rest = row_state(x, memory, memory[:0])
+    return np.float64(top) - np.float64(x[label]) + log_total(top, rest)
+
+
+@compiled
+def row_cross_entropy_with_grad(x, label, grad):
+    """`row_cross_entropy`, and its gradient softmax(x) - (k == label) into `grad`.
+
+    Parameters
+    ----------
+    x : array of float64 or float32, shape (n,)
+    label : int
+        From 0 to n - 1, which is not checked.
+    grad : array of shape (n,)
+        Of a type that `x` may have. It may be `x`.
+
+    Returns
+    -------
+    float
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastce.kernels.numba import row_cross_entropy_with_grad
+    >>> grad = np.empty(2)
+    >>> round(row_cross_entropy_with_grad(np.zeros(2), 0, grad), 6), grad
+    (0.693147, array([-0.5,  0.5]))
+    """
+    x, y = elements(x), elements(grad)
+    size = min(x.size, BLOCK)
+    memory, buffer = scratch(x, size + 1), np.empty(size, y.dtype)
+    exps = scratch(x, x.size if x.size <= BLOCK else 0)
+    top, rest = row_state(x, memory, exps)
+    loss = np.float64(top) - np.float64(x[label]) + log_total(top, rest)
+    write_softmax(x, y, top, rest, exps, buffer, False)
+    # p - 1 by expm1: nothing cancels where p is nearly 1.
+    y[label] = math.expm1(-loss)
+    return loss

@@ -1,0 +1,68 @@
+"""Scaled dot-product attention and its gradient, without an array of queries by keys.
+
+Read _attention_products.py, _attention_problem.py and _attention_scores.py first. How work is cut
+depends on the shapes alone, so the result does not depend on the threads.
+"""
+
+import numpy as np
+
+from ._attention_backward import Gradient, pieces_of, run_backward
+from ._attention_forward import part_size, run_forward, run_merge, splits_of
+from ._attention_narrow import run_narrow
+from ._attention_problem import DK, DMASK, DQ, DV, ROW, multiplications, problem
+from ._attention_products import COLUMNS
+
+PER_ELEMENT = 64  # multiplications take as long as an element of the row ops
+
+
+def attention(q, k, v, mask, spans, out, lse, *, scale, left, right, softcap, threads):
+    p, (to, norms) = problem(
+        *(q, k, v, mask, spans, [(out, True), (_none(q) if lse is None else lse, True)]),
+        **{"scale": scale, "left": left, "right": right, "softcap": softcap},
+    )
+    splits, work = splits_of(p), multiplications(q, v, spans) // PER_ELEMENT
+    tasks = splits * int(p.first_tile[-1])
+    parts = np.empty(part_size(p) * tasks if splits > 1 else 0, norms.dtype)
+    run_forward(min(threads, tasks), work, p, to, norms, splits, parts, _turns())
+    if splits > 1:
+        run_merge(threads, parts.size, p, to, norms, splits, parts, _turns())
+
+
+def attention_backward(grad_out, q, k, v, mask, spans, out, lse, dq, dk, dv, dmask, *, scale, left,
+                       right, softcap, threads):  # fmt: skip
+    inputs, results = (out, lse, grad_out), (dq, dk, dv, _none(q) if dmask is None else dmask)
+    p, (o, norms, pulled, *to, mask_sums) = problem(
+        *(q, k, v, mask, spans, [*((a, False) for a in inputs), *((a, True) for a in results)]),
+        **{"scale": scale, "left": left, "right": right, "softcap": softcap},
+    )
+    exact = to[0].dtype == norms.dtype
+    sums = to if exact else [np.zeros(a.size, norms.dtype) for a in to]
+    g = Gradient(pulled, o, norms, *sums, mask_sums)
+    work, pieces = multiplications(q, v, spans) // PER_ELEMENT, pieces_of(p)
+    tasks = len(spans) * p.kv_heads * pieces
+    for turn in range(pieces):
+        run_backward(min(threads, tasks), work, p, g, tasks, pieces, turn, _turns())
+    if mask_sums.size:
+        tiles = -(-int((spans[:, 1] - spans[:, 0]).max(initial=0)) // COLUMNS)
+        # Where all queries share a row of it, all tiles add in the same places, in order.
+        crew = 1 if p.places[DMASK, ROW] == 0 else min(threads, tiles)
+        run_backward(crew, work, p, g, tiles, 0, 0, _turns())
+    if not exact:
+        for which, (sides, heads, width) in {
+            DQ: (0, p.heads, p.width),
+            DK: (2, p.kv_heads, p.width),
+            DV: (2, p.kv_heads, p.value_width),
+        }.items():
+            total, result = sums[which - DQ], to[which - DQ]
+            run_narrow(threads, total.size // 8, p.places[which], p.spans, sides, heads, width,
+                       total, result, _turns())  # fmt: skip
+
+
+def _turns():
+    """A counter for `take_turn`."""
+    return np.zeros(1, np.int64)
+
+
+def _none(q):
+    """No array, of the type that is computed in."""
+    return np.empty(0, np.float64 if q.dtype == np.float64 else np.float32)
