@@ -42,7 +42,7 @@ test: lint
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	PATH="$(BIN):$$PATH" cython-lint kernels/cython tests  # which looks for pycodestyle there
+	PATH="$(BIN):$$PATH" cython-lint kernels/cython tests examples  # which looks for pycodestyle there
 	$(BIN)/mypy
 
 bench: $(VENV)/dev.stamp

@@ -1,6 +1,6 @@
 """kernels/ alone, copied into another package, builds and computes: that is what vendoring means.
 
-The lines that the project adds to its setup.py are those of kernels/README.md.
+That package is the example in examples/vendoring/copied_kernels.
 """
 
 import os
@@ -17,29 +17,22 @@ from conftest import SELECTED
 import fastce
 from fastce import kernels
 
-SOURCE = Path(__file__).parent.parent / "kernels"
-LEFT_OUT = ("__pycache__", "*.cpp", "*.so", "x86_64_*", "generic")
-# README.md allows to delete them; attention would take most of the build.
-DELETED = ("attention.*", "_attention_*", "_vector_math.*")
-PYPROJECT = """
-[build-system]
-requires = ["setuptools", "Cython", "numpy"]
-build-backend = "setuptools.build_meta"
-[project]
-name = "mine"
-version = "1"
-"""
+ROOT = Path(__file__).parent.parent
+SOURCE = ROOT / "kernels"
+EXAMPLE = ROOT / "examples" / "vendoring" / "copied_kernels"
 
-CODE = """
+GUARD = """
 import sys
 class Guard:
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] in BLOCKED:
             raise ModuleNotFoundError(f"a vendored kernel imports {name}", name=name)
 sys.meta_path.insert(0, Guard())
+"""
 
+CODE = """
 import numpy as np
-from mine import numerics
+from calibration import numerics
 x = np.load("x.npy")[:, :, None]
 target = np.arange(x.shape[0])[:, None]
 log_p, grad, loss = np.empty_like(x), np.empty_like(x), np.empty((1, 1), x.dtype)
@@ -54,35 +47,23 @@ np.savez("results.npz", log_p=log_p[:, :, 0], grad=grad[:, :, 0], loss=loss)
 print(log_softmax.__module__)
 print(cross_entropy.__module__)
 print(numerics.load("attention", "attention").__module__)
-assert not set(BLOCKED) & set(sys.modules)
 """
 
 
-def lines_of_the_readme():
-    text = (SOURCE / "README.md").read_text()
-    (block,) = re.findall("```python\n(.*?_build.py.*?)```", text, re.DOTALL)
-    assert len([line for line in block.splitlines() if line]) == 3
-    return block
-
-
 def install(folder, **variables):
-    """Where a project is installed that has nothing but a copy of kernels/."""
+    """Where the example is installed."""
     project = folder / "project"
-    copy = project / "mine" / "numerics"
-    shutil.copytree(SOURCE, copy, ignore=shutil.ignore_patterns(*LEFT_OUT))
-    for pattern in DELETED:
-        for path in (copy / "cython").glob(pattern):
-            path.unlink()
-    (project / "mine" / "__init__.py").touch()
-    setup = "from setuptools import setup\n" + lines_of_the_readme()
-    (project / "setup.py").write_text(setup.replace("..., ", ""))
-    (project / "pyproject.toml").write_text(PYPROJECT)
+    shutil.copytree(EXAMPLE, project, ignore=shutil.ignore_patterns("numerics", "build", "*.egg*"))
     options = ["--no-index", "--no-deps", "--no-build-isolation", "--target", folder / "site"]
-    result = subprocess.run(
-        [sys.executable, "-m", "pip", "install", "--verbose", *options, project],
-        capture_output=True, text=True, env=os.environ | variables,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stdout + result.stderr
+    for command in (
+        [project / "copy_kernels.py", ROOT],
+        ["-m", "pip", "install", "--verbose", *options, project],
+    ):
+        result = subprocess.run(
+            [sys.executable, *command],
+            capture_output=True, text=True, env=os.environ | variables,
+        )  # fmt: skip
+        assert result.returncode == 0, result.stdout + result.stderr
     return folder / "site"
 
 
@@ -99,19 +80,24 @@ def not_compiled(tmp_path_factory):
     return install(tmp_path_factory.mktemp("not_compiled"), **nothing)
 
 
-def computed(site, folder, n, blocked):
-    """The modules that computed, and what."""
-    x = np.random.default_rng(0).standard_normal((9, n)).astype(np.float32)
-    np.save(folder / "x.npy", x)
+def run(site, folder, code, blocked):
+    """What `code` prints where the example is installed and the packages `blocked` are not."""
     env = {k: v for k, v in os.environ.items() if not k.startswith("FASTCE_")}
-    code = CODE.replace("BLOCKED", repr(("fastce", "kernels", *blocked)))
+    guard = GUARD.replace("BLOCKED", repr(("fastce", "kernels", *blocked)))
     result = subprocess.run(
-        [sys.executable, "-c", code],
+        [sys.executable, "-c", guard + code],
         cwd=folder, capture_output=True, text=True, timeout=300,
         env=env | {"PYTHONPATH": str(site)},
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
-    return result.stdout.split(), x, np.load(folder / "results.npz")
+    return result.stdout
+
+
+def computed(site, folder, n, blocked):
+    """The modules that computed, and what."""
+    x = np.random.default_rng(0).standard_normal((9, n)).astype(np.float32)
+    np.save(folder / "x.npy", x)
+    return run(site, folder, CODE, blocked).split(), x, np.load(folder / "results.npz")
 
 
 @pytest.mark.slow
@@ -132,12 +118,44 @@ def test_a_copy_under_another_name(request, tmp_path, build, blocked, backend, a
     site = request.getfixturevalue(build)
     modules, x, results = computed(site, tmp_path, n, blocked)
     files = [(backend, "log_softmax"), (backend, "cross_entropy"), (attention, "attention")]
-    assert modules == [f"mine.numerics.{folder}.{op}" for folder, op in files]
+    assert modules == [f"calibration.numerics.{folder}.{op}" for folder, op in files]
     with fastce.use_backend(backend):
         loss, grad = fastce.cross_entropy_with_grad(x, np.arange(9), reduction="sum")
         np.testing.assert_array_equal(results["log_p"], fastce.log_softmax(x))
     np.testing.assert_array_equal(results["loss"], loss)
     np.testing.assert_array_equal(results["grad"], grad)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("build", "backend"), [("compiled", "cython"), ("not_compiled", "reference")]
+)
+def test_the_program_of_the_example(request, tmp_path, build, backend):
+    site = request.getfixturevalue(build)
+    shutil.copy(EXAMPLE / "run.py", tmp_path)
+    code = "import runpy; runpy.run_path('run.py', run_name='__main__')"
+    lines = run(site, tmp_path, code, ["numba"]).splitlines()
+    assert lines == [
+        "right: 32.3%, temperature: 3.00",
+        "at temperature 1.00: 66.2% sure, loss 2.669",
+        "at temperature 3.00: 32.1% sure, loss 1.923",
+        f"computed by calibration.numerics.{backend}.log_softmax",
+    ]
+
+
+def test_its_setup_has_the_lines_of_the_readme():
+    (block,) = re.findall(
+        "```python\n(.*?_build.py.*?)```", (SOURCE / "README.md").read_text(), re.DOTALL
+    )
+    lines = [line.replace("..., ", "") for line in block.splitlines() if line]
+    assert len(lines) == 3
+    ours = (
+        (EXAMPLE / "setup.py")
+        .read_text()
+        .replace("src/calibration/", "mine/")
+        .replace("calibration.", "mine.")
+    )
+    assert [line for line in ours.splitlines() if line and "import setup" not in line] == lines
 
 
 # --- load ---------------------------------------------------------------------------------
