@@ -29,7 +29,8 @@ def kernel(op: str, name: str) -> Callable[..., None]:
 
 @functools.cache
 def _load(backend: str | None, op: str, name: str) -> Callable[..., None]:
-    from . import kernels  # not before the first use
+    # Not before the first use. Mypy does not see that fastce.kernels lies in kernels/.
+    from . import kernels  # type: ignore[attr-defined]
 
     if backend:
         check_name(backend)

@@ -176,10 +176,10 @@ def _attention(
         _place(places, problem.K, k.shape)
         _place(places, problem.V, v.shape)
         _place(places, problem.OUT, out.shape)
-        _place(places, problem.LSE, shape[:-1] + (1,))
+        _place(places, problem.LSE, shape[:-1] + (1,))  # noqa: RUF005 (Numba has no star)
         values, allowed = numbers(mask)
         if has_mask:
-            _place_mask(places, mask.shape, shape[:-1] + (k.shape[-2],))
+            _place_mask(places, mask.shape, shape[:-1] + (k.shape[-2],))  # noqa: RUF005
         flat_q = read_only(np.ascontiguousarray(q).reshape(-1))
         flat_k = read_only(np.ascontiguousarray(k).reshape(-1))
         flat_v = read_only(np.ascontiguousarray(v).reshape(-1))
