@@ -8,6 +8,9 @@ import pytest
 import fastce
 from fastce._dispatch import BACKENDS
 
+# Before Numba is imported: the most threads that it can be told to use. On two processors, too.
+os.environ.setdefault("NUMBA_NUM_THREADS", "8")
+
 # FASTCE_TEST_BACKENDS=reference runs a subset, e.g. where there is no compiler.
 _NAMES = os.environ.get("FASTCE_TEST_BACKENDS")
 SELECTED = tuple(_NAMES.split(",")) if _NAMES else BACKENDS
@@ -29,6 +32,13 @@ hypothesis.settings.load_profile("fastce")
 def backend(request):
     """The name of the backend that computes inside the test."""
     with fastce.use_backend(request.param):  # raises, and says why, where it is not there
+        yield request.param
+
+
+@pytest.fixture(params=[name for name in SELECTED if name != "reference"])
+def threaded(request):
+    """The name of the backend that computes inside the test, of those that use threads."""
+    with fastce.use_backend(request.param):
         yield request.param
 
 

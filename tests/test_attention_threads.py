@@ -47,21 +47,21 @@ def same_bits(threads, call):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", ["plain", "causal-offset", "all"])
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_the_same_bits(cython, threads, shape, case, dtype):
+def test_the_same_bits(threaded, threads, shape, case, dtype):
     arrays, options = draw(case, shape, dtype_of(dtype))
     same_bits(threads, lambda: run(*arrays, **options))
 
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("shape", ["one group", "decode", "many heads"])
-def test_the_same_bits_for_every_option(cython, threads, shape, case):
+def test_the_same_bits_for_every_option(threaded, threads, shape, case):
     arrays, options = draw(case, SHAPES[shape], np.float32)
     same_bits(threads, lambda: run(*arrays, **options))
 
 
 @pytest.mark.parametrize("axes", ["bhLS", "LS", "hL1", "S", "1"])
 @pytest.mark.parametrize("dtype", ["f32", "bf16"])
-def test_the_same_bits_of_the_gradient_of_a_mask(cython, threads, axes, dtype):
+def test_the_same_bits_of_the_gradient_of_a_mask(threaded, threads, axes, dtype):
     shape = Shape((2,), 4, 4, 200, 150, 8, 8)
     sizes = dict(zip("bhLS", shape.scores, strict=True), **{"1": 1})
     arrays, _ = draw("plain", shape, dtype_of(dtype))
@@ -73,7 +73,7 @@ def test_the_same_bits_of_the_gradient_of_a_mask(cython, threads, axes, dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("heads", [(1, 1), (8, 2)])
 @pytest.mark.parametrize("lengths", [[300, 1, 0, 90, 500], [1] * 40, [64] * 10])
-def test_the_same_bits_of_packed_sequences(cython, threads, lengths, heads, dtype):
+def test_the_same_bits_of_packed_sequences(threaded, threads, lengths, heads, dtype):
     shape = Shape((), *heads, sum(lengths), sum(lengths) + 200 * len(lengths), 16, 16)
     arrays, options = draw("plain", shape, dtype_of(dtype))
     g, q, k, v = (a.swapaxes(0, 1) for a in arrays)
@@ -89,7 +89,7 @@ def test_the_same_bits_of_packed_sequences(cython, threads, lengths, heads, dtyp
     same_bits(threads, call)
 
 
-def test_what_several_threads_give_is_right(cython, threads):
+def test_what_several_threads_give_is_right(threaded, threads):
     """Not only the same: also where more threads than processors wait for each other."""
     threads(5)
     for dtype in DTYPES:
@@ -99,7 +99,7 @@ def test_what_several_threads_give_is_right(cython, threads):
             check(*arrays, name, **options)
 
 
-def test_tiles_in_order_do_not_wait_for_ever(cython, threads):
+def test_tiles_in_order_do_not_wait_for_ever(threaded, threads):
     """Tiles that see other keys than those before them, and blocks that a mask leaves out."""
     threads(5)
     shape = Shape((), 1, 1, 700, 700, 8, 8)
@@ -122,7 +122,7 @@ def test_tiles_in_order_do_not_wait_for_ever(cython, threads):
 
 @counts_threads
 @pytest.mark.parametrize("where", SHAPES)
-def test_the_threads_are_used(cython, where):
+def test_the_threads_are_used(threaded, where):
     """Else the tests above would compare one thread with itself."""
     code = f"""
 import os, sys
@@ -143,7 +143,7 @@ fastce.scaled_dot_product_attention_backward(g, q, k, v, out, lse, **options)
 assert threads() == alone + 2, threads()
 print("used")
 """
-    status, output, errors = python(code, FASTCE_BACKEND="cython")
+    status, output, errors = python(code, FASTCE_BACKEND=threaded)
     assert (status, output) == (0, "used"), errors
 
 
@@ -209,7 +209,7 @@ def in_child(work):
 
 
 @counts_threads
-def test_fork_after_a_parallel_call(cython):
+def test_fork_after_a_parallel_call(threaded):
     """The child has none of the parent's threads; were it to wait for them, it would hang."""
     code = """
 alone = threads()
@@ -222,12 +222,12 @@ in_child(child)
 assert compute() == right  # the parent goes on as before
 print("done")
 """
-    status, output, errors = python(FORK + code, FASTCE_BACKEND="cython")
+    status, output, errors = python(FORK + code, FASTCE_BACKEND=threaded)
     assert (status, output) == (0, "done"), errors
 
 
 @counts_threads
-def test_fork_before_the_first_call(cython):
+def test_fork_before_the_first_call(threaded):
     """A child that loads the kernels itself may use threads."""
     code = """
 def child():
@@ -237,7 +237,7 @@ def child():
 in_child(child)
 print("done")
 """
-    status, output, errors = python(FORK + code, FASTCE_BACKEND="cython")
+    status, output, errors = python(FORK + code, FASTCE_BACKEND=threaded)
     assert (status, output) == (0, "done"), errors
 
 
@@ -246,7 +246,7 @@ print("done")
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ru_maxrss has another unit")
 @pytest.mark.parametrize("dtype", ["f32", "f16"])
-def test_no_array_of_queries_by_keys(cython, dtype):
+def test_no_array_of_queries_by_keys(threaded, dtype):
     """One of float32 would be 1 GiB here."""
     code = f"""
 import resource
@@ -265,12 +265,12 @@ before = peak()
 assert forward_and_backward(n) > 0
 print(peak() - before)
 """
-    status, output, errors = python(code, FASTCE_BACKEND="cython")
+    status, output, errors = python(code, FASTCE_BACKEND=threaded)
     assert status == 0, errors
     assert float(output) < 64
 
 
-def test_the_same_result_for_long_sequences(cython, threads):
+def test_the_same_result_for_long_sequences(threaded, threads):
     """A sample of the queries of a long sequence, against the truth."""
     threads(2)
     (_, q, k, v), _ = draw("plain", Shape((), 1, 1, 6000, 6000, 8, 8), np.float32)

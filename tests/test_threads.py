@@ -37,7 +37,7 @@ def python(code, timeout=60, **variables):
         if not k.startswith("FASTCE_") and "NUM_THREADS" not in k
     }
     # OpenBLAS starts threads when NumPy is imported, which are not to be counted.
-    env |= {"OPENBLAS_NUM_THREADS": "1"} | variables
+    env |= {"OPENBLAS_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "16"} | variables
     process = subprocess.Popen(
         [sys.executable, "-c", code],
         stdout=subprocess.PIPE,
@@ -72,19 +72,19 @@ def same_bits(case, shape, dtype, axis, threads):
 
 @pytest.mark.parametrize(("shape", "axis"), SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("case", SPREAD, ids=str)
-def test_the_same_bits(cython, threads, case, shape, axis):
+def test_the_same_bits(threaded, threads, case, shape, axis):
     same_bits(case, shape, np.float32, axis, threads)
 
 
 @pytest.mark.parametrize("shape", ["few-long-rows", "short-rows"])
 @pytest.mark.parametrize("case", PLAIN, ids=str)
-def test_the_same_bits_in_float16(cython, threads, case, shape):
+def test_the_same_bits_in_float16(threaded, threads, case, shape):
     same_bits(case, SHAPES[shape][0], np.float16, SHAPES[shape][1], threads)
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="counts threads in /proc")
 @pytest.mark.parametrize("where", SHAPES)
-def test_the_threads_are_used(cython, where):
+def test_the_threads_are_used(threaded, where):
     """Else the tests above would compare one thread with itself."""
     shape, axis = SHAPES[where]
     code = f"""
@@ -105,7 +105,7 @@ for extra, case in enumerate(PLAIN, 1):  # one more for each op, so that it has 
     assert threads() == alone + extra, (case.op, threads(), alone, extra)
 print("used")
 """
-    status, output, errors = python(code, FASTCE_BACKEND="cython")
+    status, output, errors = python(code, FASTCE_BACKEND=threaded)
     assert (status, output) == (0, "used"), errors
 
 
@@ -164,7 +164,7 @@ def in_child(work):
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="counts threads in /proc")
-def test_fork_after_a_parallel_call(cython):
+def test_fork_after_a_parallel_call(threaded):
     """The child has none of the parent's threads; were it to wait for them, it would hang."""
     code = """
 alone = threads()
@@ -180,12 +180,12 @@ in_child(child)
 assert compute() == right  # the parent goes on as before
 print("done")
 """
-    status, output, errors = python(FORK + code, FASTCE_BACKEND="cython")
+    status, output, errors = python(FORK + code, FASTCE_BACKEND=threaded)
     assert (status, output) == (0, "done"), errors
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="counts threads in /proc")
-def test_fork_before_the_first_call(cython):
+def test_fork_before_the_first_call(threaded):
     """A child that loads the kernels itself may use threads."""
     code = """
 def child():
@@ -195,7 +195,7 @@ def child():
 in_child(child)
 print("done")
 """
-    status, output, errors = python(FORK + code, FASTCE_BACKEND="cython")
+    status, output, errors = python(FORK + code, FASTCE_BACKEND=threaded)
     assert (status, output) == (0, "done"), errors
 
 

@@ -2,8 +2,10 @@
 
 import functools
 import hashlib
+import json
 import os
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import FunctionType
@@ -11,6 +13,7 @@ from types import FunctionType
 import numba
 from llvmlite import ir
 from numba import types
+from numba.core import event
 from numba.extending import intrinsic
 
 # Division by zero gives infinity or NaN, as in NumPy: the check that raises instead keeps loops
@@ -24,6 +27,7 @@ inner = functools.partial(compiled, no_cpython_wrapper=True, no_cfunc_wrapper=Tr
 # Fewer elements than this run on one thread, as in kernels/cython/_threads.pxi.
 SERIAL_BELOW = 1 << 16
 
+_kernels = {}  # function as compiled by Numba: its name for users, how its loop runs
 _loaded_by = os.getpid()
 _turn = threading.Lock()
 
@@ -48,11 +52,66 @@ def _cached(loop, kind, **options):
     copy.__qualname__, copy.__module__ = f"{loop.__qualname__}_{kind}_{_VERSION}", loop.__module__
     copy.__doc__ = loop.__doc__
     try:
-        return compiled(copy, cache=True, **options)
+        kernel = compiled(copy, cache=True, **options)
     except RuntimeError as error:  # no folder in which anything can be written
         if "no locator" not in str(error):
             raise
-        return compiled(copy, **options)
+        kernel = compiled(copy, **options)
+    file, name = loop.__module__.rpartition(".")[2], loop.__name__
+    _kernels[kernel] = f"{file.strip('_')}: {name.strip('_')}", kind
+    return kernel
+
+
+class _Stopwatch(event.Listener):
+    """Writes down how long a kernel took to compile, in a file beside the compiled code."""
+
+    def on_start(self, compiling):
+        kernel = compiling.data["dispatcher"]
+        if kernel in _kernels:
+            self.started = time.perf_counter()  # one at a time, Numba holds a lock; none is in one
+
+    def on_end(self, compiling):
+        kernel = compiling.data["dispatcher"]
+        folder = kernel.stats.cache_path if kernel in _kernels else None
+        if folder is None:
+            return
+        name, kind = _kernels[kernel]
+        entry = {
+            "version": _VERSION,
+            "kernel": name,
+            "dtype": _dtype(compiling.data["args"]),
+            "loop": kind,
+            "seconds": round(time.perf_counter() - self.started, 2),
+        }
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with open(Path(folder, _TIMES), "a") as file:  # a short line is written at once, or not
+            file.write(json.dumps(entry) + "\n")
+
+
+_TIMES = "compile_times.jsonl"
+event.register("numba:compile", _Stopwatch())
+
+
+def _dtype(arguments):
+    """That of the first array among types of arguments."""
+    for argument in arguments:
+        if isinstance(argument, types.Array):
+            stored_as = {types.uint16: "float16", types.int16: "bfloat16"}
+            return stored_as.get(argument.dtype, str(argument.dtype))
+        if isinstance(argument, types.BaseTuple):
+            return _dtype(argument)
+    raise TypeError(f"no array in {arguments}")
+
+
+def compile_times():
+    """What the kernels of this version took to compile, as far as they are in Numba's cache.
+
+    A list of dictionaries: kernel, dtype, loop (parallel or serial), seconds.
+    """
+    files = {Path(kernel.stats.cache_path, _TIMES) for kernel in _kernels if kernel.stats.cache_path}
+    lines = (line for file in sorted(files) if file.exists() for line in file.open())
+    entries = [json.loads(line) for line in lines]
+    return [entry for entry in entries if entry.pop("version") == _VERSION]
 
 
 def threaded(loop):

@@ -1,0 +1,262 @@
+"""What only the Numba backend has: threading layers, its cache, the time to compile, and the row
+functions for loops of users. What it computes is tested with the other backends.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import SELECTED
+from test_threads import FORK, python
+
+import fastce
+
+if "numba" not in SELECTED:
+    pytest.skip("FASTCE_TEST_BACKENDS leaves numba out", allow_module_level=True)
+
+import numba
+
+from fastce.kernels import numba as rows
+from fastce.kernels.numba import _compile
+
+KERNELS = Path(_compile.__file__).parent.parent
+
+# --- threading layers ---------------------------------------------------------------------
+
+MANY_CALLERS = """
+from concurrent.futures import ThreadPoolExecutor
+import numba
+right = compute()
+with ThreadPoolExecutor(8) as pool:
+    for result in pool.map(lambda _: compute(), range(24)):
+        assert result == right, "other bits"
+print(numba.threading_layer())
+"""
+
+
+@pytest.mark.parametrize("layer", ["omp", "workqueue"])
+def test_many_python_threads_at_once(layer):
+    """Numba itself ends the process where two parallel loops start at once over workqueue."""
+    status, output, errors = python(
+        FORK + MANY_CALLERS, timeout=300, FASTCE_BACKEND="numba", NUMBA_THREADING_LAYER=layer
+    )
+    assert (status, output) == (0, layer), errors
+
+
+@pytest.mark.parametrize("layer", ["omp", "workqueue"])
+def test_fork_while_others_compute(layer):
+    """A lock that another thread holds at the fork would never be released in the child."""
+    code = """
+import threading
+right = compute()
+stop = False
+def go_on():
+    while not stop:
+        compute()
+others = [threading.Thread(target=go_on) for _ in range(3)]
+for other in others:
+    other.start()
+def child():
+    assert compute() == right, "other bits"
+for _ in range(5):
+    in_child(child)
+stop = True
+for other in others:
+    other.join()
+print("done")
+"""
+    status, output, errors = python(
+        FORK + code, timeout=300, FASTCE_BACKEND="numba", NUMBA_THREADING_LAYER=layer
+    )
+    assert (status, output) == (0, "done"), errors
+
+
+# --- the cache ----------------------------------------------------------------------------
+
+COMPUTE = """
+import sys
+import numpy as np
+import fastce
+x = np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)
+print(fastce.logsumexp(x).tobytes().hex())
+from fastce.kernels.numba import log_softmax
+stats = log_softmax._logsumexp.serial.stats
+print(sum(stats.cache_hits.values()), sum(stats.cache_misses.values()))
+"""
+
+
+def test_compiled_once(tmp_path):
+    """Another process finds it in the cache, and how long it took."""
+    runs = []
+    for _ in range(2):
+        status, output, errors = python(
+            COMPUTE, 120, FASTCE_BACKEND="numba", NUMBA_CACHE_DIR=str(tmp_path)
+        )
+        assert status == 0, errors
+        runs.append(output.splitlines())
+    assert [counts for _, counts in runs] == ["0 1", "1 0"]
+    assert runs[0][0] == runs[1][0]
+    status, output, errors = python(
+        "from fastce._cli import main; main(['info', '--json'])", NUMBA_CACHE_DIR=str(tmp_path)
+    )
+    (entry,) = json.loads(output)["numba_compiled"]
+    assert 0.01 < entry.pop("seconds") < 120, errors
+    assert entry == {"kernel": "log_softmax: logsumexp", "dtype": "float32", "loop": "serial"}
+
+
+def test_nowhere_to_write(tmp_path):
+    """Then it is compiled in each process."""
+    code = """
+from numba.core import caching
+caching._CacheImpl._locator_classes = []
+"""
+    status, output, errors = python(code + COMPUTE, 120, FASTCE_BACKEND="numba")
+    assert status == 0, errors
+    assert output.endswith("0 0"), output
+
+
+def test_a_change_of_any_file_compiles_anew(tmp_path):
+    """Numba itself looks at the file of the function alone, not at those that it imports from."""
+    shutil.copytree(KERNELS, tmp_path / "copied", ignore=shutil.ignore_patterns("__pycache__"))
+    code = """
+import sys
+import numpy as np
+sys.path.insert(0, {0!r})
+from copied.numba.log_softmax import logsumexp, _logsumexp
+out = np.empty((1, 1))
+logsumexp(np.zeros((1, 2, 1)), out, threads=1)
+print(float(out[0, 0]).hex())
+"""
+    code = code.format(str(tmp_path))
+    status, before, errors = python(code, 120, NUMBA_CACHE_DIR=str(tmp_path))
+    assert (status, float.fromhex(before)) == (0, np.log(2)), errors
+    file = tmp_path / "copied" / "numba" / "_rows.py"
+    text = file.read_text()
+    assert "def row_state(" in text
+    file.write_text(text + OTHER)
+    status, after, errors = python(code, 120, NUMBA_CACHE_DIR=str(tmp_path))
+    assert (status, after) == (0, (7.0).hex()), errors
+
+
+OTHER = """
+
+@compiled
+def row_state(x, memory, exps):
+    return x[0] + 7, x[0]
+"""
+
+
+# --- rows for loops of the user -----------------------------------------------------------
+
+
+@numba.njit
+def every_row_function(x, label):
+    softmax, log_softmax, grad = np.empty_like(x), np.empty_like(x), np.empty_like(x)
+    rows.row_softmax(x, softmax)
+    rows.row_log_softmax(x, log_softmax)
+    loss = rows.row_cross_entropy_with_grad(x, label, grad)
+    return rows.row_logsumexp(x), softmax, log_softmax, rows.row_cross_entropy(x, label), loss, grad
+
+
+ROWS = {
+    "short": [0.5, -1.0, 3.0],
+    "one": [4.0],
+    "far": [50.0, 0.0, 0.0, 0.0],
+    "huge": [1e30, -1e30, 1e30],
+    "-inf": [-np.inf, 1.0, 2.0],
+    "no maximum": [-np.inf, -np.inf],
+    "+inf": [np.inf, 1.0],
+    "nan": [0.0, np.nan, 2.0],
+    "long": np.random.default_rng(0).standard_normal(20_000) * 5,
+}
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("step", [1, -3])
+@pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
+def test_rows(row, step, dtype):
+    """Against the reference, in any stride."""
+    memory = np.zeros(3 * len(row), dtype)
+    x = memory[:: abs(step)][: len(row)] if step != 1 else memory[: len(row)]
+    x = x[::-1] if step < 0 else x
+    x[:] = row
+    label = len(row) // 2
+    total, softmax, log_softmax, loss, same_loss, grad = every_row_function(x, label)
+    with fastce.use_backend("reference"):
+        y = np.ascontiguousarray(x)
+        right_loss, right_grad = fastce.cross_entropy_with_grad(y, label)
+        right = fastce.logsumexp(y), fastce.softmax(y), fastce.log_softmax(y), right_loss
+    tolerance = {"rtol": 8 * np.finfo(dtype).eps, "atol": 8 * np.finfo(dtype).tiny}
+    for ours, theirs in zip((total, softmax, log_softmax, loss), right, strict=True):
+        np.testing.assert_allclose(ours, theirs, **tolerance)
+    np.testing.assert_array_equal(loss, same_loss)
+    np.testing.assert_allclose(grad, right_grad, **tolerance)
+    assert softmax.dtype == log_softmax.dtype == grad.dtype == np.asarray(total).dtype == dtype
+    # Results may be written over the row.
+    for write, right_one in (
+        (rows.row_softmax, softmax), (rows.row_log_softmax, log_softmax),
+    ):  # fmt: skip
+        over = x.copy()
+        write(over, over)
+        np.testing.assert_array_equal(over, right_one)
+    over = x.copy()
+    rows.row_cross_entropy_with_grad(over, label, over)
+    np.testing.assert_array_equal(over, grad)
+
+
+def test_no_element():
+    x = np.empty(0)
+    assert rows.row_logsumexp(x) == -np.inf
+    rows.row_softmax(x, x)
+    rows.row_log_softmax(x, x)
+
+
+def test_rows_in_a_loop_over_threads():
+    @numba.njit(parallel=True)
+    def compute(x, labels):
+        losses, grad = np.empty(len(x)), np.empty_like(x)
+        for r in numba.prange(len(x)):
+            losses[r] = rows.row_cross_entropy_with_grad(x[r], labels[r], grad[r])
+        return losses, grad
+
+    rng = np.random.default_rng(0)
+    x, labels = rng.standard_normal((500, 300)), rng.integers(0, 300, 500)
+    losses, grad = compute(x, labels)
+    right, right_grad = fastce.cross_entropy_with_grad(x, labels, reduction="none")
+    np.testing.assert_allclose(losses, right, rtol=1e-14)
+    np.testing.assert_allclose(grad, right_grad, rtol=1e-13, atol=1e-300)
+
+
+@pytest.mark.parametrize("wrong", [np.zeros((2, 2)), np.zeros(2, np.int64), np.zeros(2, np.uint16)])
+def test_what_is_no_row(wrong):
+    with pytest.raises(numba.TypingError, match="a row must be a 1-d array of float64 or float32"):
+        rows.row_logsumexp(wrong)
+
+
+# --- what all of it says about itself -----------------------------------------------------
+
+
+def test_no_function_is_compiled_with_fastmath():
+    """It would take NaN and infinity for what cannot be, in every function that is called."""
+    for path in (KERNELS / "numba").glob("*.py"):
+        text = path.read_text().replace("compiled with fastmath", "")
+        assert "fastmath" not in text, path
+    assert set(_compile.OPTIONS) == {"error_model", "nogil"}
+
+
+def test_examples_in_docstrings():
+    """`pytest --pyargs fastce` does not reach them: kernels/ lies elsewhere."""
+    import doctest
+
+    from fastce.kernels.numba import _one_row
+
+    found = [getattr(rows, name) for name in rows.__all__]
+    runner = doctest.DocTestRunner()
+    for function in found:
+        (test,) = doctest.DocTestFinder(recurse=False).find(
+            function.py_func, function.__name__, module=_one_row, globs={}
+        )
+        assert test.examples, function
+        assert runner.run(test).failed == 0

@@ -1,0 +1,385 @@
+"""fastce's functions inside compiled code of the user: the same results as from Python."""
+
+import numpy as np
+import pytest
+from conftest import SELECTED
+from test_threads import python
+
+import fastce
+
+if "numba" not in SELECTED:
+    pytest.skip("FASTCE_TEST_BACKENDS leaves numba out", allow_module_level=True)
+
+import numba
+from numba import njit, prange
+
+rng = np.random.default_rng(0)
+DTYPES = [np.float32, np.float64]
+
+
+@pytest.fixture(autouse=True)
+def _on_numba():
+    with fastce.use_backend("numba"):
+        yield
+
+
+def same(ours, theirs):
+    """Equal in structure, dtype and every bit: it is the same kernel."""
+    if isinstance(theirs, tuple):
+        assert isinstance(ours, tuple)
+        for a, b in zip(ours, theirs, strict=True):
+            same(a, b)
+    else:
+        a, b = np.asarray(ours), np.asarray(theirs)
+        assert a.shape == b.shape
+        # Numba returns numbers as Python's, which are of 64 bits.
+        assert a.dtype == b.dtype or isinstance(ours, float)
+        np.testing.assert_array_equal(a, b)
+
+
+def test_without_an_import_of_ours():
+    """Numba finds the functions through an entry point."""
+    code = """
+import numba, numpy as np
+import fastce
+@numba.njit
+def f(x):
+    return fastce.log_softmax(x)
+print(f(np.zeros(2)).round(4))
+"""
+    status, output, errors = python(code, 120)
+    assert (status, output) == (0, "[-0.6931 -0.6931]"), errors
+
+
+# --- softmax ------------------------------------------------------------------------------
+
+
+@njit
+def softmaxes(x):
+    return (
+        fastce.softmax(x),
+        fastce.log_softmax(x),
+        fastce.logsumexp(x),
+        fastce.softmax(x, axis=0),
+        fastce.log_softmax(x, axis=-2),
+        fastce.logsumexp(x, axis=1),
+        fastce.logsumexp(x, axis=-1, keepdims=True),
+        fastce.softmax(x[0]),
+        fastce.logsumexp(x[0]),
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(4, 7), (3, 5, 6), (300, 1000), (2, 0), (0, 3)])
+def test_softmax(shape, dtype):
+    x = rng.standard_normal(shape).astype(dtype)
+    x.reshape(-1)[:1] = np.nan
+    function = softmaxes if shape[0] else of_last_axis
+    same(function(x), function.py_func(x))
+
+
+@njit
+def of_last_axis(x):
+    return fastce.softmax(x), fastce.log_softmax(x), fastce.logsumexp(x)
+
+
+@pytest.mark.parametrize("view", [np.s_[:, ::2], np.s_[::-1], np.s_[:, :, None]])
+def test_any_layout(view):
+    x = rng.standard_normal((6, 8))[view]
+    same(of_last_axis(x), of_last_axis.py_func(x))
+    same(of_last_axis(np.asfortranarray(x)), of_last_axis.py_func(x))
+
+
+def test_read_only_input():
+    x = rng.standard_normal((6, 8))
+    x.flags.writeable = False
+    same(of_last_axis(x), of_last_axis.py_func(x))
+
+
+def test_into_out():
+    @njit
+    def compute(x, y, z):
+        a = fastce.softmax(x, out=y)
+        b = fastce.log_softmax(x, axis=0, out=z)
+        fastce.softmax(x, out=x)
+        return a, b
+
+    x = rng.standard_normal((6, 8))
+    given, y, z = x.copy(), np.empty_like(x), np.empty_like(x)
+    a, b = compute(given, y, z)
+    assert a is y or np.shares_memory(a, y)
+    same((y, z, given), (fastce.softmax(x), fastce.log_softmax(x, axis=0), fastce.softmax(x)))
+    same((a, b), (y, z))
+    with pytest.raises(ValueError, match="out must have the shape of the input"):
+        compute(x, y[:5], z)
+
+
+# --- cross-entropy ------------------------------------------------------------------------
+
+
+@njit
+def losses(x, labels, weight, soft):
+    return (
+        fastce.cross_entropy(x, labels),
+        fastce.cross_entropy(x, labels, weight=weight, reduction="sum", label_smoothing=0.1),
+        fastce.cross_entropy(x, labels, reduction="none", ignore_index=3, z_loss=1e-3),
+        fastce.cross_entropy(x, labels, return_lse=True),
+        fastce.cross_entropy(x, labels, weight=weight, reduction="none", return_lse=True),
+        fastce.cross_entropy(x, soft),
+        fastce.cross_entropy(x, soft, weight=weight, reduction="none"),
+    )
+
+
+@njit
+def losses_with_grad(x, labels, weight, soft):
+    return (
+        fastce.cross_entropy_with_grad(x, labels),
+        fastce.cross_entropy_with_grad(x, labels, weight=weight, label_smoothing=0.1),
+        fastce.cross_entropy_with_grad(x, labels, reduction="none", ignore_index=3, z_loss=1e-3),
+        fastce.cross_entropy_with_grad(x, labels, reduction="sum"),
+        fastce.cross_entropy_with_grad(x, soft, weight=weight),
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(9, 7), (3, 4, 5), (200, 1000)])
+@pytest.mark.parametrize("function", [losses, losses_with_grad], ids=["loss", "grad"])
+def test_cross_entropy(function, shape, dtype):
+    x = rng.standard_normal(shape).astype(dtype)
+    labels = rng.integers(0, shape[-1], shape[:-1])
+    weight, soft = rng.random(shape[-1]).astype(dtype), fastce.softmax(x[::-1] * 2)
+    same(function(x, labels, weight, soft), function.py_func(x, labels, weight, soft))
+
+
+def test_labels_of_any_integer_type_and_layout():
+    @njit
+    def compute(x, labels):
+        return fastce.cross_entropy_with_grad(x, labels)
+
+    x = rng.standard_normal((6, 8))
+    labels = rng.integers(0, 8, 12)[::2]
+    for dtype in (np.int8, np.uint8, np.int32, np.uint64):
+        same(compute(x, labels.astype(dtype)), fastce.cross_entropy_with_grad(x, labels))
+    same(compute(x, labels), fastce.cross_entropy_with_grad(x, labels))
+
+
+def test_one_row_and_a_number_as_its_label():
+    @njit
+    def compute(x, label):
+        return fastce.cross_entropy(x, label), fastce.cross_entropy_with_grad(x, label)
+
+    x = rng.standard_normal(8)
+    same(compute(x, 3), compute.py_func(x, 3))
+
+
+def test_other_axis_into_out():
+    @njit
+    def compute(x, labels, out):
+        return fastce.cross_entropy_with_grad(x, labels, axis=0, out=out)
+
+    x, labels = rng.standard_normal((6, 50)), rng.integers(0, 6, 50)
+    out = np.empty_like(x)
+    right = fastce.cross_entropy_with_grad(x, labels, axis=0)
+    same(compute(x, labels, out), right)
+    same(out, right[1])
+    same(compute(x, labels, x), right)
+    same(x, right[1])
+
+
+# --- attention ----------------------------------------------------------------------------
+
+
+@njit
+def attend(q, k, v, mask, allowed, lengths):
+    return (
+        fastce.scaled_dot_product_attention(q, k, v),
+        fastce.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=True, scale=0.3, q_offset=7, softcap=3.0,
+            return_lse=True,
+        ),
+        fastce.scaled_dot_product_attention(
+            q, k, v, attn_mask=allowed, kv_lengths=lengths, window=(5, -1)
+        ),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_attention(dtype):
+    q, k, v = rng.standard_normal((3, 2, 4, 70, 32)).astype(dtype)
+    mask = rng.standard_normal((1, 70, 70)).astype(dtype)
+    allowed = rng.random((2, 1, 1, 70)) > 0.3
+    lengths = np.array([70, 13])
+    given = q, k, v, mask, allowed, lengths
+    same(attend(*given), attend.py_func(*given))
+
+
+def test_attention_of_grouped_heads_into_out():
+    @njit
+    def compute(q, k, v, out):
+        return fastce.scaled_dot_product_attention(q, k, v, enable_gqa=True, out=out)
+
+    q, k, v = rng.standard_normal((4, 70, 8)), *rng.standard_normal((2, 2, 50, 8))
+    out = np.empty_like(q)
+    right = fastce.scaled_dot_product_attention(q, k, v, enable_gqa=True)
+    same(compute(q, k, v, out), right)
+    same(out, right)
+
+
+def test_attention_of_few_queries():
+    """Whose keys are split."""
+
+    @njit
+    def compute(q, k, v):
+        return fastce.scaled_dot_product_attention(q, k, v)
+
+    q, (k, v) = rng.standard_normal((1, 4, 1, 32)), rng.standard_normal((2, 1, 4, 4000, 32))
+    same(compute(q, k, v), fastce.scaled_dot_product_attention(q, k, v))
+
+
+# --- over threads -------------------------------------------------------------------------
+
+
+@njit(parallel=True)
+def over_rows(x, labels):
+    out, loss = np.empty_like(x), np.empty(len(x))
+    for i in prange(len(x)):
+        fastce.log_softmax(x[i], out=out[i])
+        loss[i] = fastce.cross_entropy(x[i], labels[i])
+    return out, loss
+
+
+@njit(parallel=True)
+def whole(x, labels):
+    return fastce.log_softmax(x, axis=0), fastce.cross_entropy_with_grad(x, labels)
+
+
+def test_parallel():
+    x, labels = rng.standard_normal((300, 1000)), rng.integers(0, 1000, 300)
+    out, loss = over_rows(x, labels)
+    same(out, fastce.log_softmax(x))
+    np.testing.assert_array_equal(loss, fastce.cross_entropy(x, labels, reduction="none"))
+    same(whole(x, labels), whole.py_func(x, labels))
+
+
+@pytest.mark.parametrize("layer", ["omp", "workqueue"])
+def test_parallel_over_any_layer(layer):
+    code = """
+import numba, numpy as np
+import fastce
+@numba.njit(parallel=True)
+def f(x):
+    out = np.empty_like(x)
+    for i in numba.prange(len(x)):
+        out[i] = fastce.softmax(x[i])
+    return out, fastce.softmax(x)
+a, b = f(np.random.default_rng(0).standard_normal((30, 5000)))
+assert numba.threading_layer() == LAYER
+print((a == b).all())
+"""
+    code = code.replace("LAYER", repr(layer))
+    status, output, errors = python(code, 300, NUMBA_THREADING_LAYER=layer)
+    assert (status, output) == (0, "True"), errors
+
+
+# --- errors -------------------------------------------------------------------------------
+
+
+@njit
+def mean_loss(x, labels):
+    return fastce.cross_entropy(x, labels)
+
+
+@njit
+def of_axis(x, axis):
+    return fastce.softmax(x, axis=axis)
+
+
+@njit
+def weighed(x, labels, weight):
+    return fastce.cross_entropy(x, labels, weight=weight)
+
+
+@njit
+def smoothed(x, labels, amount):
+    return fastce.cross_entropy(x, labels, label_smoothing=amount)
+
+
+@njit
+def attended(q, k, v):
+    return fastce.scaled_dot_product_attention(q, k, v)
+
+
+x, labels = np.zeros((4, 3)), np.array([0, 1, 2, 0])
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "call"),
+    [
+        (IndexError, "target of row 2 is 3, out of range for 3 classes",
+         lambda: mean_loss(x, labels + 1)),
+        (IndexError, "target of row 0 is -1", lambda: mean_loss(x, labels - 1)),
+        (ValueError, "target must have the shape", lambda: mean_loss(x, labels[:3])),
+        (ValueError, "axis 2 is out of range for 2 axes", lambda: of_axis(x, 2)),
+        (ValueError, "axis -3 is out of range", lambda: of_axis(x, -3)),
+        (ValueError, "weight must have 3 elements, one per class, got 2",
+         lambda: weighed(x, labels, np.ones(2))),
+        (ValueError, "label_smoothing must be from 0 to 1, got 1.5",
+         lambda: smoothed(x, labels, 1.5)),
+        (ValueError, "label_smoothing must be from 0 to 1, got nan",
+         lambda: smoothed(x, labels, np.nan)),
+        (ValueError, "equal batch axes",
+         lambda: attended(np.zeros((2, 1, 3, 4)), *np.zeros((2, 1, 1, 3, 4)))),
+        (ValueError, "4 and 2 heads: grouped heads need enable_gqa=True",
+         lambda: attended(np.zeros((4, 3, 4)), *np.zeros((2, 2, 3, 4)))),
+        (ValueError, "equal widths",
+         lambda: attended(np.zeros((4, 3, 5)), *np.zeros((2, 4, 3, 4)))),
+    ],
+)  # fmt: skip
+def test_errors_of_values(error, message, call):
+    with pytest.raises(error, match=message):
+        call()
+
+
+@njit
+def reduced(x, labels, how):
+    return fastce.cross_entropy(x, labels, reduction=how)
+
+
+@njit
+def wrongly_reduced(x, labels):
+    return fastce.cross_entropy(x, labels, reduction="max")
+
+
+@njit
+def with_out(x, out):
+    return fastce.softmax(x, out=out)
+
+
+@pytest.mark.parametrize(
+    ("message", "call"),
+    [
+        ("x must be an array of float64 or float32, got", lambda: of_axis(np.zeros(3, np.int64), 0)),
+        ("x must be an array of float64 or float32, got", lambda: of_axis(1.0, 0)),
+        ("target must hold class indices", lambda: mean_loss(x, labels.astype(float))),
+        ("target must hold class indices", lambda: mean_loss(x, x.astype(np.float32))),
+        ("reduction must be a constant", lambda: reduced(x, labels, "mean")),
+        ("reduction must be 'mean', 'sum' or 'none', got 'max'", lambda: wrongly_reduced(x, labels)),
+        ("out must be a writable C-contiguous array of float64 with 2 axes",
+         lambda: with_out(x, x.astype(np.float32))),
+        ("out must be a writable C-contiguous array", lambda: with_out(x, x[:, ::2])),
+        ("the same dtype and number of axes",
+         lambda: attended(np.zeros((1, 2, 3)), np.zeros((2, 3)), np.zeros((2, 3)))),
+    ],
+)  # fmt: skip
+def test_errors_of_types(message, call):
+    with pytest.raises(numba.TypingError, match=message):
+        call()
+
+
+def test_float16_says_what_there_is():
+    @njit
+    def compute(x):
+        return fastce.softmax(x)
+
+    with pytest.raises((numba.TypingError, numba.core.errors.NumbaError, NotImplementedError)):
+        compute(np.zeros(3, np.float16))
