@@ -17,6 +17,7 @@ def _over(function):
     return over
 
 
+EXP_2_UP_TO = _math.EXP_2_UP_TO
 exp_2_of, tan_h_of, log_1p_of = map(_over, (_math.exp_2, _math.tanh, _math.log_1p))
 
 
@@ -28,10 +29,11 @@ def exp_sub_of(x, m, out):
 
 @compiled
 def _exp_from_of(x, m, out):
-    shift, power, ratio = _math.reference(m[0])
+    base, ratio = _math.reference(m[0])
+    down = _math.constants(m[0]).down
     for i in range(x.size):
-        out[i] = _math.exp_from(x[i], shift, power)
-    return shift, power, ratio
+        out[i] = _math.exp_from(x[i], base) * down
+    return base.shift, _math.constants(m[0]).to_exponent - base.to_exponent, ratio / down
 
 
 def exp_from_of(x, m, out):

@@ -64,6 +64,7 @@ def test_log1p(math, dtype, low, high):
 @pytest.mark.parametrize(("dtype", "low", "high"), [("f4", -30, 6), ("f8", -60, 9)])
 def test_exp2(math, dtype, low, high, sign):
     x = sign * stratified(dtype, low, high)
+    x = x[x <= getattr(math, "EXP_2_UP_TO", np.inf)]
     math.exp_2_of(x, result := np.empty_like(x))
     assert ulp(result, np.exp2(x.astype(np.longdouble)), dtype).max() <= 2
 
@@ -81,7 +82,9 @@ def test_special_values_of_exp2_and_tanh(math, dtype):
     inf, nan = np.inf, np.nan
     x = np.array([0, -inf, inf, nan, -1e30, 1e30, -2000, -0.0], dtype)
     math.exp_2_of(x, result := np.empty_like(x))
-    np.testing.assert_array_equal(result, np.array([1, 0, inf, nan, 0, inf, 0, 1], dtype))
+    right = np.array([1, 0, inf, nan, 0, inf, 0, 1], dtype)
+    defined = ~(x > getattr(math, "EXP_2_UP_TO", np.inf))
+    np.testing.assert_array_equal(result[defined], right[defined])
     math.tan_h_of(x, result)
     np.testing.assert_array_equal(result, np.array([0, -1, 1, nan, -1, 1, -1, 0], dtype))
 

@@ -108,8 +108,9 @@ def compile_times():
 
     A list of dictionaries: kernel, dtype, loop (parallel or serial), seconds.
     """
-    files = {Path(kernel.stats.cache_path, _TIMES) for kernel in _kernels if kernel.stats.cache_path}
-    lines = (line for file in sorted(files) if file.exists() for line in file.open())
+    folders = {kernel.stats.cache_path for kernel in _kernels} - {None}
+    files = [Path(folder, _TIMES) for folder in sorted(folders)]
+    lines = (line for file in files if file.exists() for line in file.open())
     entries = [json.loads(line) for line in lines]
     return [entry for entry in entries if entry.pop("version") == _VERSION]
 

@@ -5,11 +5,13 @@ Each lane is a row, computed as cross_entropy_row in _cross_entropy_rows.py comp
 
 import numpy as np
 
-from ._compile import compiled
-from ._math import add_compensated, cast, constants, exp_sub, mul_add
+from ._compile import inner
+from ._math import add_compensated, cast, compensated, constants, exp_between, exp_sub, mul_add
 from ._panels import (
     CLASSES,
     PANEL,
+    column,
+    column_bounds,
     load_tile,
     log_sums,
     panel_count,
@@ -23,7 +25,7 @@ from ._panels import (
 from ._storage import narrow, widen
 
 
-@compiled
+@inner
 def gather(x, place, rows, options, first, width, kept, picked, weights):
     """Of each row: whether it counts (1 or 0), x at its label, and the weight of that class."""
     at, class_step, row_step = place
@@ -41,7 +43,7 @@ def gather(x, place, rows, options, first, width, kept, picked, weights):
             weights[c] = rows.weight[label] if rows.weight.size else t.one
 
 
-@compiled
+@inner
 def panel_cost(
     x, place, target, target_place, n, width, rows, options, tops, losses, totals, tiles
 ):
@@ -66,11 +68,11 @@ def panel_cost(
                 costs[c], cost_errors[c] = add_compensated(costs[c], cost_errors[c], cost)
                 parts[c], part_errors[c] = add_compensated(parts[c], part_errors[c], part * weight)
     for c in range(PANEL):
-        losses[c] = np.float64(costs[c]) + np.float64(cost_errors[c])
-        totals[c] = options.soft_total + (np.float64(parts[c]) + np.float64(part_errors[c]))
+        losses[c] = compensated(costs[c], cost_errors[c])
+        totals[c] = options.soft_total + compensated(parts[c], part_errors[c])
 
 
-@compiled
+@inner
 def panel_losses(rows, options, first, width, tops, rests, sums, columns):
     """The losses and lse of a panel. Leaves in `totals` sum(q), in `losses` the losses."""
     kept, picked, weights, losses, totals = columns
@@ -98,7 +100,7 @@ def panel_losses(rows, options, first, width, tops, rests, sums, columns):
     return loss_sum
 
 
-@compiled
+@inner
 def panel_slopes(rows, options, first, width, tops, rests, sums, columns, slopes, upstreams):
     """The factors of a panel's gradient, and in `picked` the gradient at the labels."""
     _, picked, weights, _, totals = columns
@@ -121,13 +123,15 @@ def panel_slopes(rows, options, first, width, tops, rests, sums, columns, slopes
         slopes[c] = g * pull * share
 
 
-@compiled
+@inner
 def panel_gradient(
     x, place, target, target_place, grad, grad_place, n, width, rows, options, tops, slopes,
-    upstreams, kept, tiles, has_exps,
+    upstreams, kept, tiles, has_exps, work,
 ):  # fmt: skip
     """Writes the gradient but for the part of a class index."""
     tile, t_tile = tiles
+    ms, lows = column(work, 0), column(work, 1)
+    column_bounds(tops, ms, lows)
     t = constants(tops[0])
     hard, soft = cast(t.one, options.hard), cast(t.one, options.soft)
     for first in range(0, n, CLASSES):
@@ -139,7 +143,7 @@ def panel_gradient(
         for k in range(count):
             line, wanted = tile[k * PANEL : (k + 1) * PANEL], t_tile[k * PANEL : (k + 1) * PANEL]
             for c in range(PANEL):
-                e = line[c] if has_exps else exp_sub(line[c], tops[c])
+                e = line[c] if has_exps else exp_between(line[c], ms[c], lows[c])
                 line[c] = slopes[c] * e
             if options.every_class:
                 weight = rows.weight[first + k]
@@ -151,10 +155,10 @@ def panel_gradient(
         store_tile(tile, grad.data, grad_place, first, count, width)
 
 
-@compiled
+@inner
 def panels_task(x, target, grad, rows, options, outer, n, inner, task):
     """The sum of the losses of some panels, and their gradient unless `grad` is None."""
-    tile, tops, rests = panel_scratch(x.data)
+    tile, tops, rests, work = panel_scratch(x.data)
     t_tile = np.zeros_like(tile)
     sums, kept, picked = np.empty_like(tops), np.empty_like(tops), np.empty_like(tops)
     weights, slopes, upstreams = np.empty_like(tops), np.empty_like(tops), np.empty_like(tops)
@@ -176,7 +180,7 @@ def panels_task(x, target, grad, rows, options, outer, n, inner, task):
             tops[width:] = 0
             rests[:] = 0
         else:
-            panel_state(x.data, place, n, width, tile, tops, rests, has_exps)
+            panel_state(x.data, place, n, width, tile, tops, rests, has_exps, work)
         losses[:] = 0
         totals[:] = 0
         if every:
@@ -189,13 +193,13 @@ def panels_task(x, target, grad, rows, options, outer, n, inner, task):
             panel_slopes(rows, options, first, width, tops, rests, sums, columns, slopes, upstreams)
             panel_gradient(
                 x, place, target, t_place, grad, grad_place, n, width, rows, options, tops,
-                slopes, upstreams, kept, tiles, has_exps,
+                slopes, upstreams, kept, tiles, has_exps, work,
             )  # fmt: skip
             put_labels(grad, grad_place, rows, first, width, kept, picked)
     return loss
 
 
-@compiled
+@inner
 def put_labels(grad, place, rows, first, width, kept, values):
     """The gradient at the labels of a panel."""
     at, class_step, row_step = place

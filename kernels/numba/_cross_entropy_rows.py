@@ -6,16 +6,17 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
-from ._compile import compiled
-from ._math import add_in_any_order, cast, constants, exp_from, mul_add, reference
+from ._compile import OPTIONS, inner
+from ._math import add_in_any_order, apart, cast, constants, exp_from, mul_add, reference
 from ._panels import rows_per_task
-from ._rows import BLOCK, log_total, row_of, row_state
-from ._storage import narrow, put, scratch, stream_end, widen
+from ._rows import BLOCK, PART, log_total, row_of, row_state, row_writer
+from ._storage import narrow, scratch, stream_end, widen
 
 
-@compiled
+@inner
 def row_cost(x, t, weight, options, row_top):
     """sum(q * (top - x)) and sum(q) over all classes, without the part of a class index."""
+    apart()
     hard, soft = cast(row_top, options.hard), cast(row_top, options.soft)
     zero = constants(row_top).zero
     loss, total = 0.0, options.soft_total
@@ -40,57 +41,62 @@ def row_cost(x, t, weight, options, row_top):
     return loss, total
 
 
-@compiled
-def gradient_block(x, t, result, weight, options, scale, shift, power, minus_g):
-    """A block of row_gradient that is computed from the logits."""
-    hard, soft = cast(scale, options.hard), cast(scale, options.soft)
-    if not options.every_class:
-        for i in range(x.size):
-            result[i] = narrow(scale * exp_from(widen(x[i]), shift, power), result)
-    elif t is None:
-        for i in range(x.size):
-            value = scale * exp_from(widen(x[i]), shift, power)
-            result[i] = narrow(mul_add(minus_g, soft * weight[i], value), result)
-    else:
-        for i in range(x.size):
-            value = scale * exp_from(widen(x[i]), shift, power)
-            q = mul_add(hard, widen(t[i]), soft) * weight[i]
-            result[i] = narrow(mul_add(minus_g, q, value), result)
+@row_writer
+@inner
+def _write_kept(k, inputs, scale):
+    """From exponentials that were kept."""
+    return scale * (inputs[0][k] * constants(scale).down)
 
 
-@compiled
+@row_writer
+@inner
+def _write_plain(k, inputs, arguments):
+    """For q that is 0 everywhere but at a class index."""
+    base, scale = arguments
+    # Apart from `down`, for the product of the two might be subnormal.
+    return scale * (exp_from(widen(inputs[0][k]), base) * constants(scale).down)
+
+
+def class_share(t, k, hard, soft):
+    """q of class k without its weight; `t` holds probabilities, or is None."""
+    raise NotImplementedError("for compiled code")
+
+
+@overload(class_share, jit_options=OPTIONS)
+def _class_share(t, k, hard, soft):
+    if isinstance(t, types.NoneType):
+        return lambda t, k, hard, soft: soft
+    return lambda t, k, hard, soft: mul_add(hard, widen(t[k]), soft)
+
+
+@row_writer
+@inner
+def _write_every_class(k, inputs, arguments):
+    """For label smoothing, and probabilities `t`."""
+    (x, t, weight), (base, scale, minus_g, hard, soft) = inputs, arguments
+    value = scale * (exp_from(widen(x[k]), base) * constants(scale).down)
+    return mul_add(minus_g, class_share(t, k, hard, soft) * weight[k], value)
+
+
+@inner
 def row_gradient(x, t, grad, weight, options, top, slope, upstream, exps, buffer, streaming):
     """grad = slope * exp(x - top) - upstream * q, without the part of a class index.
 
     `exps` holds the row's exponentials, or is empty. For the buffer see _rows.py.
     """
-    shift, power, ratio = reference(top)
-    scale, minus_g = cast(top, slope * ratio), cast(top, -upstream)
-    for at in range(0, x.size, BLOCK):
-        v, result = x[at : at + BLOCK], buffer[: min(BLOCK, x.size - at)]
-        if exps.size:
-            for i in range(v.size):
-                result[i] = narrow(scale * exps[i], result)
-        else:
-            u = slice_if_given(t, at)
-            w = weight[at : at + BLOCK]
-            gradient_block(v, u, result, w, options, scale, shift, power, minus_g)
-        put(result, grad[at : at + BLOCK], streaming)
+    base, ratio = reference(top)
+    scale = cast(top, slope * (ratio / constants(top).down))
+    if exps.size:
+        _write_kept((exps,), scale, grad, buffer, streaming)
+    elif options.every_class:
+        minus_g, hard, soft = cast(top, -upstream), cast(top, options.hard), cast(top, options.soft)
+        arguments = base, scale, minus_g, hard, soft
+        _write_every_class((x, t, weight), arguments, grad, buffer, streaming)
+    else:
+        _write_plain((x,), (base, scale), grad, buffer, streaming)
 
 
-def slice_if_given(t, at):
-    """A block, or None."""
-    raise NotImplementedError("for compiled code")
-
-
-@overload(slice_if_given)
-def _slice_if_given(t, at):
-    if isinstance(t, types.NoneType):
-        return lambda t, at: None
-    return lambda t, at: t[at : at + BLOCK]
-
-
-@compiled
+@inner
 def cross_entropy_row(x, t, grad, rows, options, r, memory, exps, buffer):
     """Loss of row r, and its gradient unless `grad` is None."""
     label = rows.labels[r] if rows.labels.size else -1
@@ -159,13 +165,13 @@ def _row_if_given(planes, r, n):
     return lambda planes, r, n: row_of(planes, r, n)
 
 
-@compiled
+@inner
 def rows_task(x, target, grad, rows, options, outer, n, task):
     """The sum of the losses of some rows."""
     memory = scratch(x.data, BLOCK)
     keeps_exps = grad is not None and n <= BLOCK and not options.every_class
     exps = scratch(x.data, n if keeps_exps else 0)
-    buffer = np.empty(0 if grad is None else BLOCK, x.data.dtype)
+    buffer = np.empty(0 if grad is None else PART, x.data.dtype)
     loss = 0.0
     for r in range(task * rows_per_task(n), min(outer, (task + 1) * rows_per_task(n))):
         t, g = row_if_given(target, r, n), row_if_given(grad, r, n)

@@ -1,12 +1,12 @@
 """Blocks of labels: the check that they are classes; nll_loss, which reads one element a row."""
 
-from ._compile import compiled
+from ._compile import inner
 from ._math import cast
 from ._rows import BLOCK
 from ._storage import narrow, widen
 
 
-@compiled
+@inner
 def scan_block(labels, weight, classes, ignore_index, block):
     """Sum of the weights of the rows that count, and the first label that is no class, or -1."""
     total = 0.0
@@ -20,7 +20,7 @@ def scan_block(labels, weight, classes, ignore_index, block):
     return total, -1
 
 
-@compiled
+@inner
 def nll_block(x, labels, weight, loss, n, inner, denominator, ignore_index, block):
     """Sum of the losses of a block of rows; each goes to `loss`, unless that is empty."""
     total = 0.0
@@ -35,13 +35,13 @@ def nll_block(x, labels, weight, loss, n, inner, denominator, ignore_index, bloc
     return total
 
 
-@compiled
+@inner
 def zero_block(grad, n, inner, plane):
     at = grad.first + plane * grad.step
     grad.data[at : at + n * inner] = 0  # also the bits of a half float
 
 
-@compiled
+@inner
 def put_block(upstream, labels, weight, grad, inner, denominator, ignore_index, block):
     """-upstream * weight at the labels of a block of rows."""
     for r in range(block * BLOCK, min(labels.size, (block + 1) * BLOCK)):

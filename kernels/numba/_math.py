@@ -15,7 +15,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, overload
 
-from ._compile import OPTIONS, compiled
+from ._compile import OPTIONS, inner
 
 # ---- operations that Python has no word for --------------------------------------------------
 
@@ -62,12 +62,32 @@ def add_in_any_order(typingctx, a, b):
     return a(a, a), generate
 
 
-@compiled
+@intrinsic
+def apart(typingctx):
+    """Keeps the function that calls it from being merged into others. One that adds in any order
+    calls it: in every caller the order is then the same, as serial and parallel loops and losses
+    with and without gradient need it.
+    """
+
+    def generate(context, builder, signature, args):
+        builder.function.attributes.add("noinline")
+        return context.get_dummy_value()
+
+    return types.void(), generate
+
+
+@inner
 def add_compensated(total, error, term):
     """total + term, and `error` plus what that loses (Knuth's two-sum)."""
     new = total + term
     back = new - total
     return new, error + ((total - (new - back)) + (term - back))
+
+
+@inner
+def compensated(total, error):
+    """The sum as a float64. The error of an infinite one is NaN."""
+    return np.float64(total) + np.float64(error) if error == error else np.float64(total)
 
 
 # ---- the two types ---------------------------------------------------------------------------
@@ -90,10 +110,11 @@ class Constants(NamedTuple):
     ln2_lo: np.floating
     exp_low: np.floating  # exp of it rounds to 0
     near_limit: np.floating  # more than twice that, see exp_from
-    far_below: np.floating
     two_steps: np.floating  # of the last place, relatively
-    lowest_power: np.floating
-    power_limit: np.floating  # 2 to it is infinite
+    lowest_power: np.floating  # of two, by which scale_up can multiply
+    to_exponent: np.floating  # adding it to n leaves the exponent of 2**(n + up) in the last bits
+    down: np.floating  # 2**-up
+    nothing: np.floating  # below it, times 2**up, a sum rounds to 0
     mantissa: np.integer
     bias: np.integer
     sqrt_half: np.integer  # its bits
@@ -102,23 +123,28 @@ class Constants(NamedTuple):
     one_int: np.integer
 
 
-def _constants(real, whole, bias, mantissa, ln2_hi, ln2_lo, exp_low, near, far, sqrt_half):
+EXP_2_UP_TO = 60
+
+
+def _constants(real, whole, bias, mantissa, up, ln2_hi, ln2_lo, exp_low, near, sqrt_half):
     info = np.finfo(real)
+    to_int = 1.5 * 2.0**mantissa
     return Constants(
-        *map(real, (0, 1, 0.5, 2, -np.inf, np.nan, info.max, 1.5 * 2.0**mantissa)),
+        *map(real, (0, 1, 0.5, 2, -np.inf, np.nan, info.max, to_int)),
         *map(real, (1.4426950408889634, 0.6931471805599453, ln2_hi, ln2_lo)),
-        *map(real, (exp_low, near, far, 2 * info.eps, 2 - 2 * bias, 2 * bias + 1)),
+        *map(real, (exp_low, near, 2 * info.eps)),
+        *map(real, (2 - bias - up, to_int + bias + up, 2.0**-up, 2.0 ** (up - bias - mantissa))),
         *map(whole, (mantissa, bias, sqrt_half, np.iinfo(whole).max, info.bits - 1, 1)),
     )
 
 
 FLOAT32 = _constants(
-    np.float32, np.int32, 127, 23, float.fromhex("0x1.63p-1"), -2.12194440e-4, -104, 256, -1024,
+    np.float32, np.int32, 127, 23, 64, float.fromhex("0x1.63p-1"), -2.12194440e-4, -104, 256,
     0x3F3504F3,
 )  # fmt: skip
 FLOAT64 = _constants(
-    np.float64, np.int64, 1023, 52, 6.93147180369123816490e-01, 1.90821492927058770002e-10, -746,
-    2048, -8192, 0x3FE6A09E667F3BCD,
+    np.float64, np.int64, 1023, 52, 512, 6.93147180369123816490e-01, 1.90821492927058770002e-10,
+    -746, 2048, 0x3FE6A09E667F3BCD,
 )  # fmt: skip
 
 
@@ -193,27 +219,25 @@ _exp_2_tail = _polynomial(
 )  # fmt: skip
 
 
-@compiled
+@inner
 def larger(a, b):
     """The larger one; `b` where either is NaN."""
     return a if a > b else b
 
 
-@compiled
+@inner
 def smaller(a, b):
     """The smaller one; `b` where either is NaN."""
     return a if a < b else b
 
 
-@compiled
-def scale_by_power(value, n):
-    """value * 2**n for an integer-valued n, rounded once where the result is subnormal."""
+@inner
+def scale_up(value, n_and_exponent):
+    """value * 2**(n + up) for an integer n, given as n + t.to_exponent; up is 64 or 512. Exact: the
+    product with t.down = 2**-up, where that is wanted, is the only rounding of a subnormal result.
+    """
     t = constants(value)
-    n = larger(t.lowest_power, n)  # below, the result is 0 and the exponents would wrap
-    whole = bits(n + t.to_int) - bits(t.to_int)
-    part = whole >> 1  # in two steps: 2**n itself may be no normal number
-    first, second = (part + t.bias) << t.mantissa, (whole - part + t.bias) << t.mantissa
-    return value * bits(as_int(value, first)) * bits(as_int(value, second))
+    return value * bits(as_int(value, bits(n_and_exponent) << t.mantissa))
 
 
 def as_int(like, value):
@@ -227,7 +251,7 @@ def _as_int_overload(like, value):
     return lambda like, value: to(value)
 
 
-@compiled
+@inner
 def _exp_reduced(d, lost):
     """exp(d + lost) as a number near 1, and the power of two that it lacks."""
     t = constants(d)
@@ -237,59 +261,82 @@ def _exp_reduced(d, lost):
     return t.one + mul_add(r * r, _exp_tail(r), r), n
 
 
-@compiled
-def exp_sub(x, m):
-    """exp(x - m) for x <= m. What the rounding of x - m loses is put back (Knuth's two-sum).
+@inner
+def bounds(m):
+    """For exp_between: `m`, where infinity counts as the largest finite number, and a number so far
+    below that exp(x - m) is 0 from there on.
+    """
+    t = constants(m)
+    m = smaller(t.largest, larger(-t.largest, m))
+    return m, larger(-t.largest, m - larger(-t.exp_low, abs(m) * t.two_steps))
 
-    NaN only where x is NaN: an infinite m counts as the largest finite number.
+
+@inner
+def exp_between(x, m, low):
+    """exp(x - m) for x <= m, see `bounds`. What the rounding of x - m loses is put back (Knuth's
+    two-sum). NaN only where x is NaN.
     """
     t = constants(x)
-    m = smaller(t.largest, larger(-t.largest, m))
-    apart = larger(-t.exp_low, abs(m) * t.two_steps)  # so far below, the result is 0
-    x = larger(larger(-t.largest, m - apart), x)
+    x = larger(low, x)
     d = x - m
     back = d - x
     lost = (x - (d - back)) - (m + back)
     e, n = _exp_reduced(larger(t.exp_low, d), lost)
-    return scale_by_power(e, n)
+    return scale_up(e, n + t.to_exponent) * t.down
 
 
-@compiled
+@inner
+def exp_sub(x, m):
+    m, low = bounds(m)
+    return exp_between(x, m, low)
+
+
+class Base(NamedTuple):
+    """What exp_from is relative to, see `reference`."""
+
+    shift: np.floating
+    low: np.floating
+    to_exponent: np.floating
+
+
+@inner
 def reference(m):
-    """(shift, power, ratio) for exp_from: a number m' near m, and ratio = exp(m' - m).
+    """(base, ratio): exp(x - m) = ratio * exp_from(x, base) for x <= m, in fewer operations than
+    exp_sub takes.
 
-    m' = shift + power * ln(2) is such that exp(x - m') takes fewer operations than exp_sub. A small
-    m becomes a power of two, and x is reduced as it is; subtracting a large m is exact, by
-    Sterbenz's lemma, for every x that is not so far below that the result is 0.
+    A number m' near m takes its place. A small m becomes a multiple of ln(2), and x is reduced as
+    it is; subtracting a large m is exact, by Sterbenz's lemma, for every x that is not so far below
+    that the result is 0.
     """
     t = constants(m)
+    shift, power, ratio = smaller(t.largest, larger(-t.largest, m)), 0.0, 1.0
     if -t.near_limit < m and m < t.near_limit:
         d = FLOAT64
         power = np.rint(np.float64(m) * d.log2_e)
-        ratio = np.exp((power * d.ln2_hi - m) + power * d.ln2_lo)
-        return t.zero, cast(m, power), ratio
-    return smaller(t.largest, larger(-t.largest, m)), t.zero, 1.0
+        shift, ratio = t.zero, np.exp((power * d.ln2_hi - m) + power * d.ln2_lo)
+    low = cast(m, (power + np.float64(t.lowest_power)) * np.float64(t.ln2))
+    return Base(shift, low, cast(m, np.float64(t.to_exponent) - power)), ratio * t.down
 
 
-@compiled
-def exp_from(x, shift, power):
-    """exp(x - m') for x <= m, see `reference`."""
+@inner
+def exp_from(x, base):
+    """exp(x - m') * 2**up for x <= m, see `reference`; next to nothing where that is 0."""
     t = constants(x)
-    e, n = _exp_reduced(larger(t.far_below, x - shift), t.zero)
-    return scale_by_power(e, n - power)
+    e, n = _exp_reduced(larger(base.low, x - base.shift), -t.zero)
+    return scale_up(e, n + base.to_exponent)
 
 
-@compiled
+@inner
 def exp_2(x):
-    """2**x: 0 for -inf, NaN for NaN."""
+    """2**x for x <= EXP_2_UP_TO: 0 for -inf, NaN for NaN."""
     t = constants(x)
-    x = smaller(t.power_limit, larger(t.far_below, x))
+    x = larger(t.lowest_power, x)
     n = (x + t.to_int) - t.to_int
     r = x - n
-    return scale_by_power(mul_add(_exp_2_tail(r), r, t.one), n)
+    return scale_up(mul_add(_exp_2_tail(r), r, t.one), n + t.to_exponent) * t.down
 
 
-@compiled
+@inner
 def sub_to_odd(a, b):
     """a - b for a <= 0 <= b, rounded to odd: of the two floats around an inexact result, the one
     whose last bit is 1. Rounding that again, to a half float, rounds the exact number.
@@ -342,18 +389,19 @@ def _tanh_tail_overload(z):
     return lambda z: _tanh_tail_32(z)
 
 
-@compiled
+@inner
 def tanh(x):
     """The hyperbolic tangent."""
     t = constants(x)
     size, z = abs(x), x * x
-    large = t.one - t.two / (exp_2(size * (t.two * t.log2_e)) + t.one)
+    power = smaller(cast(x, EXP_2_UP_TO), size * (t.two * t.log2_e))
+    large = t.one - t.two / (exp_2(power) + t.one)
     near = mul_add(x * z, _tanh_tail(z), x)
     far = -large if x < t.zero else large
     return near if size < cast(x, 0.625) else far
 
 
-@compiled
+@inner
 def log_1p(x):
     """log(1 + x) for x >= 0. What 1 + x rounds away returns as a correction."""
     t = constants(x)

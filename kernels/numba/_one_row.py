@@ -9,7 +9,7 @@ from numba.extending import overload
 
 from ._compile import OPTIONS, compiled
 from ._math import cast
-from ._rows import BLOCK, log_total, row_state, write_log_softmax, write_softmax
+from ._rows import BLOCK, PART, log_total, row_state, write_log_softmax, write_softmax
 from ._storage import scratch
 
 
@@ -76,8 +76,8 @@ def row_softmax(x, out):
     array([0.25, 0.25, 0.25, 0.25])
     """
     x, y = elements(x), elements(out)
-    size = min(x.size, BLOCK)
-    memory, buffer = scratch(x, size + 1), np.empty(size, y.dtype)
+    memory = scratch(x, min(x.size, BLOCK) + 1)
+    buffer = np.empty(PART, y.dtype)
     exps = scratch(x, x.size if x.size <= BLOCK else 0)
     top, rest = row_state(x, memory, exps)
     write_softmax(x, y, top, rest, exps, buffer, False)
@@ -101,8 +101,8 @@ def row_log_softmax(x, out):
     -5.79e-22
     """
     x, y = elements(x), elements(out)
-    size = min(x.size, BLOCK)
-    memory, buffer = scratch(x, size + 1), np.empty(size, y.dtype)
+    memory = scratch(x, min(x.size, BLOCK) + 1)
+    buffer = np.empty(PART, y.dtype)
     top, rest = row_state(x, memory, memory[:0])
     write_log_softmax(x, y, top, rest, buffer, False)
 
@@ -155,8 +155,8 @@ def row_cross_entropy_with_grad(x, label, grad):
     (0.693147, array([-0.5,  0.5]))
     """
     x, y = elements(x), elements(grad)
-    size = min(x.size, BLOCK)
-    memory, buffer = scratch(x, size + 1), np.empty(size, y.dtype)
+    memory = scratch(x, min(x.size, BLOCK) + 1)
+    buffer = np.empty(PART, y.dtype)
     exps = scratch(x, x.size if x.size <= BLOCK else 0)
     top, rest = row_state(x, memory, exps)
     loss = np.float64(top) - np.float64(x[label]) + log_total(top, rest)

@@ -10,8 +10,8 @@ of blocks, and a second reading writes.
 
 import numpy as np
 
-from ._compile import compiled
-from ._math import add_compensated, cast, constants, exp_sub, larger, log_1p
+from ._compile import inner
+from ._math import add_compensated, bounds, cast, constants, exp_between, exp_sub, larger, log_1p
 from ._storage import narrow, scratch, widen
 
 PANEL = 128  # rows: eight vectors of 512 bits
@@ -20,27 +20,27 @@ SHORT = 64  # rows of up to so many classes are computed side by side
 PER_TASK = 1 << 16  # elements
 
 
-@compiled
+@inner
 def is_panelled(n, inner):
     return inner > 1 or n <= SHORT
 
 
-@compiled
+@inner
 def panel_count(outer, inner):
     return outer * (-(-inner // PANEL)) if inner != 1 else -(-outer // PANEL)
 
 
-@compiled
+@inner
 def panels_per_task(n):
     return max(1, PER_TASK // (PANEL * max(1, n)))
 
 
-@compiled
+@inner
 def rows_per_task(n):
     return max(1, PER_TASK // max(1, n))
 
 
-@compiled
+@inner
 def task_count(outer, n, inner):
     """Tasks of a loop over threads: what each does depends on the shape alone."""
     if is_panelled(n, inner):
@@ -48,7 +48,7 @@ def task_count(outer, n, inner):
     return -(-outer // rows_per_task(n))
 
 
-@compiled
+@inner
 def panel_rows(number, outer, inner):
     """The first row of a panel, counted as (outer, inner) lies in memory, and how many it has."""
     if inner == 1:
@@ -58,7 +58,7 @@ def panel_rows(number, outer, inner):
     return number // per_plane * inner + at, min(PANEL, inner - at)
 
 
-@compiled
+@inner
 def panel_place(planes, number, inner):
     """Where a panel begins, and the steps to the next class and to the next row."""
     if inner == 1:
@@ -68,10 +68,10 @@ def panel_place(planes, number, inner):
     return at, inner, 1
 
 
-@compiled
-def load_tile(data, place, first, count, width, tile):
+@inner
+def load_tile(data, origin, first, count, width, tile):
     """`count` classes, from class `first`, of `width` rows."""
-    at, class_step, row_step = place
+    at, class_step, row_step = origin
     zero = constants(tile[0]).zero
     if width < PANEL:
         tile[: count * PANEL] = zero
@@ -82,16 +82,19 @@ def load_tile(data, place, first, count, width, tile):
             for c in range(width):
                 to[c] = widen(line[c])
     else:
-        for c in range(width):
-            start = at + c * row_step + first
-            row = data[start : start + count]
-            for k in range(count):
-                tile[k * PANEL + c] = widen(row[k])
+        for k in range(count):
+            # Unsigned, for which Numba does not ask whether it counts from the end: 2 to 4 times
+            # as fast as slices of rows.
+            place, step = np.uint64(at + first + k), np.uint64(row_step)
+            to = tile[k * PANEL : k * PANEL + width]
+            for c in range(width):
+                to[c] = widen(data[place])
+                place += step
 
 
-@compiled
-def store_tile(tile, data, place, first, count, width):
-    at, class_step, row_step = place
+@inner
+def store_tile(tile, data, origin, first, count, width):
+    at, class_step, row_step = origin
     if row_step == 1:
         for k in range(count):
             start = at + (first + k) * class_step
@@ -99,29 +102,47 @@ def store_tile(tile, data, place, first, count, width):
             for c in range(width):
                 line[c] = narrow(values[c], data)
     else:
-        for c in range(width):
-            start = at + c * row_step + first
-            row = data[start : start + count]
-            for k in range(count):
-                row[k] = narrow(tile[k * PANEL + c], data)
+        for k in range(count):
+            place, step = np.uint64(at + first + k), np.uint64(row_step)
+            values = tile[k * PANEL : k * PANEL + width]
+            for c in range(width):
+                data[place] = narrow(values[c], data)
+                place += step
 
 
-@compiled
-def tile_state(tile, count, tops, rests, keeps_exps):
+@inner
+def column(work, i):
+    """A number for each row of a panel, of several that lie in one array: LLVM sees that they do
+    not overlap, where separate arrays would be compared before each loop, or not vectorised.
+    """
+    return work[i * PANEL : (i + 1) * PANEL]
+
+
+@inner
+def column_bounds(tops, ms, lows):
+    """What exp_between wants for each row."""
+    for c in range(PANEL):
+        ms[c], lows[c] = bounds(tops[c])
+
+
+@inner
+def tile_state(tile, count, tops, rests, keeps_exps, work):
     """The state of each row in a tile, see _rows.py. The exponentials may take its place."""
     t = constants(tile[0])
-    totals, errors, ties = np.empty_like(tops), np.empty_like(tops), np.empty_like(tops)
+    totals, errors, ties = column(work, 2), column(work, 3), column(work, 4)
+    ms, lows = column(work, 0), column(work, 1)
     for c in range(PANEL):
         tops[c], totals[c], errors[c], ties[c] = t.lowest, t.zero, t.zero, -t.one
     for k in range(count):
         line = tile[k * PANEL : (k + 1) * PANEL]
         for c in range(PANEL):
             tops[c] = larger(line[c], tops[c])  # skips NaN, which comes back through the sum
+    column_bounds(tops, ms, lows)
     for k in range(count):
         line = tile[k * PANEL : (k + 1) * PANEL]
         for c in range(PANEL):
             x, top = line[c], tops[c]
-            e = exp_sub(x, top)
+            e = exp_between(x, ms[c], lows[c])
             # 64 terms added plainly cost up to 3 ULP.
             totals[c], errors[c] = add_compensated(totals[c], errors[c], t.zero if x == top else e)
             ties[c] += t.one if x == top else t.zero
@@ -131,18 +152,18 @@ def tile_state(tile, count, tops, rests, keeps_exps):
         rests[c] = (np.float64(totals[c]) + np.float64(errors[c])) + np.float64(ties[c])
 
 
-@compiled
-def panel_state(data, place, n, width, tile, tops, rests, keeps_exps):
+@inner
+def panel_state(data, place, n, width, tile, tops, rests, keeps_exps, work):
     """The state of each row of a panel. `tile` is left with the last classes, or exponentials."""
     load_tile(data, place, 0, min(n, CLASSES), width, tile)
-    tile_state(tile, min(n, CLASSES), tops, rests, keeps_exps)
+    tile_state(tile, min(n, CLASSES), tops, rests, keeps_exps, work)
     if n <= CLASSES:
         return
     part_tops, part_rests = np.empty_like(tops), np.empty_like(rests)
     for first in range(CLASSES, n, CLASSES):
         count = min(CLASSES, n - first)
         load_tile(data, place, first, count, width, tile)
-        tile_state(tile, count, part_tops, part_rests, False)
+        tile_state(tile, count, part_tops, part_rests, False, work)
         for c in range(PANEL):
             a, b = tops[c], part_tops[c]
             top = larger(a, b)
@@ -154,14 +175,19 @@ def panel_state(data, place, n, width, tile, tops, rests, keeps_exps):
             tops[c] = top
 
 
-@compiled
+@inner
 def log_sums(tops, rests, to):
     """log(1 + rest), or NaN where the maximum is infinite and there is no distribution."""
     for c in range(PANEL):
         to[c] = log_1p(cast(tops[c], rests[c])) + (tops[c] - tops[c])
 
 
-@compiled
+@inner
 def panel_scratch(data):
-    """A tile, and an array of maxima and one of sums of a panel."""
-    return scratch(data, CLASSES * PANEL), scratch(data, PANEL), np.empty(PANEL)
+    """A tile; for each row of a panel its maximum and sum; and five columns for what comes up."""
+    tile, tops, work = (
+        scratch(data, CLASSES * PANEL),
+        scratch(data, PANEL),
+        scratch(data, 5 * PANEL),
+    )
+    return tile, tops, np.empty(PANEL), work

@@ -7,13 +7,14 @@ bfloat16 as signed ones.
 
 from typing import NamedTuple
 
+import numba
 import numpy as np
-from llvmlite import ir
+from llvmlite import binding, ir
 from numba import types
 from numba.core.imputils import impl_ret_borrowed
 from numba.extending import intrinsic, overload
 
-from ._compile import compiled
+from ._compile import inner
 from ._math import bits
 
 
@@ -77,13 +78,36 @@ def read_only(typingctx, a):
     return a.copy(readonly=True)(a), generate
 
 
-@compiled
+@intrinsic
+def unowned(typingctx, value):
+    """Arrays, also in tuples, without their count of references, which all threads would change in
+    turn: UNOWNED. The caller keeps the memory.
+    """
+
+    def generate(context, builder, signature, args):
+        return impl_ret_borrowed(context, builder, value, strip(context, builder, value, args[0]))
+
+    def strip(context, builder, kind, given):
+        if isinstance(kind, types.BaseTuple):
+            for i, part in enumerate(kind):
+                stripped = strip(context, builder, part, builder.extract_value(given, i))
+                given = builder.insert_value(given, stripped, i)
+        elif isinstance(kind, types.Array):
+            array = context.make_array(kind)(context, builder, given)
+            array.meminfo = array.meminfo.type(None)
+            given = array._getvalue()
+        return given
+
+    return value(value), generate
+
+
+@inner
 def contiguous_in(a, step):
     """A C-contiguous input as planes that lie `step` elements apart."""
     return Planes(read_only(a.reshape(-1)), 0, step)
 
 
-@compiled
+@inner
 def contiguous_out(a, step):
     return Planes(a.reshape(-1), 0, step)
 
@@ -91,8 +115,33 @@ def contiguous_out(a, step):
 # ---- elements --------------------------------------------------------------------------------
 
 
-@compiled
+# Whether Numba compiles for a processor that converts halves itself: a softmax of them takes HWGAIN
+# of the time. For others LLVM would call functions that are not there.
+HAS_F16C = not (numba.config.CPU_NAME or numba.config.CPU_FEATURES) and bool(
+    binding.get_host_cpu_features().get("f16c")
+)
+
+
+@intrinsic
+def _half_to_float_f16c(typingctx, half):
+    def generate(context, builder, signature, args):
+        return builder.fpext(builder.bitcast(args[0], ir.HalfType()), ir.FloatType())
+
+    return types.float32(types.uint16), generate
+
+
+@intrinsic
+def _float_to_half_f16c(typingctx, value):
+    def generate(context, builder, signature, args):
+        return builder.bitcast(builder.fptrunc(args[0], ir.HalfType()), ir.IntType(16))
+
+    return types.uint16(types.float32), generate
+
+
+@inner
 def half_to_float(half):
+    if HAS_F16C:
+        return _half_to_float_f16c(half)
     magnitude = np.int32((np.int32(half) & 0x7FFF) << 13)
     # Rescaling the exponent also normalises subnormal halves; infinity and NaN need their own.
     value = bits(bits(magnitude) * np.float32(2.0**112))
@@ -101,9 +150,11 @@ def half_to_float(half):
     return bits(np.int32(value | np.int32((np.int32(half) & 0x8000) << 16)))
 
 
-@compiled
+@inner
 def float_to_half(value):
     """To nearest even. All three cases are computed, so that loops are vectorised."""
+    if HAS_F16C:
+        return _float_to_half_f16c(value)
     every = bits(value)
     sign = np.int32((every >> 16) & 0x8000)
     magnitude = np.int32(every & 0x7FFFFFFF)
@@ -116,12 +167,12 @@ def float_to_half(value):
     return np.uint16(sign | half)
 
 
-@compiled
+@inner
 def bfloat_to_float(half):
     return bits(np.int32(np.int32(half) << 16))
 
 
-@compiled
+@inner
 def float_to_bfloat(value):
     every = bits(value)
     rounded = np.int32((every + 0x7FFF + ((every >> 16) & 1)) >> 16)
@@ -181,18 +232,57 @@ def streams(out, *inputs):
 
 
 @intrinsic
-def _stream_line(typingctx, to, values):
-    """64 bytes from one address to another that is aligned, past the caches."""
+def _address(typingctx, a):
+    """Of the first element. `a.ctypes` would count references, on which threads wait for each
+    other.
+    """
 
     def generate(context, builder, signature, args):
-        line = ir.VectorType(ir.IntType(32), LINE // 4)
-        to, values = (builder.inttoptr(a, line.as_pointer()) for a in args)
-        store = builder.store(builder.load(values, align=2), to, align=LINE)
-        one = ir.Constant(ir.IntType(32), 1)
-        store.set_metadata("nontemporal", builder.module.add_metadata([one]))
-        return context.get_dummy_value()
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        return builder.ptrtoint(data, context.get_value_type(types.intp))
 
-    return types.void(types.intp, types.intp), generate
+    return types.intp(a), generate
+
+
+def _line_copy(align, metadata):
+    """An intrinsic that copies 64 bytes from one address to another."""
+
+    @intrinsic
+    def copy(typingctx, to, values):
+        def generate(context, builder, signature, args):
+            line = ir.VectorType(ir.IntType(32), LINE // 4)
+            to, values = (builder.inttoptr(a, line.as_pointer()) for a in args)
+            store = builder.store(builder.load(values, align=2), to, align=align)
+            one = builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)])
+            for name in metadata:
+                store.set_metadata(name, one)
+            return context.get_dummy_value()
+
+        return types.void(types.intp, types.intp), generate
+
+    return copy
+
+
+_copy_line, _stream_line = _line_copy(2, ()), _line_copy(LINE, ("nontemporal",))
+
+
+@inner
+def before_line(a):
+    """Elements before the first one that begins a line."""
+    return -_address(a) % LINE // a.itemsize
+
+
+@inner
+def copy_lines(values, to, at, streaming):
+    """Whole lines of `values` to to[at] and after. Past the caches, if that begins a line."""
+    source, target = _address(values), _address(to) + at * to.itemsize
+    size = values.size * to.itemsize
+    if streaming:
+        for first in range(0, size, LINE):
+            _stream_line(target + first, source + first)
+    else:
+        for first in range(0, size, LINE):
+            _copy_line(target + first, source + first)
 
 
 @intrinsic
@@ -204,23 +294,6 @@ def stream_end(typingctx):
         return context.get_dummy_value()
 
     return types.void(), generate
-
-
-@compiled
-def put(values, to, streaming):
-    """Copies `values` to `to`, both of the storage type."""
-    head = values.size
-    if streaming:
-        head = min(head, -to.ctypes.data % LINE // to.itemsize)
-    lines = (values.size - head) * to.itemsize // LINE
-    last = head + lines * LINE // to.itemsize
-    for i in range(head):
-        to[i] = values[i]
-    source, target = values[head:].ctypes.data, to[head:].ctypes.data
-    for k in range(lines):
-        _stream_line(target + k * LINE, source + k * LINE)
-    for i in range(last, values.size):
-        to[i] = values[i]
 
 
 # ---- scratch ---------------------------------------------------------------------------------

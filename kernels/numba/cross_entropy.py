@@ -20,7 +20,7 @@ from ._cross_entropy_rows import rows_task
 from ._labels import nll_block, put_block, scan_block, zero_block
 from ._panels import is_panelled, task_count
 from ._rows import BLOCK
-from ._storage import frozen, planes_in, planes_out, streams
+from ._storage import frozen, planes_in, planes_out, streams, unowned
 
 
 class Rows(NamedTuple):
@@ -51,12 +51,11 @@ def _run(x, target, grad, rows, options, outer, n, inner):
     count = task_count(outer, n, inner)
     sums = np.zeros(count)
     for task in prange(count):
+        a, t, g, r = unowned(x), unowned(target), unowned(grad), unowned(rows)
         if is_panelled(n, inner):
-            sums[task] = panels_task(
-                x, target, grad, rows, options, outer, n, inner, np.int64(task)
-            )
+            sums[task] = panels_task(a, t, g, r, options, outer, n, inner, np.int64(task))
         else:
-            sums[task] = rows_task(x, target, grad, rows, options, outer, n, np.int64(task))
+            sums[task] = rows_task(a, t, g, r, options, outer, n, np.int64(task))
     total = 0.0
     for task in range(count):
         total += sums[task]
@@ -148,7 +147,9 @@ def _scan(labels, weight, classes, ignore_index, stats):
     count = -(-labels.size // BLOCK)
     sums, bad = np.zeros(count), np.full(count, -1)
     for block in prange(count):
-        sums[block], bad[block] = scan_block(labels, weight, classes, ignore_index, np.int64(block))
+        sums[block], bad[block] = scan_block(
+            unowned(labels), unowned(weight), classes, ignore_index, np.int64(block)
+        )
     stats[0], stats[1] = -1, 0
     for block in range(count):
         if bad[block] >= 0:
@@ -163,7 +164,12 @@ def _nll(x, labels, weight, loss, n, inner, denominator, ignore_index):
     sums = np.zeros(count)
     for block in prange(count):
         sums[block] = nll_block(
-            x, labels, weight, loss, n, inner, denominator, ignore_index, np.int64(block)
+            *unowned((x, labels, weight, loss)),
+            n,
+            inner,
+            denominator,
+            ignore_index,
+            np.int64(block),
         )
     total = 0.0
     for block in range(count):
@@ -174,9 +180,10 @@ def _nll(x, labels, weight, loss, n, inner, denominator, ignore_index):
 @threaded
 def _nll_gradient(upstream, labels, weight, grad, outer, n, inner, denominator, ignore_index):
     for plane in prange(outer):
-        zero_block(grad, n, inner, np.int64(plane))
+        zero_block(unowned(grad), n, inner, np.int64(plane))
     for block in prange(-(-labels.size // BLOCK)):
-        put_block(upstream, labels, weight, grad, inner, denominator, ignore_index, np.int64(block))
+        arrays = unowned((upstream, labels, weight, grad))
+        put_block(*arrays, inner, denominator, ignore_index, np.int64(block))
 
 
 def _weights(weight, like):

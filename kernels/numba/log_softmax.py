@@ -7,11 +7,22 @@ is still in the cache.
 import numpy as np
 from numba import prange
 
-from ._compile import compiled, threaded
-from ._math import add_compensated, cast, constants, exp_sub, sub_to_odd
+from ._compile import inner, threaded
+from ._math import (
+    add_compensated,
+    cast,
+    compensated,
+    constants,
+    exp_between,
+    exp_from,
+    reference,
+    sub_to_odd,
+)
 from ._panels import (
     CLASSES,
     PANEL,
+    column,
+    column_bounds,
     is_panelled,
     load_tile,
     log_sums,
@@ -27,6 +38,7 @@ from ._panels import (
 )
 from ._rows import (
     BLOCK,
+    PART,
     log_softmax_backward_row,
     row_of,
     row_state,
@@ -34,21 +46,31 @@ from ._rows import (
     write_log_softmax,
     write_softmax,
 )
-from ._storage import is_half, narrow, planes_in, planes_out, raw, scratch, stream_end, streams
+from ._storage import (
+    is_half,
+    narrow,
+    planes_in,
+    planes_out,
+    raw,
+    scratch,
+    stream_end,
+    streams,
+    unowned,
+)
 
 # ---- tasks -----------------------------------------------------------------------------------
 
 
-@compiled
+@inner
 def logsumexp_task(x, out, outer, n, inner, task):
     if is_panelled(n, inner):
-        tile, tops, rests = panel_scratch(x.data)
-        sums = np.empty_like(tops)
+        tile, tops, rests, work = panel_scratch(x.data)
+        sums = column(work, 0)
         last = min(panel_count(outer, inner), (task + 1) * panels_per_task(n))
         for number in range(task * panels_per_task(n), last):
             first, width = panel_rows(number, outer, inner)
             place = panel_place(x, number, inner)
-            panel_state(x.data, place, n, width, tile, tops, rests, False)
+            panel_state(x.data, place, n, width, tile, tops, rests, False, work)
             log_sums(tops, rests, sums)
             for c in range(width):
                 # The log-sum of an infinite maximum is NaN, but its logsumexp is infinite.
@@ -61,15 +83,17 @@ def logsumexp_task(x, out, outer, n, inner, task):
         out[r] = narrow(cast(top, top + np.log1p(rest)), out)
 
 
-@compiled
-def softmax_panel(x, out, number, outer, n, inner, tile, tops, rests):
+@inner
+def softmax_panel(x, out, number, outer, n, inner, tile, tops, rests, work):
     _, width = panel_rows(number, outer, inner)
     place, out_place = panel_place(x, number, inner), panel_place(out, number, inner)
     t = constants(tops[0])
     one_tile = n <= CLASSES
-    panel_state(x.data, place, n, width, tile, tops, rests, one_tile)
+    panel_state(x.data, place, n, width, tile, tops, rests, one_tile, work)
+    ms, lows, shares = column(work, 0), column(work, 1), column(work, 2)
+    column_bounds(tops, ms, lows)
     for c in range(PANEL):
-        rests[c] = 1 / (1 + rests[c]) + (tops[c] - tops[c])
+        shares[c] = cast(t.one, 1 / (1 + rests[c])) + (tops[c] - tops[c])
     for first in range(0, n, CLASSES):
         count = min(CLASSES, n - first)
         if not one_tile:
@@ -77,20 +101,20 @@ def softmax_panel(x, out, number, outer, n, inner, tile, tops, rests):
         for k in range(count):
             line = tile[k * PANEL : (k + 1) * PANEL]
             for c in range(PANEL):
-                e = line[c] if one_tile else exp_sub(line[c], tops[c])
-                line[c] = e * cast(t.one, rests[c])
+                e = line[c] if one_tile else exp_between(line[c], ms[c], lows[c])
+                line[c] = e * shares[c]
         store_tile(tile, out.data, out_place, first, count, width)
 
 
-@compiled
+@inner
 def softmax_task(x, out, outer, n, inner, streaming, task):
     if is_panelled(n, inner):
-        tile, tops, rests = panel_scratch(x.data)
+        tile, tops, rests, work = panel_scratch(x.data)
         last = min(panel_count(outer, inner), (task + 1) * panels_per_task(n))
         for number in range(task * panels_per_task(n), last):
-            softmax_panel(x, out, number, outer, n, inner, tile, tops, rests)
+            softmax_panel(x, out, number, outer, n, inner, tile, tops, rests, work)
         return
-    memory, buffer = scratch(x.data, BLOCK), np.empty(BLOCK, out.data.dtype)
+    memory, buffer = scratch(x.data, BLOCK), np.empty(PART, out.data.dtype)
     exps = scratch(x.data, n if n <= BLOCK else 0)
     for r in range(task * rows_per_task(n), min(outer, (task + 1) * rows_per_task(n))):
         row = row_of(x, r, n)
@@ -100,11 +124,12 @@ def softmax_task(x, out, outer, n, inner, streaming, task):
         stream_end()
 
 
-@compiled
-def log_softmax_panel(x, out, number, outer, n, inner, tile, tops, rests, sums):
+@inner
+def log_softmax_panel(x, out, number, outer, n, inner, tile, tops, rests, work):
     _, width = panel_rows(number, outer, inner)
     place, out_place = panel_place(x, number, inner), panel_place(out, number, inner)
-    panel_state(x.data, place, n, width, tile, tops, rests, False)
+    panel_state(x.data, place, n, width, tile, tops, rests, False, work)
+    sums = column(work, 0)
     log_sums(tops, rests, sums)
     for first in range(0, n, CLASSES):
         count = min(CLASSES, n - first)
@@ -118,16 +143,15 @@ def log_softmax_panel(x, out, number, outer, n, inner, tile, tops, rests, sums):
         store_tile(tile, out.data, out_place, first, count, width)
 
 
-@compiled
+@inner
 def log_softmax_task(x, out, outer, n, inner, streaming, task):
     if is_panelled(n, inner):
-        tile, tops, rests = panel_scratch(x.data)
-        sums = np.empty_like(tops)
+        tile, tops, rests, work = panel_scratch(x.data)
         last = min(panel_count(outer, inner), (task + 1) * panels_per_task(n))
         for number in range(task * panels_per_task(n), last):
-            log_softmax_panel(x, out, number, outer, n, inner, tile, tops, rests, sums)
+            log_softmax_panel(x, out, number, outer, n, inner, tile, tops, rests, work)
         return
-    buffer = np.empty(BLOCK, out.data.dtype)
+    buffer = np.empty(PART, out.data.dtype)
     memory, no_exps = scratch(x.data, BLOCK), scratch(x.data, 0)
     for r in range(task * rows_per_task(n), min(outer, (task + 1) * rows_per_task(n))):
         row = row_of(x, r, n)
@@ -137,13 +161,15 @@ def log_softmax_task(x, out, outer, n, inner, streaming, task):
         stream_end()
 
 
-@compiled
+@inner
 def backward_panel(of_log, grad, y, out, number, outer, n, inner, tile, y_tile, totals, errors):
     """out = y * (grad - sum(grad * y)), or grad - exp(y) * sum(grad) for log_softmax."""
     _, width = panel_rows(number, outer, inner)
     g_place, y_place = panel_place(grad, number, inner), panel_place(y, number, inner)
     out_place = panel_place(out, number, inner)
-    zero = constants(tile[0]).zero
+    t = constants(tile[0])
+    zero = t.zero
+    base, _ = reference(zero)
     totals[:] = zero
     errors[:] = zero
     for first in range(0, n, CLASSES):
@@ -156,7 +182,7 @@ def backward_panel(of_log, grad, y, out, number, outer, n, inner, tile, y_tile, 
                 term = g[c] if of_log else g[c] * v[c]
                 totals[c], errors[c] = add_compensated(totals[c], errors[c], term)
     for c in range(PANEL):
-        totals[c] += errors[c]
+        totals[c] = cast(zero, compensated(totals[c], errors[c]))
     for first in range(0, n, CLASSES):
         count = min(CLASSES, n - first)
         if n > CLASSES:
@@ -166,25 +192,25 @@ def backward_panel(of_log, grad, y, out, number, outer, n, inner, tile, y_tile, 
             g, v = tile[k * PANEL : (k + 1) * PANEL], y_tile[k * PANEL : (k + 1) * PANEL]
             if of_log:
                 for c in range(PANEL):
-                    g[c] = g[c] - exp_sub(v[c], zero) * totals[c]
+                    g[c] = g[c] - exp_from(v[c], base) * t.down * totals[c]
             else:
                 for c in range(PANEL):
                     g[c] = v[c] * (g[c] - totals[c])
         store_tile(tile, out.data, out_place, first, count, width)
 
 
-@compiled
+@inner
 def backward_task(of_log, grad, y, out, outer, n, inner, streaming, task):
     if is_panelled(n, inner):
-        tile, totals, _ = panel_scratch(y.data)
-        y_tile, errors = np.empty_like(tile), np.empty_like(totals)
+        tile, totals, _, work = panel_scratch(y.data)
+        y_tile, errors = np.empty_like(tile), column(work, 0)
         last = min(panel_count(outer, inner), (task + 1) * panels_per_task(n))
         for number in range(task * panels_per_task(n), last):
             backward_panel(
                 of_log, grad, y, out, number, outer, n, inner, tile, y_tile, totals, errors
             )
         return
-    buffer = np.empty(BLOCK, out.data.dtype)
+    buffer = np.empty(PART, out.data.dtype)
     for r in range(task * rows_per_task(n), min(outer, (task + 1) * rows_per_task(n))):
         rows = row_of(grad, r, n), row_of(y, r, n), row_of(out, r, n)
         if of_log:
@@ -201,25 +227,26 @@ def backward_task(of_log, grad, y, out, outer, n, inner, streaming, task):
 @threaded
 def _logsumexp(x, out, outer, n, inner):
     for task in prange(task_count(outer, n, inner)):
-        logsumexp_task(x, out, outer, n, inner, np.int64(task))
+        logsumexp_task(unowned(x), unowned(out), outer, n, inner, np.int64(task))
 
 
 @threaded
 def _softmax(x, out, outer, n, inner, streaming):
     for task in prange(task_count(outer, n, inner)):
-        softmax_task(x, out, outer, n, inner, streaming, np.int64(task))
+        softmax_task(unowned(x), unowned(out), outer, n, inner, streaming, np.int64(task))
 
 
 @threaded
 def _log_softmax(x, out, outer, n, inner, streaming):
     for task in prange(task_count(outer, n, inner)):
-        log_softmax_task(x, out, outer, n, inner, streaming, np.int64(task))
+        log_softmax_task(unowned(x), unowned(out), outer, n, inner, streaming, np.int64(task))
 
 
 @threaded
 def _backward(of_log, grad, y, out, outer, n, inner, streaming):
     for task in prange(task_count(outer, n, inner)):
-        backward_task(of_log, grad, y, out, outer, n, inner, streaming, np.int64(task))
+        planes = unowned((grad, y, out))
+        backward_task(of_log, *planes, outer, n, inner, streaming, np.int64(task))
 
 
 # ---- kernels ---------------------------------------------------------------------------------
