@@ -10,6 +10,7 @@ from ._math import add_compensated, cast, compensated, constants, exp_between, e
 from ._panels import (
     CLASSES,
     PANEL,
+    TILE,
     column,
     column_bounds,
     load_tile,
@@ -22,7 +23,9 @@ from ._panels import (
     panels_per_task,
     store_tile,
 )
-from ._storage import narrow, widen
+from ._storage import narrow, stack_doubles, stack_like, widen
+
+MORE = 6 * PANEL
 
 
 @inner
@@ -159,10 +162,11 @@ def panel_gradient(
 def panels_task(x, target, grad, rows, options, outer, n, inner, task):
     """The sum of the losses of some panels, and their gradient unless `grad` is None."""
     tile, tops, rests, work = panel_scratch(x.data)
-    t_tile = np.zeros_like(tile)
-    sums, kept, picked = np.empty_like(tops), np.empty_like(tops), np.empty_like(tops)
-    weights, slopes, upstreams = np.empty_like(tops), np.empty_like(tops), np.empty_like(tops)
-    losses, totals = np.zeros(PANEL), np.zeros(PANEL)
+    t_tile, more = stack_like(tile, TILE), stack_like(work, MORE)
+    t_tile[:] = 0
+    sums, kept, picked = column(more, 0), column(more, 1), column(more, 2)
+    weights, slopes, upstreams = column(more, 3), column(more, 4), column(more, 5)
+    losses, totals = stack_doubles(rests, PANEL), stack_doubles(rests, PANEL)
     columns, tiles = (kept, picked, weights, losses, totals), (tile, t_tile)
     given, every = rows.given_lse.size > 0, options.every_class
     has_exps = grad is not None and n <= CLASSES and not every and not given

@@ -2,15 +2,14 @@
 
 import math
 
-import numpy as np
 from numba import types
 from numba.extending import overload
 
 from ._compile import OPTIONS, inner
 from ._math import add_in_any_order, apart, cast, constants, exp_from, mul_add, reference
 from ._panels import rows_per_task
-from ._rows import BLOCK, PART, log_total, row_of, row_state, row_writer
-from ._storage import narrow, scratch, stream_end, widen
+from ._rows import BLOCK, log_total, row_of, row_state, row_writer
+from ._storage import narrow, stack_scratch, stream_end, widen
 
 
 @inner
@@ -79,25 +78,25 @@ def _write_every_class(k, inputs, arguments):
 
 
 @inner
-def row_gradient(x, t, grad, weight, options, top, slope, upstream, exps, buffer, streaming):
+def row_gradient(x, t, grad, weight, options, top, slope, upstream, exps, streaming):
     """grad = slope * exp(x - top) - upstream * q, without the part of a class index.
 
-    `exps` holds the row's exponentials, or is empty. For the buffer see _rows.py.
+    `exps` holds the row's exponentials, or is empty.
     """
     base, ratio = reference(top)
     scale = cast(top, slope * (ratio / constants(top).down))
     if exps.size:
-        _write_kept((exps,), scale, grad, buffer, streaming)
+        _write_kept((exps,), scale, grad, streaming)
     elif options.every_class:
         minus_g, hard, soft = cast(top, -upstream), cast(top, options.hard), cast(top, options.soft)
         arguments = base, scale, minus_g, hard, soft
-        _write_every_class((x, t, weight), arguments, grad, buffer, streaming)
+        _write_every_class((x, t, weight), arguments, grad, streaming)
     else:
-        _write_plain((x,), (base, scale), grad, buffer, streaming)
+        _write_plain((x,), (base, scale), grad, streaming)
 
 
 @inner
-def cross_entropy_row(x, t, grad, rows, options, r, memory, exps, buffer):
+def cross_entropy_row(x, t, grad, rows, options, r, memory, exps):
     """Loss of row r, and its gradient unless `grad` is None."""
     label = rows.labels[r] if rows.labels.size else -1
     if rows.labels.size and label == options.ignore_index:
@@ -142,7 +141,7 @@ def cross_entropy_row(x, t, grad, rows, options, r, memory, exps, buffer):
     share = math.nan if math.isinf(top) else 1 / (1 + rest)
     no_exps = exps[: 0 if rows.given_lse.size else exps.size]
     row_gradient(
-        x, t, grad, rows.weight, options, top, upstream * pull * share, upstream, no_exps, buffer,
+        x, t, grad, rows.weight, options, top, upstream * pull * share, upstream, no_exps,
         options.streaming,
     )  # fmt: skip
     if label >= 0:  # p - 1 by expm1: nothing cancels where p is nearly 1
@@ -168,14 +167,13 @@ def _row_if_given(planes, r, n):
 @inner
 def rows_task(x, target, grad, rows, options, outer, n, task):
     """The sum of the losses of some rows."""
-    memory = scratch(x.data, BLOCK)
+    memory = stack_scratch(x.data, BLOCK)
     keeps_exps = grad is not None and n <= BLOCK and not options.every_class
-    exps = scratch(x.data, n if keeps_exps else 0)
-    buffer = np.empty(0 if grad is None else PART, x.data.dtype)
+    exps = stack_scratch(x.data, BLOCK)[: n if keeps_exps else 0]
     loss = 0.0
     for r in range(task * rows_per_task(n), min(outer, (task + 1) * rows_per_task(n))):
         t, g = row_if_given(target, r, n), row_if_given(grad, r, n)
-        loss += cross_entropy_row(row_of(x, r, n), t, g, rows, options, r, memory, exps, buffer)
+        loss += cross_entropy_row(row_of(x, r, n), t, g, rows, options, r, memory, exps)
     if options.streaming:
         stream_end()
     return loss

@@ -9,8 +9,8 @@ from numba.extending import overload
 
 from ._compile import OPTIONS, compiled
 from ._math import cast
-from ._rows import BLOCK, PART, log_total, row_state, write_log_softmax, write_softmax
-from ._storage import scratch
+from ._rows import BLOCK, log_total, row_state, write_log_softmax, write_softmax
+from ._storage import stack_scratch
 
 
 def elements(x):
@@ -53,7 +53,7 @@ def row_logsumexp(x):
     array([1.3863, 1.3863])
     """
     x = elements(x)
-    memory = scratch(x, min(x.size, BLOCK) + 1)
+    memory = stack_scratch(x, BLOCK)
     top, rest = row_state(x, memory, memory[:0])
     return cast(top, top + math.log1p(rest))
 
@@ -76,11 +76,10 @@ def row_softmax(x, out):
     array([0.25, 0.25, 0.25, 0.25])
     """
     x, y = elements(x), elements(out)
-    memory = scratch(x, min(x.size, BLOCK) + 1)
-    buffer = np.empty(PART, y.dtype)
-    exps = scratch(x, x.size if x.size <= BLOCK else 0)
+    memory = stack_scratch(x, BLOCK)
+    exps = stack_scratch(x, BLOCK)[: x.size if x.size <= BLOCK else 0]
     top, rest = row_state(x, memory, exps)
-    write_softmax(x, y, top, rest, exps, buffer, False)
+    write_softmax(x, y, top, rest, exps, False)
 
 
 @compiled
@@ -101,10 +100,9 @@ def row_log_softmax(x, out):
     -5.79e-22
     """
     x, y = elements(x), elements(out)
-    memory = scratch(x, min(x.size, BLOCK) + 1)
-    buffer = np.empty(PART, y.dtype)
+    memory = stack_scratch(x, BLOCK)
     top, rest = row_state(x, memory, memory[:0])
-    write_log_softmax(x, y, top, rest, buffer, False)
+    write_log_softmax(x, y, top, rest, False)
 
 
 @compiled
@@ -125,7 +123,7 @@ def row_cross_entropy(x, label):
     0.693147
     """
     x = elements(x)
-    memory = scratch(x, min(x.size, BLOCK) + 1)
+    memory = stack_scratch(x, BLOCK)
     top, rest = row_state(x, memory, memory[:0])
     return np.float64(top) - np.float64(x[label]) + log_total(top, rest)
 
@@ -155,12 +153,11 @@ def row_cross_entropy_with_grad(x, label, grad):
     (0.693147, array([-0.5,  0.5]))
     """
     x, y = elements(x), elements(grad)
-    memory = scratch(x, min(x.size, BLOCK) + 1)
-    buffer = np.empty(PART, y.dtype)
-    exps = scratch(x, x.size if x.size <= BLOCK else 0)
+    memory = stack_scratch(x, BLOCK)
+    exps = stack_scratch(x, BLOCK)[: x.size if x.size <= BLOCK else 0]
     top, rest = row_state(x, memory, exps)
     loss = np.float64(top) - np.float64(x[label]) + log_total(top, rest)
-    write_softmax(x, y, top, rest, exps, buffer, False)
+    write_softmax(x, y, top, rest, exps, False)
     # p - 1 by expm1: nothing cancels where p is nearly 1.
     y[label] = math.expm1(-loss)
     return loss

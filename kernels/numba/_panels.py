@@ -12,11 +12,12 @@ import numpy as np
 
 from ._compile import inner
 from ._math import add_compensated, bounds, cast, constants, exp_between, exp_sub, larger, log_1p
-from ._storage import narrow, scratch, widen
+from ._storage import narrow, stack_doubles, stack_like, stack_scratch, widen
 
 PANEL = 128  # rows: eight vectors of 512 bits
 CLASSES = 64  # a tile is 32 KB of float32
 SHORT = 64  # rows of up to so many classes are computed side by side
+TILE, WORK = CLASSES * PANEL, 5 * PANEL
 PER_TASK = 1 << 16  # elements
 
 
@@ -159,7 +160,7 @@ def panel_state(data, place, n, width, tile, tops, rests, keeps_exps, work):
     tile_state(tile, min(n, CLASSES), tops, rests, keeps_exps, work)
     if n <= CLASSES:
         return
-    part_tops, part_rests = np.empty_like(tops), np.empty_like(rests)
+    part_tops, part_rests = stack_like(tops, PANEL), stack_like(rests, PANEL)
     for first in range(CLASSES, n, CLASSES):
         count = min(CLASSES, n - first)
         load_tile(data, place, first, count, width, tile)
@@ -182,12 +183,12 @@ def log_sums(tops, rests, to):
         to[c] = log_1p(cast(tops[c], rests[c])) + (tops[c] - tops[c])
 
 
-@inner
+@inner(inline="always")  # for what is on the stack lives as long as the function
 def panel_scratch(data):
     """A tile; for each row of a panel its maximum and sum; and five columns for what comes up."""
     tile, tops, work = (
-        scratch(data, CLASSES * PANEL),
-        scratch(data, PANEL),
-        scratch(data, 5 * PANEL),
+        stack_scratch(data, TILE),
+        stack_scratch(data, PANEL),
+        stack_scratch(data, WORK),
     )
-    return tile, tops, np.empty(PANEL), work
+    return tile, tops, stack_doubles(data, PANEL), work

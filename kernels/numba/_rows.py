@@ -28,7 +28,7 @@ from ._math import (
     reference,
     sub_to_odd,
 )
-from ._storage import before_line, copy_lines, is_half, narrow, widen
+from ._storage import before_line, copy_lines, is_half, narrow, stack_like, widen
 
 BLOCK = 2048  # elements: 16 KB of float32
 PART = 64  # elements that are written at a time, see row_writer
@@ -156,25 +156,26 @@ def row_writer(element):
     """
 
     @inner
-    def write_some(at, count, inputs, arguments, out, buffer):
+    def write_some(at, count, inputs, arguments, out):
+        buffer = stack_like(out, PART)
         for i in range(count):
             value = element(np.uint64(at + i), inputs, arguments)
             buffer[i] = narrow(value, out)
         out[at : at + count] = buffer[:count]
 
     @inner
-    def write(inputs, arguments, out, buffer, streaming):
-        at, parts = 0, buffer[:PART]
+    def write(inputs, arguments, out, streaming):
+        at, parts = 0, stack_like(out, PART)
         if streaming:
             at = min(before_line(out), out.size)
-            write_some(0, at, inputs, arguments, out, buffer)
+            write_some(0, at, inputs, arguments, out)
         while at + PART <= out.size:
             for i in range(PART):
                 value = element(np.uint64(at + i), inputs, arguments)
                 parts[i] = narrow(value, out)
             copy_lines(parts, out, at, streaming)
             at += PART
-        write_some(at, out.size - at, inputs, arguments, out, buffer)
+        write_some(at, out.size - at, inputs, arguments, out)
 
     return write
 
@@ -193,14 +194,14 @@ def _write_softmax(k, inputs, arguments):
 
 
 @inner
-def write_softmax(x, out, top, rest, exps, buffer, streaming):
+def write_softmax(x, out, top, rest, exps, streaming):
     """`exps` holds the exponentials of the row, or is empty."""
     base, ratio = reference(top)
     scale = cast(top, math.nan if math.isinf(top) else ratio / (1 + rest))
     if exps.size:
-        _write_product((exps,), (scale,), out, buffer, streaming)
+        _write_product((exps,), (scale,), out, streaming)
     else:
-        _write_softmax((x,), (base, scale), out, buffer, streaming)
+        _write_softmax((x,), (base, scale), out, streaming)
 
 
 @row_writer
@@ -213,8 +214,8 @@ def _write_log_softmax(k, inputs, arguments):
 
 
 @inner
-def write_log_softmax(x, out, top, rest, buffer, streaming):
-    _write_log_softmax((x,), (top, cast(top, log_total(top, rest))), out, buffer, streaming)
+def write_log_softmax(x, out, top, rest, streaming):
+    _write_log_softmax((x,), (top, cast(top, log_total(top, rest))), out, streaming)
 
 
 @inner
@@ -245,11 +246,11 @@ def _write_softmax_gradient(k, inputs, total):
 
 
 @inner
-def softmax_backward_row(grad, y, out, buffer, streaming):
+def softmax_backward_row(grad, y, out, streaming):
     total = 0.0
     for at in range(0, y.size, BLOCK):
         total += dot(grad[at : at + BLOCK], y[at : at + BLOCK])
-    _write_softmax_gradient((grad, y), cast(widen(y[0]), total), out, buffer, streaming)
+    _write_softmax_gradient((grad, y), cast(widen(y[0]), total), out, streaming)
 
 
 @row_writer
@@ -260,10 +261,10 @@ def _write_log_softmax_gradient(k, inputs, arguments):
 
 
 @inner
-def log_softmax_backward_row(grad, y, out, buffer, streaming):
+def log_softmax_backward_row(grad, y, out, streaming):
     total = 0.0
     for at in range(0, y.size, BLOCK):
         total += sum_of(grad[at : at + BLOCK])
     total = cast(widen(y[0]), total)
     base, _ = reference(constants(total).zero)
-    _write_log_softmax_gradient((grad, y), (base, total), out, buffer, streaming)
+    _write_log_softmax_gradient((grad, y), (base, total), out, streaming)

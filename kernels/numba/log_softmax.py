@@ -21,6 +21,7 @@ from ._math import (
 from ._panels import (
     CLASSES,
     PANEL,
+    TILE,
     column,
     column_bounds,
     is_panelled,
@@ -38,7 +39,6 @@ from ._panels import (
 )
 from ._rows import (
     BLOCK,
-    PART,
     log_softmax_backward_row,
     row_of,
     row_state,
@@ -52,7 +52,8 @@ from ._storage import (
     planes_in,
     planes_out,
     raw,
-    scratch,
+    stack_like,
+    stack_scratch,
     stream_end,
     streams,
     unowned,
@@ -77,9 +78,9 @@ def logsumexp_task(x, out, outer, n, inner, task):
                 infinite = tops[c] - tops[c] != tops[c] - tops[c] and rests[c] == rests[c]
                 out[first + c] = narrow(tops[c] if infinite else tops[c] + sums[c], out)
         return
-    memory, no_exps = scratch(x.data, BLOCK), scratch(x.data, 0)
+    memory = stack_scratch(x.data, BLOCK)
     for r in range(task * rows_per_task(n), min(outer, (task + 1) * rows_per_task(n))):
-        top, rest = row_state(row_of(x, r, n), memory, no_exps)
+        top, rest = row_state(row_of(x, r, n), memory, memory[:0])
         out[r] = narrow(cast(top, top + np.log1p(rest)), out)
 
 
@@ -114,12 +115,12 @@ def softmax_task(x, out, outer, n, inner, streaming, task):
         for number in range(task * panels_per_task(n), last):
             softmax_panel(x, out, number, outer, n, inner, tile, tops, rests, work)
         return
-    memory, buffer = scratch(x.data, BLOCK), np.empty(PART, out.data.dtype)
-    exps = scratch(x.data, n if n <= BLOCK else 0)
+    memory = stack_scratch(x.data, BLOCK)
+    exps = stack_scratch(x.data, BLOCK)[: n if n <= BLOCK else 0]
     for r in range(task * rows_per_task(n), min(outer, (task + 1) * rows_per_task(n))):
         row = row_of(x, r, n)
         top, rest = row_state(row, memory, exps)
-        write_softmax(row, row_of(out, r, n), top, rest, exps, buffer, streaming)
+        write_softmax(row, row_of(out, r, n), top, rest, exps, streaming)
     if streaming:
         stream_end()
 
@@ -151,12 +152,11 @@ def log_softmax_task(x, out, outer, n, inner, streaming, task):
         for number in range(task * panels_per_task(n), last):
             log_softmax_panel(x, out, number, outer, n, inner, tile, tops, rests, work)
         return
-    buffer = np.empty(PART, out.data.dtype)
-    memory, no_exps = scratch(x.data, BLOCK), scratch(x.data, 0)
+    memory = stack_scratch(x.data, BLOCK)
     for r in range(task * rows_per_task(n), min(outer, (task + 1) * rows_per_task(n))):
         row = row_of(x, r, n)
-        top, rest = row_state(row, memory, no_exps)
-        write_log_softmax(row, row_of(out, r, n), top, rest, buffer, streaming)
+        top, rest = row_state(row, memory, memory[:0])
+        write_log_softmax(row, row_of(out, r, n), top, rest, streaming)
     if streaming:
         stream_end()
 
@@ -203,20 +203,19 @@ def backward_panel(of_log, grad, y, out, number, outer, n, inner, tile, y_tile, 
 def backward_task(of_log, grad, y, out, outer, n, inner, streaming, task):
     if is_panelled(n, inner):
         tile, totals, _, work = panel_scratch(y.data)
-        y_tile, errors = np.empty_like(tile), column(work, 0)
+        y_tile, errors = stack_like(tile, TILE), column(work, 0)
         last = min(panel_count(outer, inner), (task + 1) * panels_per_task(n))
         for number in range(task * panels_per_task(n), last):
             backward_panel(
                 of_log, grad, y, out, number, outer, n, inner, tile, y_tile, totals, errors
             )
         return
-    buffer = np.empty(PART, out.data.dtype)
     for r in range(task * rows_per_task(n), min(outer, (task + 1) * rows_per_task(n))):
         rows = row_of(grad, r, n), row_of(y, r, n), row_of(out, r, n)
         if of_log:
-            log_softmax_backward_row(*rows, buffer, streaming)
+            log_softmax_backward_row(*rows, streaming)
         else:
-            softmax_backward_row(*rows, buffer, streaming)
+            softmax_backward_row(*rows, streaming)
     if streaming:
         stream_end()
 
