@@ -176,9 +176,11 @@ def bfloat_to_float(half):
 
 @inner
 def float_to_bfloat(value):
-    every = bits(value)
-    rounded = np.int32((every + 0x7FFF + ((every >> 16) & 1)) >> 16)
-    return np.int16(rounded if value == value else np.int32((every >> 16) | 0x40))
+    # Numba computes with integers of 64 bits; each step is told to be of 32, for twice the lanes.
+    every, last = bits(value), np.int32(bits(value) >> 16)
+    up = np.int32(np.int32(every + np.int32(0x7FFF)) + np.int32(last & np.int32(1)))
+    quiet = np.int32(last | np.int32(0x40))
+    return np.int16(np.int32(up >> 16) if value == value else quiet)
 
 
 def widen(element):
