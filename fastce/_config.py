@@ -14,7 +14,7 @@ from ._version import __version__
 
 #: Every environment variable that fastce reads, and what it does. The documentation's table.
 VARIABLES = {
-    "FASTCE_BACKEND": "backend to use, without falling back to another: cython or reference",
+    "FASTCE_BACKEND": "backend to use, without falling back to another: cython, numba or reference",
     "FASTCE_ISA": "instruction set level of the cython backend, instead of the processor's best",
     "FASTCE_NUM_THREADS": "number of CPU threads (before OMP_NUM_THREADS)",
 }
@@ -27,6 +27,7 @@ def config() -> dict[str, object]:
     """
     from .kernels.cython import _isa
 
+    backends = available_backends()
     return {
         "fastce": __version__,
         "python": platform.python_version(),
@@ -38,7 +39,8 @@ def config() -> dict[str, object]:
         "threads": get_num_threads(),
         "label_checks": "always" + (", on GPUs too" if get_validation() else ""),
         "backend": chosen_backend(),
-        "backends": available_backends(),
+        "backends": backends,
+        "numba_kernels": _numba_compiled() if backends["numba"] is None else {},
         "environment": {name: os.environ[name] for name in VARIABLES if name in os.environ},
     }
 
@@ -59,6 +61,17 @@ def show_config() -> None:
                 print(f"  {name}: {'available' if detail is None else detail}")
         else:
             print(f"{key}: {', '.join(value) if isinstance(value, list) else value}")
+
+
+def _numba_compiled() -> dict[str, str]:
+    """What Numba has compiled and keeps, and for how long its first calls had to wait."""
+    from .kernels.numba import _compile
+
+    taken: dict[str, float] = {}
+    for entry in _compile.compile_times():
+        name = f"{entry['kernel']} {entry['dtype']}, {entry['loop']}"
+        taken[name] = taken.get(name, 0) + entry["seconds"]
+    return {name: f"{seconds:.1f} s" for name, seconds in taken.items()}
 
 
 def _processor() -> str:

@@ -18,7 +18,7 @@ import fastce
 TINY = bool(os.environ.get("FASTCE_BENCH_TINY"))  # to test the suite itself
 CPUS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 DTYPES = ["float32"] if TINY else ["float32", "float64", "float16", "bfloat16"]
-BACKENDS = ["cython", "reference"]
+BACKENDS = ["cython", "numba", "reference"]
 THREADS = sorted({1, CPUS})
 REFERENCE_LIMIT = 2**22  # elements; it takes 0.1 s per million, and 100 bytes for each
 SMALL = 2**14  # elements; one thread is enough
@@ -78,11 +78,13 @@ class _Suite:
             raise NotImplementedError("as with one thread")  # asv shows n/a
         if backend == "reference" and (size > REFERENCE_LIMIT or threads > 1 or dtype != "float32"):
             raise NotImplementedError("a yardstick, in float32 and one thread")
+        if backend == "numba" and size >= SMALL and threads < THREADS[-1]:
+            raise NotImplementedError("as many threads as there are")
         self.threads_before = fastce.get_num_threads()
         self.chosen = fastce.use_backend(backend)
         try:
             self.chosen.__enter__()
-        except ImportError as error:  # not built here
+        except (ImportError, ValueError) as error:  # not built here, or not known at that commit
             raise NotImplementedError(str(error)) from error
         fastce.set_num_threads(threads)
         self.call, self.bytes = self.prepare(op, normal(shape, dtype))

@@ -59,6 +59,11 @@ def _reference(case: Case, data: Heads) -> Call | None:
     return _fastce(case, data)._replace(context=lambda: fastce.use_backend("reference"))
 
 
+def _numba(case: Case, data: Heads) -> Call:
+    """fastce's own kernels in Numba."""
+    return _fastce(case, data)._replace(context=lambda: fastce.use_backend("numba"))
+
+
 def _numpy(case: Case, data: Heads) -> Call | None:
     """NumPy's matrix products (BLAS) around a softmax in place, for chunks of queries."""
     if ITEMSIZE[case.dtype] == 2 or _with_gradient(case):
@@ -124,6 +129,7 @@ def _jax(case: Case, data: Heads) -> Call | None:
 ATTENTION: dict[str, Callable[[Case, Heads], Call | None]] = {
     "fastce": _fastce,
     "reference": _reference,
+    "numba": _numba,
     "numpy": _numpy,
     "torch": _torch,
     "jax": _jax,

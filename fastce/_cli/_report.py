@@ -12,10 +12,11 @@ from rich.table import Table
 
 from ._measure import LIMIT, Result
 
-WIDTH = 115  # columns of the full table; a narrower terminal breaks lines rather than lose figures
+WIDTH = 124  # columns of the full table; a narrower terminal breaks lines rather than lose figures
 # One colour per library in every picture.
 COLOURS = {
     "reference": "#bdbdbd",
+    "numba": "#54a24b",
     "numpy": "#4c78a8",
     "scipy": "#72b7b2",
     "scikit-learn": "#eeca3b",

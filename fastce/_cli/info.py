@@ -42,6 +42,9 @@ def _lines(facts: dict[str, Any]) -> Iterator[str]:
     for title, value in facts.items():
         if title == "backends":
             entries = [f"{name:<17} {reason or 'available'}" for name, reason in value.items()]
+        elif title == "numba_kernels":
+            entries = [f"{seconds:>7}  {name}" for name, seconds in value.items()]
+            entries = entries or ["nothing yet; the first call of each op and dtype compiles it"]
         elif title == "packages":
             entries = [f"{name:<17} {found or 'not installed'}" for name, found in value.items()]
         elif isinstance(value, dict):

@@ -64,6 +64,11 @@ def _reference(case: Case, data: Data) -> Call | None:
     return _fastce(case, data)._replace(context=lambda: fastce.use_backend("reference"))
 
 
+def _numba(case: Case, data: Data) -> Call:
+    """fastce's own kernels in Numba."""
+    return _fastce(case, data)._replace(context=lambda: fastce.use_backend("numba"))
+
+
 def _numpy(case: Case, data: Data) -> Call | None:
     if ITEMSIZE[case.dtype] == 2 or case.options or case.target == "probabilities":
         return None
@@ -298,6 +303,7 @@ class Peer(NamedTuple):
 PEERS = {
     "fastce": Peer("fastce", _fastce),
     "reference": Peer("fastce", _reference),
+    "numba": Peer("numba", _numba),
     "numpy": Peer("numpy", _numpy),
     "scipy": Peer("scipy", _scipy),
     "scikit-learn": Peer("sklearn", _sklearn),

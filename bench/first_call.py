@@ -1,0 +1,67 @@
+"""How long the first call of each op takes on the Numba backend: the table in docs/backends.md.
+
+Each call has a process of its own: first with an empty cache, where Numba compiles, then again,
+where it finds compiled code. Loading Numba is not counted, nor is the second call of the process.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+
+OPS = {
+    "logsumexp": "fastce.logsumexp(x)",
+    "log_softmax": "fastce.log_softmax(x)",
+    "log_softmax_backward": "fastce.log_softmax_backward(x, x)",
+    "cross_entropy": "fastce.cross_entropy(x, t)",
+    "cross_entropy_with_grad": "fastce.cross_entropy_with_grad(x, t)",
+    "scaled_dot_product_attention": "fastce.scaled_dot_product_attention(q, q, q)",
+    "its gradient": "fastce.scaled_dot_product_attention_backward(q, q, q, q, q, x[:8, :64])",
+}
+DTYPES = ("float32", "float64", "float16")
+ROWS = {"small": 8, "large": 1000}  # on one thread, and over threads
+CODE = """
+import time
+import numba, numpy as np
+import fastce
+rows, dtype = {rows}, np.dtype({dtype!r})
+x, t = np.zeros((rows, 100), dtype), np.zeros(rows, int)
+q = np.zeros((8, 64, 16), dtype)
+fastce.use_backend("numba").__enter__()
+fastce.available_backends()
+start = time.perf_counter()
+{call}
+first = time.perf_counter()
+{call}
+print(first - start - (time.perf_counter() - first))
+"""
+
+
+def seconds(call, dtype, rows, cache):
+    code = CODE.format(call=call, dtype=dtype, rows=rows)
+    env = os.environ | {"NUMBA_CACHE_DIR": cache}
+    done = subprocess.run([sys.executable, "-c", code], env=env, stdout=subprocess.PIPE, check=True)
+    return float(done.stdout)
+
+
+def main():
+    columns = [f"{dtype}, {size}" for dtype in DTYPES for size in ROWS]
+    print("|", " | ".join(["", *columns, "from the cache"]), "|")
+    print("|" + "---|" * (len(columns) + 2))
+    for op, call in OPS.items():
+        cells, cached = [], []
+        for dtype in DTYPES:
+            for rows in ROWS.values():
+                if "q" in call.partition("(")[2] and rows > 8:
+                    cells.append("the same")
+                    continue
+                if "q" in call.partition("(")[2] and dtype != "float64":
+                    call = call.replace("x[:8, :64]", "x[:8, :64].astype('f4')")
+                with tempfile.TemporaryDirectory() as cache:
+                    cells.append(f"{seconds(call, dtype, rows, cache):.1f} s")
+                    cached.append(seconds(call, dtype, rows, cache))
+        print("|", " | ".join([op, *cells, f"{max(cached):.1f} s"]), "|", flush=True)
+
+
+if __name__ == "__main__":
+    main()
