@@ -105,6 +105,8 @@ def _reason(error, backend):
     missing = error.name if isinstance(error, ModuleNotFoundError) else None
     if missing == f"{__name__}.{backend}":
         return "its folder is not there"
+    if missing == backend:
+        return f"the package {backend} is not installed"
     if (missing or "").startswith(f"{__name__}.cython."):
         package = __name__.partition(".")[0]
         return f"its compiled module is not there (no C++ compiler when {package} was installed?)"

@@ -63,7 +63,7 @@ def test_every_backend_has_the_same_kernels_with_the_same_parameters(backend, op
 
 @pytest.mark.parametrize("op", OPS)
 def test_every_op_has_its_file_in_every_room(op):
-    for room in ("fastce", "kernels/reference", "bench/benchmarks"):
+    for room in ("fastce", "kernels/reference", "kernels/numba", "bench/benchmarks"):
         assert (ROOT / room / f"{op}.py").is_file()
     assert (KERNELS / "cython" / f"{op}.pyx").is_file()
     assert (ROOT / "tests" / f"test_{op}.py").is_file()
@@ -71,7 +71,8 @@ def test_every_op_has_its_file_in_every_room(op):
 
 
 def test_ops_are_the_files_that_do_not_begin_with_an_underscore():
-    for folder in (ROOT / "fastce", KERNELS / "reference", ROOT / "bench" / "benchmarks"):
+    rooms = ROOT / "fastce", KERNELS / "reference", KERNELS / "numba", ROOT / "bench" / "benchmarks"
+    for folder in rooms:
         assert {p.stem for p in folder.glob("[!_]*.py")} == set(OPS), folder
     assert {p.stem for p in (KERNELS / "cython").glob("[!_]*.pyx")} == set(OPS)
 

@@ -82,13 +82,29 @@ def test_variable_of_an_unknown_backend_raises():
     assert "ValueError: unknown backend 'fortran'" in result.stderr
 
 
-def test_without_compiled_modules_the_reference_computes_and_the_reason_is_shown():
-    result = python(
-        HIDE
-        + "print(fastce.softmax([0.0, 0.0]), fastce.available_backends()); fastce.show_config()"
-    )
+SHOW = """
+from fastce._dispatch import kernel
+print(fastce.softmax([0.0, 0.0]), fastce.available_backends())
+print(kernel("log_softmax", "softmax").__module__)
+fastce.show_config()
+"""
+
+
+def test_without_compiled_modules_numba_computes_and_the_reason_is_shown():
+    pytest.importorskip("numba")
+    result = python(HIDE + SHOW)
     assert "[0.5 0.5]" in result.stdout, result.stderr
+    assert "\nfastce.kernels.numba.log_softmax\n" in result.stdout
     assert "no C++ compiler when fastce was installed?" in result.stdout
+    assert "numba: available" in result.stdout
+
+
+def test_without_either_the_reference_computes_and_the_reasons_are_shown():
+    result = python("import sys; sys.modules['numba'] = None" + HIDE + SHOW)
+    assert "[0.5 0.5]" in result.stdout, result.stderr
+    assert "\nfastce.kernels.reference.log_softmax\n" in result.stdout
+    assert "no C++ compiler when fastce was installed?" in result.stdout
+    assert "the package numba is not installed" in result.stdout
     assert "'reference': None" in result.stdout
     assert "reference: available" in result.stdout
 

@@ -235,6 +235,56 @@ def test_what_is_no_row(wrong):
         rows.row_logsumexp(wrong)
 
 
+# --- half floats --------------------------------------------------------------------------
+
+HALVES = """
+import numpy as np
+from fastce.kernels.numba import _storage
+from fastce.kernels.numba._compile import compiled
+@compiled
+def widen(a, out):
+    for i in range(a.size):
+        out[i] = _storage.widen(a[i])
+@compiled
+def narrow(a, out):
+    for i in range(a.size):
+        out[i] = _storage.narrow(a[i], out)
+every = np.arange(1 << 16).astype(np.uint16)
+floats = np.empty(every.size, np.float32)
+widen(every, floats)
+np.testing.assert_array_equal(floats, every.view(np.float16).astype(np.float32))
+# Every half, every middle between two, and the floats next to both.
+exact = every.view(np.float16).astype(np.float64)
+finite = np.sort(exact[np.isfinite(exact)])
+x = np.concatenate([finite, (finite[1:] + finite[:-1]) / 2, [65520, 1e30, np.inf, np.nan, 1e-30]])
+x = x.astype(np.float32)
+x = np.concatenate([x, np.nextafter(x, np.float32(9e9)), np.nextafter(x, np.float32(-9e9)), -x])
+halves = np.empty(x.size, np.uint16)
+narrow(x, halves)
+with np.errstate(over="ignore"):
+    right = x.astype(np.float16)
+np.testing.assert_array_equal(halves.view(np.float16), right)
+print("by the processor" if _storage.HAS_F16C else "in steps")
+"""
+
+
+@pytest.mark.parametrize("cpu", ["", "generic"])
+def test_every_half_float(cpu):
+    """Also where Numba compiles for a processor that cannot convert them."""
+    status, output, errors = python(HALVES, 120, **({"NUMBA_CPU_NAME": cpu} if cpu else {}))
+    assert status == 0, errors
+    assert output == "in steps" or not cpu
+
+
+def test_every_bfloat16():
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    every = np.arange(1 << 16).astype(np.uint16)
+    x = every.view(ml_dtypes.bfloat16)
+    with fastce.use_backend("numba"):  # of one class: x - x, so that NaN and infinity show
+        result = fastce.logsumexp(x[:, None])
+    np.testing.assert_array_equal(result.astype(np.float32), x.astype(np.float32))
+
+
 # --- what all of it says about itself -----------------------------------------------------
 
 

@@ -358,12 +358,14 @@ def with_out(x, out):
 @pytest.mark.parametrize(
     ("message", "call"),
     [
-        ("x must be an array of float64 or float32, got", lambda: of_axis(np.zeros(3, np.int64), 0)),
+        ("x must be an array of float64 or float32, got",
+         lambda: of_axis(np.zeros(3, np.int64), 0)),
         ("x must be an array of float64 or float32, got", lambda: of_axis(1.0, 0)),
         ("target must hold class indices", lambda: mean_loss(x, labels.astype(float))),
         ("target must hold class indices", lambda: mean_loss(x, x.astype(np.float32))),
         ("reduction must be a constant", lambda: reduced(x, labels, "mean")),
-        ("reduction must be 'mean', 'sum' or 'none', got 'max'", lambda: wrongly_reduced(x, labels)),
+        ("reduction must be 'mean', 'sum' or 'none', got 'max'",
+         lambda: wrongly_reduced(x, labels)),
         ("out must be a writable C-contiguous array of float64 with 2 axes",
          lambda: with_out(x, x.astype(np.float32))),
         ("out must be a writable C-contiguous array", lambda: with_out(x, x[:, ::2])),
