@@ -20,6 +20,8 @@ import fastce
 from .kernels.numba import cross_entropy as ce
 from .kernels.numba import log_softmax as ls
 from .kernels.numba._compile import OPTIONS, SERIAL_BELOW
+from .kernels.numba._labels import block_count
+from .kernels.numba._panels import task_count
 from .kernels.numba._storage import contiguous_in, contiguous_out, read_only
 
 
@@ -70,22 +72,17 @@ def _constant(a, name, kinds):
 
 
 def _loop(run):
-    """A function (elements, *arguments) that calls `run` of kernels/numba: over threads, or not.
+    """A function (elements, count, *arguments) that calls `run` of kernels/numba: over threads, or
+    not.
 
     Numba's workqueue layer cannot start a loop within a loop, so there it never is over threads.
     """
-    serial, parallel = run.serial, run.parallel
-    flags = ConfigStack.top_or_none()
+    start, flags = run.start, ConfigStack.top_or_none()
     if flags is None or not flags.auto_parallel.enabled or _workqueue():
-        return register_jitable(lambda elements, *arguments: serial(*arguments))
-
-    @register_jitable
-    def by_size(elements, *arguments):
-        if elements < SERIAL_BELOW:
-            return serial(*arguments)
-        return parallel(*arguments)
-
-    return by_size
+        return register_jitable(lambda elements, count, *arguments: start(False, count, *arguments))
+    return register_jitable(
+        lambda elements, count, *arguments: start(elements >= SERIAL_BELOW, count, *arguments)
+    )
 
 
 def _workqueue() -> bool:
@@ -114,6 +111,12 @@ def _fold(shape, axis):
 @register_jitable(**OPTIONS)
 def _planes(x, fold):
     return contiguous_in(np.ascontiguousarray(x), fold[1] * fold[2])
+
+
+@register_jitable(**OPTIONS)
+def _no_planes(dtype):
+    """What stands for an array that is not given."""
+    return contiguous_in(np.empty(0, dtype), 0)
 
 
 def _rows_result(ndim, keepdims=False):
@@ -149,13 +152,13 @@ def _logsumexp(x, axis=-1, keepdims=False, out=None):
     dtype = _float_array(x, "x")
     if not _is_none(out):
         raise TypingError("in compiled code logsumexp has no out")
-    loop = _loop(ls._logsumexp)
+    loop = _loop(ls.run_logsumexp)
     shaped = _rows_result(x.ndim, _constant(keepdims, "keepdims", bool))
 
     def logsumexp(x, axis=-1, keepdims=False, out=None):
         fold, axis = _fold(x.shape, axis)
         flat = np.empty(fold[0] * fold[2], dtype)
-        loop(x.size, _planes(x, fold), flat, *fold)
+        loop(x.size, task_count(*fold), _planes(x, fold), flat, *fold)
         return shaped(flat, x.shape, axis)
 
     return logsumexp
@@ -173,37 +176,41 @@ def _map_rows(function, run):
             fold, _ = _fold(x.shape, axis)
             result = np.empty(x.shape, dtype)
             planes = _planes(x, fold), contiguous_out(result, fold[1] * fold[2])
-            loop(x.size, *planes, *fold, False)
+            loop(x.size, task_count(*fold), *planes, *fold, False)
             return result
 
         def into_out(x, axis=-1, out=None):
             _check_out(out, x)
             fold, _ = _fold(x.shape, axis)
             planes = _planes(x, fold), contiguous_out(out, fold[1] * fold[2])
-            loop(x.size, *planes, *fold, False)
+            loop(x.size, task_count(*fold), *planes, *fold, False)
             return out
 
         return of_new if new else into_out
 
 
-_map_rows(fastce.softmax, ls._softmax)
-_map_rows(fastce.log_softmax, ls._log_softmax)
+_map_rows(fastce.softmax, ls.run_softmax)
+_map_rows(fastce.log_softmax, ls.run_log_softmax)
 
 
 # ---- cross-entropy ---------------------------------------------------------------------------
 
 
 def _targets(target, logits):
-    """A function (target, fold, axis) -> (labels, planes of probabilities or None)."""
+    """A function (target, fold, axis) -> (labels, planes of probabilities), one of them empty."""
+    dtype = logits.dtype
     if isinstance(target, types.Integer) and logits.ndim == 1:
-        return register_jitable(lambda target, fold, axis: (np.full(1, target, np.int64), None))
+        return register_jitable(
+            lambda target, fold, axis: (np.full(1, target, np.int64), _no_planes(dtype))
+        )
     if isinstance(target, types.Array) and isinstance(target.dtype, types.Integer):
 
         @register_jitable
         def of_labels(target, fold, axis):
             if target.size != fold[0] * fold[2]:
                 raise ValueError("target must have the shape of the logits without the class axis")
-            return np.ascontiguousarray(target).reshape(-1).astype(np.int64), None
+            labels = np.ascontiguousarray(target).reshape(-1).astype(np.int64)
+            return labels, _no_planes(dtype)
 
         if target.ndim == logits.ndim - 1:
             return of_labels
@@ -227,23 +234,23 @@ def _targets(target, logits):
 
 
 @register_jitable
-def _check_labels(labels, scanned, classes, ignore_index):
-    if scanned[0] >= 0:
-        row = int(scanned[0])
-        raise IndexError(
-            f"target of row {row} is {labels[row]}, out of range for {classes} classes "
-            f"(ignore_index is {ignore_index})"
-        )
+def _check_labels(labels, bad, classes, ignore_index):
+    for row in bad:
+        if row >= 0:
+            raise IndexError(
+                f"target of row {row} is {labels[row]}, out of range for {classes} classes "
+                f"(ignore_index is {ignore_index})"
+            )
 
 
 def _compute(logits, target, weight, reduction):
-    """A function that computes loss and lse, and writes the gradient unless `grad` is None."""
+    """A function that computes loss and lse, and writes the gradient unless `grad` is empty."""
     dtype = _float_array(logits, "logits")
     if not (_is_none(weight) or (isinstance(weight, types.Array) and weight.ndim == 1)):
         raise TypingError(f"in compiled code weight must be an array of one axis, got {weight}")
     no_weight = _is_none(weight)
     per_row, mean = reduction == "none", reduction == "mean"
-    targets, loop, scan = _targets(target, logits), _loop(ce._run), _loop(ce._scan)
+    targets, loop, scan = _targets(target, logits), _loop(ce.run), _loop(ce.run_scan)
     labelled = not (isinstance(target, types.Array) and isinstance(target.dtype, types.Float))
 
     @register_jitable
@@ -263,10 +270,12 @@ def _compute(logits, target, weight, reduction):
         w = weights(weight, n, smoothing != 0 or not labelled)
         denominator = float(outer * inner) if mean else 1.0
         if labelled:
-            scanned = np.empty(2)
-            scan(labels.size, read_only(labels), read_only(w), n, ignore_index, scanned)
-            _check_labels(labels, scanned, n, ignore_index)
-            denominator = scanned[1] if mean else 1.0
+            blocks = block_count(labels.size)
+            sums, bad = np.zeros(blocks), np.full(blocks, -1)
+            given = read_only(labels), read_only(w)
+            scan(labels.size, blocks, *given, n, ignore_index, sums, bad)
+            _check_labels(labels, bad, n, ignore_index)
+            denominator = ce.in_order(sums) if mean else 1.0
         loss = np.empty(outer * inner if per_row else 0, dtype)
         lse = np.empty(outer * inner, dtype)
         none = np.empty(0, dtype)
@@ -276,9 +285,10 @@ def _compute(logits, target, weight, reduction):
             ignore_index, denominator, z_loss, 1.0 - smoothing, soft,
             soft * (w.sum() if smoothing else 0.0), smoothing != 0 or not labelled, False,
         )  # fmt: skip
-        planes = _planes(logits, fold)
-        total = loop(logits.size, planes, probabilities, grad, rows, options, outer, n, inner)
-        return loss, total / denominator, lse
+        sums = np.zeros(task_count(outer, n, inner))
+        planes = _planes(logits, fold), probabilities, grad
+        loop(logits.size, sums.size, *planes, rows, options, outer, n, inner, sums)
+        return loss, ce.in_order(sums) / denominator, lse
 
     return compute
 
@@ -304,7 +314,7 @@ def _cross_entropy(
     z_loss=0.0, axis=-1, return_lse=False,
 ):  # fmt: skip
     with_lse = _constant(return_lse, "return_lse", bool)
-    compute = _compute(logits, target, weight, _reduction(reduction))
+    compute, dtype = _compute(logits, target, weight, _reduction(reduction)), logits.dtype
     shaped = _rows_result(logits.ndim)
     result = _loss_result(logits, reduction)
 
@@ -315,7 +325,7 @@ def _cross_entropy(
         fold, at = _fold(logits.shape, axis)
         loss, reduced, lse = compute(
             logits, target, weight, ignore_index, float(label_smoothing), float(z_loss), fold, at,
-            None,
+            contiguous_out(np.empty(0, dtype), 0),
         )  # fmt: skip
         if with_lse:
             return result(loss, reduced, logits.shape, at), shaped(lse, logits.shape, at)

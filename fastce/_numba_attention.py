@@ -124,7 +124,7 @@ def _attention(
     has_mask, has_window, default_scale = (not _is_none(a) for a in (attn_mask, window, scale))
     numbers, lengths = _mask(attn_mask, q), _per_entry(kv_lengths, "kv_lengths")
     offsets = _per_entry(q_offset, "q_offset")
-    forward, merge = run_forward.serial, run_merge.serial
+    forward, merge = run_forward.start, run_merge.start
     places_of, starts = _PLACES, problem.STARTS
     get_scale = register_jitable(
         (lambda scale, width: float(scale))
@@ -192,9 +192,9 @@ def _attention(
         splits = splits_of(p)
         size = part_size(p) * splits * p.first_tile[-1] if splits > 1 else 0
         parts = np.empty(size, dtype)
-        forward(p, out.reshape(-1), lse, splits, parts, np.zeros(1, np.int64))
+        forward(False, 1, p, out.reshape(-1), lse, splits, parts, np.zeros(1, np.int64))
         if splits > 1:
-            merge(p, out.reshape(-1), lse, splits, parts, np.zeros(1, np.int64))
+            merge(False, 1, p, out.reshape(-1), lse, splits, parts, np.zeros(1, np.int64))
 
     def attention(
         q, k, v, attn_mask=None, is_causal=False, scale=None, enable_gqa=False, q_offset=0,

@@ -46,7 +46,7 @@ from ._attention_scores import (
     new_work,
     scores,
 )
-from ._compile import inner, shared, take_turn
+from ._compile import inner, take_turn, threaded
 from ._math import add_in_any_order, cast, constants, exp_2, smaller
 from ._storage import scratch, widen
 
@@ -266,7 +266,8 @@ def mask_turn(p, g, number, lanes, work, pull):
 # ---- over threads ----------------------------------------------------------------------------
 
 
-def _backward(p, g, tasks, pieces, turn, turns):
+@inner
+def backward_task(p, g, tasks, pieces, turn, turns, _):
     """What one thread does in round `turn` or, where there are no pieces, of the gradient of the
     mask.
     """
@@ -280,4 +281,4 @@ def _backward(p, g, tasks, pieces, turn, turns):
         number = take_turn(turns)
 
 
-run_backward = shared(_backward)
+run_backward = threaded(backward_task)

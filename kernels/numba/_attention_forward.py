@@ -26,7 +26,7 @@ from ._attention_problem import (
 )
 from ._attention_products import COLUMNS, add_product, four_up
 from ._attention_scores import BLOCK, load_keys, load_queries, new_work, scores
-from ._compile import compiled, inner, shared, take_turn
+from ._compile import inner, take_turn, threaded
 from ._math import cast, constants, exp_2, larger
 from ._storage import narrow, scratch
 
@@ -45,7 +45,7 @@ def splits_of(p):
     return max(1, min(ENOUGH // tiles, longest // SHORTEST_SPLIT))
 
 
-@compiled
+@inner
 def part_size(p):
     return (four_up(p.value_width) + 2) * COLUMNS
 
@@ -168,7 +168,8 @@ def forward_turn(p, out, lse, number, splits, lanes, work, memory, parts):
         merge_parts(p, out, lse, tile, lanes, part, 1)
 
 
-def _forward(p, out, lse, splits, parts, turns):
+@inner
+def forward_task(p, out, lse, splits, parts, turns, _):
     """What one thread does."""
     lanes, work, memory = new_lanes(), new_work(p), scratch(p.q, 3 * COLUMNS)
     mine = parts if splits > 1 else scratch(p.q, part_size(p))
@@ -178,7 +179,8 @@ def _forward(p, out, lse, splits, parts, turns):
         number = take_turn(turns)
 
 
-def _merge(p, out, lse, splits, parts, turns):
+@inner
+def merge_task(p, out, lse, splits, parts, turns, _):
     lanes, size = new_lanes(), splits * part_size(p)
     number = take_turn(turns)
     while number < p.first_tile[-1]:
@@ -187,4 +189,4 @@ def _merge(p, out, lse, splits, parts, turns):
         number = take_turn(turns)
 
 
-run_forward, run_merge = shared(_forward), shared(_merge)
+run_forward, run_merge = threaded(forward_task), threaded(merge_task)

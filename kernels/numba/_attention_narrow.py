@@ -1,11 +1,12 @@
 """Sums of gradients in float32, to 16-bit results."""
 
 from ._attention_problem import HEAD, ROW, STARTS
-from ._compile import shared, take_turn
+from ._compile import inner, take_turn, threaded
 from ._storage import narrow
 
 
-def _narrow(places, spans, side, heads, width, sums, to, turns):
+@inner
+def narrow_task(places, spans, side, heads, width, sums, to, turns, _):
     """`places` of the array; `side` is 0 for rows of queries, 2 for keys (columns of spans)."""
     number = take_turn(turns)
     while number < len(spans) * heads:
@@ -18,4 +19,4 @@ def _narrow(places, spans, side, heads, width, sums, to, turns):
         number = take_turn(turns)
 
 
-run_narrow = shared(_narrow)
+run_narrow = threaded(narrow_task)

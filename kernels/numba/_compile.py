@@ -1,4 +1,9 @@
-"""How functions are compiled, and how loops are spread over threads."""
+"""How functions are compiled, and how tasks are spread over threads.
+
+Where a prange calls a function, LLVM goes over that function four times, and once more for the same
+loop without threads. A task is therefore compiled once, for each type of its arguments, as a C
+function that finds them in memory; one loop over threads calls all tasks by their addresses.
+"""
 
 import functools
 import hashlib
@@ -6,14 +11,14 @@ import json
 import os
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import FunctionType
 
 import numba
 from llvmlite import ir
-from numba import types
-from numba.core import event
+from numba import prange, types
+from numba.core import cgutils, event
+from numba.core.imputils import impl_ret_borrowed
 from numba.extending import intrinsic
 
 # Division by zero gives infinity or NaN, as in NumPy: the check that raises instead keeps loops
@@ -27,7 +32,7 @@ inner = functools.partial(compiled, no_cpython_wrapper=True, no_cfunc_wrapper=Tr
 # Fewer elements than this run on one thread, as in kernels/cython/_threads.pxi.
 SERIAL_BELOW = 1 << 16
 
-_kernels = {}  # function as compiled by Numba: its name for users, how its loop runs
+_kernels = {}  # function as compiled by Numba: its name for users
 _loaded_by = os.getpid()
 _turn = threading.Lock()
 
@@ -46,19 +51,20 @@ def _fingerprint() -> str:
 _VERSION = _fingerprint()
 
 
-def _cached(loop, kind, **options):
-    # Compiled code is cached under the qualified name, which therefore says all that matters.
-    copy = FunctionType(loop.__code__, loop.__globals__, loop.__name__, loop.__defaults__)
-    copy.__qualname__, copy.__module__ = f"{loop.__qualname__}_{kind}_{_VERSION}", loop.__module__
-    copy.__doc__ = loop.__doc__
+def _cached(start, task):
+    # Compiled code is cached under the qualified name, which therefore says all that matters. What
+    # differs between tasks is a global name and no closure, of which Numba would keep a hash.
+    function = task.py_func
+    copy = FunctionType(start.__code__, {**start.__globals__, "task": task}, function.__name__)
+    copy.__qualname__, copy.__module__ = f"{function.__qualname__}_{_VERSION}", function.__module__
     try:
-        kernel = compiled(copy, cache=True, **options)
+        kernel = compiled(copy, cache=True)
     except RuntimeError as error:  # no folder in which anything can be written
         if "no locator" not in str(error):
             raise
-        kernel = compiled(copy, **options)
-    file, name = loop.__module__.rpartition(".")[2], loop.__name__
-    _kernels[kernel] = f"{file.strip('_')}: {name.strip('_')}", kind
+        kernel = compiled(copy)
+    file, name = function.__module__.rpartition(".")[2], function.__name__
+    _kernels[kernel] = f"{file.strip('_')}: {name.strip('_').removesuffix('_task')}"
     return kernel
 
 
@@ -75,12 +81,10 @@ class _Stopwatch(event.Listener):
         folder = kernel.stats.cache_path if kernel in _kernels else None
         if folder is None:
             return
-        name, kind = _kernels[kernel]
         entry = {
             "version": _VERSION,
-            "kernel": name,
+            "kernel": _kernels[kernel],
             "dtype": _dtype(compiling.data["args"]),
-            "loop": kind,
             "seconds": round(time.perf_counter() - self.started, 2),
         }
         Path(folder).mkdir(parents=True, exist_ok=True)
@@ -93,20 +97,25 @@ event.register("numba:compile", _Stopwatch())
 
 
 def _dtype(arguments):
-    """That of the first array among types of arguments."""
+    """What is computed with, by the types of arguments: that of the first array of floats."""
+    names = {types.uint16: "float16", types.int16: "bfloat16"}
+    names |= {dtype: str(dtype) for dtype in (types.float32, types.float64)}
+    arrays = [a.dtype for a in _flat(arguments) if isinstance(a, types.Array)]
+    return next((names[dtype] for dtype in arrays if dtype in names), str(arrays[0]))
+
+
+def _flat(arguments):
     for argument in arguments:
-        if isinstance(argument, types.Array):
-            stored_as = {types.uint16: "float16", types.int16: "bfloat16"}
-            return stored_as.get(argument.dtype, str(argument.dtype))
         if isinstance(argument, types.BaseTuple):
-            return _dtype(argument)
-    raise TypeError(f"no array in {arguments}")
+            yield from _flat(argument)
+        else:
+            yield argument
 
 
 def compile_times():
     """What the kernels of this version took to compile, as far as they are in Numba's cache.
 
-    A list of dictionaries: kernel, dtype, loop (parallel or serial), seconds.
+    A list of dictionaries: kernel, dtype, seconds.
     """
     folders = {kernel.stats.cache_path for kernel in _kernels} - {None}
     files = [Path(folder, _TIMES) for folder in sorted(folders)]
@@ -115,66 +124,137 @@ def compile_times():
     return [entry for entry in entries if entry.pop("version") == _VERSION]
 
 
-def threaded(loop):
-    """A function ``(threads, elements, *arguments)`` that runs ``loop(*arguments)`` compiled.
+# ---- tasks over threads ----------------------------------------------------------------------
 
-    The loop is a prange over tasks, and hands their number on as ``np.int64(task)``: Numba makes
-    it unsigned in threads, for which everything below would be compiled once more.
 
-    It is compiled twice: with its prange over Numba's threads, and as an ordinary loop, which runs
-    less work than `SERIAL_BELOW` elements, and everything in a process that was forked after this
-    module was loaded: OpenMP's threads do not survive a fork, and Numba ends the process that tries
-    to use them. Numba's `workqueue` layer ends the process, too, when two threads of the user
-    start parallel loops at once: there calls take turns.
+@intrinsic
+def _unowned(typingctx, value):
+    """Arrays, also in tuples, without their count of references, which all threads would change in
+    turn. The caller keeps the memory.
     """
-    serial = _cached(loop, "serial")
-    parallel = _cached(loop, "parallel", parallel=True)
 
-    def run(threads, elements, *arguments):
-        if threads <= 1 or elements < SERIAL_BELOW or os.getpid() != _loaded_by:
-            return serial(*arguments)
+    def generate(context, builder, signature, args):
+        return impl_ret_borrowed(context, builder, value, strip(context, builder, value, args[0]))
+
+    def strip(context, builder, kind, given):
+        if isinstance(kind, types.BaseTuple):
+            for i, part in enumerate(kind):
+                stripped = strip(context, builder, part, builder.extract_value(given, i))
+                given = builder.insert_value(given, stripped, i)
+        elif isinstance(kind, types.Array):
+            array = context.make_array(kind)(context, builder, given)
+            array.meminfo = array.meminfo.type(None)
+            given = array._getvalue()
+        return given
+
+    return value(value), generate
+
+
+@intrinsic
+def _stored(typingctx, arguments):
+    """The address of a tuple in memory, for as long as the function runs that calls this."""
+
+    def generate(context, builder, signature, args):
+        place = cgutils.alloca_once_value(builder, args[0])
+        return builder.ptrtoint(place, context.get_value_type(types.intp))
+
+    return types.intp(arguments), generate
+
+
+@intrinsic
+def _entry(typingctx, task, arguments):
+    """The address of a function (place, number), which calls the task with the tuple that is stored
+    at a place, and a number.
+    """
+    called = task.get_call_type(typingctx, (*arguments, types.int64), {})
+
+    def generate(context, builder, signature, args):
+        result = task.dispatcher.get_compile_result(called)
+        whole, module = context.get_value_type(types.intp), builder.module
+        kind = ir.FunctionType(ir.VoidType(), [whole, whole])
+        entry = ir.Function(
+            module, kind, module.get_unique_name(f"{result.fndesc.mangled_name}.entry")
+        )
+        entry.linkage = "internal"
+        body = ir.IRBuilder(entry.append_basic_block())
+        place = body.inttoptr(entry.args[0], context.get_value_type(arguments).as_pointer())
+        values = cgutils.unpack_tuple(body, body.load(place))
+        context.call_conv.call_function(
+            body,
+            context.declare_function(module, result.fndesc),
+            result.fndesc.restype,
+            result.fndesc.argtypes,
+            [*values, entry.args[1]],
+        )  # what it raised would be lost: a task raises nothing
+        body.ret_void()
+        context.active_code_library.add_linking_library(result.library)
+        return builder.ptrtoint(entry, whole)
+
+    return types.intp(task, arguments), generate
+
+
+@intrinsic
+def _call(typingctx, entry, place, number):
+    def generate(context, builder, signature, args):
+        whole = context.get_value_type(types.intp)
+        kind = ir.FunctionType(ir.VoidType(), [whole, whole]).as_pointer()
+        builder.call(builder.inttoptr(args[0], kind), args[1:])
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.intp, types.intp), generate
+
+
+@inner(parallel=True)
+def _over_threads(entry, place, count):
+    for number in prange(count):
+        _call(entry, place, number)
+
+
+def _start(spread, count, *arguments):
+    arguments = _unowned(arguments)
+    entry, place = _entry(task, arguments), _stored(arguments)  # noqa: F821 (see _cached)
+    if spread:
+        _over_threads(entry, place, count)
+    else:
+        for number in range(count):
+            _call(entry, place, number)
+
+
+def threaded(task):
+    """A function ``(threads, elements, count, *arguments)`` that calls ``task(*arguments, number)``
+    for every number below `count`, over Numba's threads (`task` is compiled, see `inner`).
+
+    On one thread for less work than `SERIAL_BELOW` elements, and for everything in a process that
+    was forked after this module was loaded: OpenMP's threads do not survive a fork, and Numba ends
+    the process that tries to use them. Numba's `workqueue` layer ends the process, too, when two
+    threads of the user start parallel loops at once: there calls take turns.
+
+    In compiled code, ``start(spread, count, *arguments)`` of that function does the same.
+    """
+    start = _cached(_start, task)
+
+    def run(threads, elements, count, *arguments):
+        if threads <= 1 or count <= 1 or elements < SERIAL_BELOW or os.getpid() != _loaded_by:
+            return start(False, count, *arguments)
         before = numba.get_num_threads()  # starts Numba's threads, so that the layer is known
         wanted = min(threads, numba.config.NUMBA_NUM_THREADS)
         if numba.threading_layer() == "workqueue":
             with _turn:
-                return _on_threads(parallel, wanted, before, arguments)
-        return _on_threads(parallel, wanted, before, arguments)
+                return _on_threads(start, wanted, before, count, arguments)
+        return _on_threads(start, wanted, before, count, arguments)
 
-    run.serial, run.parallel = serial, parallel
+    run.start = start
     return run
 
 
-def _on_threads(parallel, wanted, before, arguments):
+def _on_threads(start, wanted, before, count, arguments):
     if wanted == before:
-        return parallel(*arguments)
+        return start(True, count, *arguments)
     numba.set_num_threads(wanted)  # of this thread of the user only
     try:
-        return parallel(*arguments)
+        return start(True, count, *arguments)
     finally:
         numba.set_num_threads(before)
-
-
-def shared(tasks):
-    """A function ``(threads, elements, *arguments)``: as many threads call ``tasks(*arguments)``,
-    compiled, which does tasks until none is left, see `take_turn`.
-
-    For what takes long to compile: LLVM goes over everything that a prange calls four times, and
-    over the ordinary loop once more. Here it is compiled once, and knows nothing of threads. These
-    are Python's own, made anew for each call (0.1 ms), which a fork cannot harm.
-    """
-    run_alone = _cached(tasks, "shared")
-
-    def run(threads, elements, *arguments):
-        if threads <= 1 or elements < SERIAL_BELOW:
-            return run_alone(*arguments)
-        with ThreadPoolExecutor(threads - 1) as pool:
-            others = [pool.submit(run_alone, *arguments) for _ in range(threads - 1)]
-            run_alone(*arguments)
-        for other in others:
-            other.result()  # raises what was raised there
-
-    run.serial = run_alone
-    return run
 
 
 @intrinsic

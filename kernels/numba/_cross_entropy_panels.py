@@ -59,7 +59,7 @@ def panel_cost(
     for first in range(0, n, CLASSES):
         count = min(CLASSES, n - first)
         load_tile(x.data, place, first, count, width, tile)
-        if target is not None:
+        if target.data.size:
             load_tile(target.data, target_place, first, count, width, t_tile)
         for k in range(count):
             weight = rows.weight[first + k]
@@ -141,7 +141,7 @@ def panel_gradient(
         count = min(CLASSES, n - first)
         if not has_exps:
             load_tile(x.data, place, first, count, width, tile)
-        if target is not None:
+        if target.data.size:
             load_tile(target.data, target_place, first, count, width, t_tile)
         for k in range(count):
             line, wanted = tile[k * PANEL : (k + 1) * PANEL], t_tile[k * PANEL : (k + 1) * PANEL]
@@ -160,7 +160,7 @@ def panel_gradient(
 
 @inner
 def panels_task(x, target, grad, rows, options, outer, n, inner, task):
-    """The sum of the losses of some panels, and their gradient unless `grad` is None."""
+    """The sum of the losses of some panels, and their gradient unless `grad` is empty."""
     tile, tops, rests, work = panel_scratch(x.data)
     t_tile, more = stack_like(tile, TILE), stack_like(work, MORE)
     t_tile[:] = 0
@@ -169,15 +169,13 @@ def panels_task(x, target, grad, rows, options, outer, n, inner, task):
     losses, totals = stack_doubles(rests, PANEL), stack_doubles(rests, PANEL)
     columns, tiles = (kept, picked, weights, losses, totals), (tile, t_tile)
     given, every = rows.given_lse.size > 0, options.every_class
-    has_exps = grad is not None and n <= CLASSES and not every and not given
+    has_exps = grad.data.size > 0 and n <= CLASSES and not every and not given
     loss = 0.0
     last = min(panel_count(outer, inner), (task + 1) * panels_per_task(n))
     for number in range(task * panels_per_task(n), last):
         first, width = panel_rows(number, outer, inner)
         place = panel_place(x, number, inner)
-        t_place = place
-        if target is not None:
-            t_place = panel_place(target, number, inner)
+        t_place = panel_place(target, number, inner)
         gather(x, place, rows, options, first, width, kept, picked, weights)
         if given:
             tops[:width] = rows.given_lse[first : first + width]
@@ -192,7 +190,7 @@ def panels_task(x, target, grad, rows, options, outer, n, inner, task):
                 x, place, target, t_place, n, width, rows, options, tops, losses, totals, tiles
             )
         loss += panel_losses(rows, options, first, width, tops, rests, sums, columns)
-        if grad is not None:
+        if grad.data.size:
             grad_place = panel_place(grad, number, inner)
             panel_slopes(rows, options, first, width, tops, rests, sums, columns, slopes, upstreams)
             panel_gradient(

@@ -2,10 +2,7 @@
 
 import math
 
-from numba import types
-from numba.extending import overload
-
-from ._compile import OPTIONS, inner
+from ._compile import inner
 from ._math import add_in_any_order, apart, cast, constants, exp_from, mul_add, reference
 from ._panels import rows_per_task
 from ._rows import BLOCK, log_total, row_of, row_state, row_writer
@@ -22,7 +19,7 @@ def row_cost(x, t, weight, options, row_top):
     for at in range(0, x.size, BLOCK):
         u, w = x[at : at + BLOCK], weight[at : at + BLOCK]
         part_loss, part_total = zero, zero
-        if t is None:
+        if not t.size:
             for i in range(u.size):
                 q = soft * w[i]
                 cost = q * (row_top - widen(u[i]))
@@ -56,25 +53,22 @@ def _write_plain(k, inputs, arguments):
     return scale * (exp_from(widen(inputs[0][k]), base) * constants(scale).down)
 
 
-def class_share(t, k, hard, soft):
-    """q of class k without its weight; `t` holds probabilities, or is None."""
-    raise NotImplementedError("for compiled code")
-
-
-@overload(class_share, jit_options=OPTIONS)
-def _class_share(t, k, hard, soft):
-    if isinstance(t, types.NoneType):
-        return lambda t, k, hard, soft: soft
-    return lambda t, k, hard, soft: mul_add(hard, widen(t[k]), soft)
+@row_writer
+@inner
+def _write_smooth(k, inputs, arguments):
+    """With label smoothing."""
+    (x, weight), (base, scale, minus_g, _, soft) = inputs, arguments
+    value = scale * (exp_from(widen(x[k]), base) * constants(scale).down)
+    return mul_add(minus_g, soft * weight[k], value)
 
 
 @row_writer
 @inner
-def _write_every_class(k, inputs, arguments):
-    """For label smoothing, and probabilities `t`."""
-    (x, t, weight), (base, scale, minus_g, hard, soft) = inputs, arguments
+def _write_probable(k, inputs, arguments):
+    """With probabilities `t`."""
+    (x, weight, t), (base, scale, minus_g, hard, soft) = inputs, arguments
     value = scale * (exp_from(widen(x[k]), base) * constants(scale).down)
-    return mul_add(minus_g, class_share(t, k, hard, soft) * weight[k], value)
+    return mul_add(minus_g, mul_add(hard, widen(t[k]), soft) * weight[k], value)
 
 
 @inner
@@ -90,22 +84,24 @@ def row_gradient(x, t, grad, weight, options, top, slope, upstream, exps, stream
     elif options.every_class:
         minus_g, hard, soft = cast(top, -upstream), cast(top, options.hard), cast(top, options.soft)
         arguments = base, scale, minus_g, hard, soft
-        _write_every_class((x, t, weight), arguments, grad, streaming)
+        if t.size:
+            _write_probable((x, weight, t), arguments, grad, streaming)
+        else:
+            _write_smooth((x, weight), arguments, grad, streaming)
     else:
         _write_plain((x,), (base, scale), grad, streaming)
 
 
 @inner
 def cross_entropy_row(x, t, grad, rows, options, r, memory, exps):
-    """Loss of row r, and its gradient unless `grad` is None."""
+    """Loss of row r, and its gradient unless `grad` is empty."""
     label = rows.labels[r] if rows.labels.size else -1
     if rows.labels.size and label == options.ignore_index:
         if rows.loss.size:
             rows.loss[r] = 0 / options.denominator  # NaN for the mean over no row
         if rows.lse.size:
             rows.lse[r] = 0
-        if grad is not None:
-            grad[:] = 0  # also the bits of a half float
+        grad[:] = 0  # also the bits of a half float
         return 0.0
     label_weight = 0.0
     if label >= 0:
@@ -130,7 +126,7 @@ def cross_entropy_row(x, t, grad, rows, options, r, memory, exps):
         rows.loss[r] = loss / options.denominator
     if rows.lse.size:
         rows.lse[r] = lse
-    if grad is None:
+    if not grad.size:
         return loss
 
     upstream = 1.0
@@ -152,27 +148,15 @@ def cross_entropy_row(x, t, grad, rows, options, r, memory, exps):
     return loss
 
 
-def row_if_given(planes, r, n):
-    """Row r, or None."""
-    raise NotImplementedError("for compiled code")
-
-
-@overload(row_if_given)
-def _row_if_given(planes, r, n):
-    if isinstance(planes, types.NoneType):
-        return lambda planes, r, n: None
-    return lambda planes, r, n: row_of(planes, r, n)
-
-
 @inner
 def rows_task(x, target, grad, rows, options, outer, n, task):
     """The sum of the losses of some rows."""
     memory = stack_scratch(x.data, BLOCK)
-    keeps_exps = grad is not None and n <= BLOCK and not options.every_class
+    keeps_exps = grad.data.size and n <= BLOCK and not options.every_class
     exps = stack_scratch(x.data, BLOCK)[: n if keeps_exps else 0]
     loss = 0.0
     for r in range(task * rows_per_task(n), min(outer, (task + 1) * rows_per_task(n))):
-        t, g = row_if_given(target, r, n), row_if_given(grad, r, n)
+        t, g = row_of(target, r, n), row_of(grad, r, n)  # of nothing, nothing
         loss += cross_entropy_row(row_of(x, r, n), t, g, rows, options, r, memory, exps)
     if options.streaming:
         stream_end()

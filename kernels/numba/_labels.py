@@ -1,27 +1,35 @@
 """Blocks of labels: the check that they are classes; nll_loss, which reads one element a row."""
 
+from numba.extending import register_jitable
+
 from ._compile import inner
 from ._math import cast
 from ._rows import BLOCK
 from ._storage import narrow, widen
 
 
+@register_jitable
+def block_count(rows):
+    return -(-rows // BLOCK)
+
+
 @inner
-def scan_block(labels, weight, classes, ignore_index, block):
-    """Sum of the weights of the rows that count, and the first label that is no class, or -1."""
+def scan_task(labels, weight, classes, ignore_index, sums, bad, block):
+    """Sum of the weights of the rows that count, and the first label that is no class."""
     total = 0.0
     for r in range(block * BLOCK, min(labels.size, (block + 1) * BLOCK)):
         label = labels[r]
         if label == ignore_index:
             continue
         if label < 0 or label >= classes:
-            return total, r
+            bad[block] = r
+            return
         total += weight[label] if weight.size else 1
-    return total, -1
+    sums[block] = total
 
 
 @inner
-def nll_block(x, labels, weight, loss, n, inner, denominator, ignore_index, block):
+def nll_task(x, labels, weight, loss, n, inner, denominator, ignore_index, sums, block):
     """Sum of the losses of a block of rows; each goes to `loss`, unless that is empty."""
     total = 0.0
     for r in range(block * BLOCK, min(labels.size, (block + 1) * BLOCK)):
@@ -32,17 +40,17 @@ def nll_block(x, labels, weight, loss, n, inner, denominator, ignore_index, bloc
         total += cost
         if loss.size:
             loss[r] = cost / denominator
-    return total
+    sums[block] = total
 
 
 @inner
-def zero_block(grad, n, inner, plane):
+def zeros_task(grad, n, inner, plane):
     at = grad.first + plane * grad.step
     grad.data[at : at + n * inner] = 0  # also the bits of a half float
 
 
 @inner
-def put_block(upstream, labels, weight, grad, inner, denominator, ignore_index, block):
+def nll_gradient_task(upstream, labels, weight, grad, inner, denominator, ignore_index, block):
     """-upstream * weight at the labels of a block of rows."""
     for r in range(block * BLOCK, min(labels.size, (block + 1) * BLOCK)):
         label = labels[r]

@@ -9,6 +9,7 @@ of blocks, and a second reading writes.
 """
 
 import numpy as np
+from numba.extending import register_jitable
 
 from ._compile import inner
 from ._math import add_compensated, bounds, cast, constants, exp_between, exp_sub, larger, log_1p
@@ -21,27 +22,27 @@ TILE, WORK = CLASSES * PANEL, 5 * PANEL
 PER_TASK = 1 << 16  # elements
 
 
-@inner
+@register_jitable
 def is_panelled(n, inner):
     return inner > 1 or n <= SHORT
 
 
-@inner
+@register_jitable
 def panel_count(outer, inner):
     return outer * (-(-inner // PANEL)) if inner != 1 else -(-outer // PANEL)
 
 
-@inner
+@register_jitable
 def panels_per_task(n):
     return max(1, PER_TASK // (PANEL * max(1, n)))
 
 
-@inner
+@register_jitable
 def rows_per_task(n):
     return max(1, PER_TASK // max(1, n))
 
 
-@inner
+@register_jitable
 def task_count(outer, n, inner):
     """Tasks of a loop over threads: what each does depends on the shape alone."""
     if is_panelled(n, inner):

@@ -5,6 +5,7 @@ both come as their 16 bits; that compiled code can tell them apart, float16 as u
 bfloat16 as signed ones.
 """
 
+import functools
 from typing import NamedTuple
 
 import numba
@@ -60,6 +61,13 @@ def raw(a: np.ndarray) -> np.ndarray:
     return a.view(np.uint16 if a.dtype == np.float16 else np.int16)
 
 
+@functools.cache
+def no_planes(dtype: np.dtype, writeable: bool = False) -> Planes:
+    """What stands for an array of `dtype` that is not given."""
+    nothing = raw(np.empty(0, dtype))
+    return Planes(nothing if writeable else frozen(nothing), 0, 0)
+
+
 def frozen(a: np.ndarray) -> np.ndarray:
     """A view of `a` that is read-only, see `Planes`."""
     a = a[:]
@@ -78,29 +86,6 @@ def read_only(typingctx, a):
         return impl_ret_borrowed(context, builder, signature.return_type, args[0])
 
     return a.copy(readonly=True)(a), generate
-
-
-@intrinsic
-def unowned(typingctx, value):
-    """Arrays, also in tuples, without their count of references, which all threads would change in
-    turn: UNOWNED. The caller keeps the memory.
-    """
-
-    def generate(context, builder, signature, args):
-        return impl_ret_borrowed(context, builder, value, strip(context, builder, value, args[0]))
-
-    def strip(context, builder, kind, given):
-        if isinstance(kind, types.BaseTuple):
-            for i, part in enumerate(kind):
-                stripped = strip(context, builder, part, builder.extract_value(given, i))
-                given = builder.insert_value(given, stripped, i)
-        elif isinstance(kind, types.Array):
-            array = context.make_array(kind)(context, builder, given)
-            array.meminfo = array.meminfo.type(None)
-            given = array._getvalue()
-        return given
-
-    return value(value), generate
 
 
 @inner

@@ -23,9 +23,10 @@ def attention(q, k, v, mask, spans, out, lse, *, scale, left, right, softcap, th
     splits, work = splits_of(p), multiplications(q, v, spans) // PER_ELEMENT
     tasks = splits * int(p.first_tile[-1])
     parts = np.empty(part_size(p) * tasks if splits > 1 else 0, norms.dtype)
-    run_forward(min(threads, tasks), work, p, to, norms, splits, parts, _turns())
+    crew = min(threads, tasks)
+    run_forward(crew, work, crew, p, to, norms, splits, parts, _turns())
     if splits > 1:
-        run_merge(threads, parts.size, p, to, norms, splits, parts, _turns())
+        run_merge(threads, parts.size, threads, p, to, norms, splits, parts, _turns())
 
 
 def attention_backward(grad_out, q, k, v, mask, spans, out, lse, dq, dk, dv, dmask, *, scale, left,
@@ -40,13 +41,14 @@ def attention_backward(grad_out, q, k, v, mask, spans, out, lse, dq, dk, dv, dma
     g = Gradient(pulled, o, norms, *sums, mask_sums)
     work, pieces = multiplications(q, v, spans) // PER_ELEMENT, pieces_of(p)
     tasks = len(spans) * p.kv_heads * pieces
+    crew = min(threads, tasks)
     for turn in range(pieces):
-        run_backward(min(threads, tasks), work, p, g, tasks, pieces, turn, _turns())
+        run_backward(crew, work, crew, p, g, tasks, pieces, turn, _turns())
     if mask_sums.size:
         tiles = -(-int((spans[:, 1] - spans[:, 0]).max(initial=0)) // COLUMNS)
         # Where all queries share a row of it, all tiles add in the same places, in order.
         crew = 1 if p.places[DMASK, ROW] == 0 else min(threads, tiles)
-        run_backward(crew, work, p, g, tiles, 0, 0, _turns())
+        run_backward(crew, work, crew, p, g, tiles, 0, 0, _turns())
     if not exact:
         for which, (sides, heads, width) in {
             DQ: (0, p.heads, p.width),
@@ -54,8 +56,10 @@ def attention_backward(grad_out, q, k, v, mask, spans, out, lse, dq, dk, dv, dma
             DV: (2, p.kv_heads, p.value_width),
         }.items():
             total, result = sums[which - DQ], to[which - DQ]
-            run_narrow(threads, total.size // 8, p.places[which], p.spans, sides, heads, width,
-                       total, result, _turns())  # fmt: skip
+            run_narrow(
+                threads, total.size // 8, threads, p.places[which], p.spans, sides, heads, width,
+                total, result, _turns(),
+            )  # fmt: skip
 
 
 def _turns():

@@ -6,21 +6,20 @@ gradient ``upstream * (pull * softmax(x) - q)``. q is 0 but for the target class
 smoothing nor a target of probabilities is given, and that one element is written last.
 
 The losses of fixed tasks are summed in float64 and added in order. What is not given is an empty
-array, but for the gradient and for probabilities: without these, shorter code is compiled.
+array.
 """
 
 from typing import NamedTuple
 
 import numpy as np
-from numba import prange
+from numba.extending import register_jitable
 
-from ._compile import threaded
+from ._compile import inner, threaded
 from ._cross_entropy_panels import panels_task
 from ._cross_entropy_rows import rows_task
-from ._labels import nll_block, put_block, scan_block, zero_block
+from ._labels import block_count, nll_gradient_task, nll_task, scan_task, zeros_task
 from ._panels import is_panelled, task_count
-from ._rows import BLOCK
-from ._storage import frozen, planes_in, planes_out, streams, unowned
+from ._storage import frozen, no_planes, planes_in, planes_out, streams
 
 
 class Rows(NamedTuple):
@@ -45,21 +44,22 @@ class Options(NamedTuple):
     streaming: bool  # whether the gradient is written past the caches
 
 
-@threaded
-def _run(x, target, grad, rows, options, outer, n, inner):
-    """The sum of the losses."""
-    count = task_count(outer, n, inner)
-    sums = np.zeros(count)
-    for task in prange(count):
-        a, t, g, r = unowned(x), unowned(target), unowned(grad), unowned(rows)
-        if is_panelled(n, inner):
-            sums[task] = panels_task(a, t, g, r, options, outer, n, inner, np.int64(task))
-        else:
-            sums[task] = rows_task(a, t, g, r, options, outer, n, np.int64(task))
-    total = 0.0
-    for task in range(count):
-        total += sums[task]
-    return total
+@inner
+def rows_or_panels_task(x, target, grad, rows, options, outer, n, inner, sums, task):
+    """Leaves the sum of its losses in `sums`."""
+    if is_panelled(n, inner):
+        sums[task] = panels_task(x, target, grad, rows, options, outer, n, inner, task)
+    else:
+        sums[task] = rows_task(x, target, grad, rows, options, outer, n, task)
+
+
+run = threaded(rows_or_panels_task)
+
+
+@register_jitable
+def in_order(sums):
+    """Their sum, the same in NumPy and in compiled code."""
+    return np.cumsum(sums)[-1] if sums.size else 0.0
 
 
 def _compute(
@@ -94,20 +94,15 @@ def _compute(
         every_class,
         grad is not None and streams(grad, logits),
     )
-    total = _run(
-        threads,
-        logits.size,
+    planes = (
         planes_in(logits),
-        planes_in(target) if probabilities else None,
-        None if grad is None else planes_out(grad),
-        rows,
-        options,
-        outer,
-        n,
-        inner,
+        planes_in(target) if probabilities else no_planes(logits.dtype),
+        no_planes(logits.dtype, True) if grad is None else planes_out(grad),
     )
+    sums = np.zeros(task_count(outer, n, inner))
+    run(threads, logits.size, sums.size, *planes, rows, options, outer, n, inner, sums)
     if loss is not None and not per_row:
-        loss[0, 0] = np.divide(total, denominator)
+        loss[0, 0] = np.divide(in_order(sums), denominator)
 
 
 def cross_entropy(logits, target, weight, loss, lse, *, denominator, ignore_index,
@@ -142,48 +137,8 @@ def cross_entropy_with_grad(logits, target, weight, loss, grad, *, denominator, 
 # ---- labels ----------------------------------------------------------------------------------
 
 
-@threaded
-def _scan(labels, weight, classes, ignore_index, stats):
-    count = -(-labels.size // BLOCK)
-    sums, bad = np.zeros(count), np.full(count, -1)
-    for block in prange(count):
-        sums[block], bad[block] = scan_block(
-            unowned(labels), unowned(weight), classes, ignore_index, np.int64(block)
-        )
-    stats[0], stats[1] = -1, 0
-    for block in range(count):
-        if bad[block] >= 0:
-            stats[0] = bad[block]
-            return
-        stats[1] += sums[block]
-
-
-@threaded
-def _nll(x, labels, weight, loss, n, inner, denominator, ignore_index):
-    count = -(-labels.size // BLOCK)
-    sums = np.zeros(count)
-    for block in prange(count):
-        sums[block] = nll_block(
-            *unowned((x, labels, weight, loss)),
-            n,
-            inner,
-            denominator,
-            ignore_index,
-            np.int64(block),
-        )
-    total = 0.0
-    for block in range(count):
-        total += sums[block]
-    return total
-
-
-@threaded
-def _nll_gradient(upstream, labels, weight, grad, outer, n, inner, denominator, ignore_index):
-    for plane in prange(outer):
-        zero_block(unowned(grad), n, inner, np.int64(plane))
-    for block in prange(-(-labels.size // BLOCK)):
-        arrays = unowned((upstream, labels, weight, grad))
-        put_block(*arrays, inner, denominator, ignore_index, np.int64(block))
+run_scan, run_nll = threaded(scan_task), threaded(nll_task)
+run_zeros, run_nll_gradient = threaded(zeros_task), threaded(nll_gradient_task)
 
 
 def _weights(weight, like):
@@ -194,24 +149,31 @@ def _weights(weight, like):
 def scan_target(target, weight, stats, *, classes, ignore_index, threads):
     weight = frozen(np.empty(0, np.float32)) if weight is None else frozen(weight)
     labels = frozen(target.reshape(-1))
-    _scan(threads, target.size, labels, weight, classes, ignore_index, stats)
+    sums, bad = np.zeros(block_count(labels.size)), np.full(block_count(labels.size), -1)
+    run_scan(threads, target.size, sums.size, labels, weight, classes, ignore_index, sums, bad)
+    wrong = bad[bad >= 0]
+    stats[:] = (wrong[0], 0) if wrong.size else (-1, in_order(sums))
 
 
 def nll_loss(log_probs, target, weight, loss, *, denominator, ignore_index, threads):
     _, n, inner = log_probs.shape
     per_row = loss.shape == target.shape
-    total = _nll(
-        threads, target.size, planes_in(log_probs), frozen(target.reshape(-1)),
+    sums = np.zeros(block_count(target.size))
+    run_nll(
+        threads, target.size, sums.size, planes_in(log_probs), frozen(target.reshape(-1)),
         _weights(weight, log_probs), loss.reshape(-1) if per_row else loss[0, :0], n, inner,
-        float(denominator), ignore_index,
+        float(denominator), ignore_index, sums,
     )  # fmt: skip
     if not per_row:
         with np.errstate(invalid="ignore"):
-            loss[0, 0] = np.divide(total, denominator)
+            loss[0, 0] = np.divide(in_order(sums), denominator)
 
 
 def nll_loss_backward(grad_loss, target, weight, grad, *, denominator, ignore_index, threads):
-    _nll_gradient(
-        threads, grad.size, frozen(grad_loss.reshape(-1)), frozen(target.reshape(-1)),
-        _weights(weight, grad), planes_out(grad), *grad.shape, float(denominator), ignore_index,
+    (outer, n, inner), planes = grad.shape, planes_out(grad)
+    run_zeros(threads, grad.size, outer, planes, n, inner)
+    run_nll_gradient(
+        threads, grad.size, block_count(target.size), frozen(grad_loss.reshape(-1)),
+        frozen(target.reshape(-1)), _weights(weight, grad), planes, inner, float(denominator),
+        ignore_index,
     )  # fmt: skip

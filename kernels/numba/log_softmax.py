@@ -5,7 +5,6 @@ is still in the cache.
 """
 
 import numpy as np
-from numba import prange
 
 from ._compile import inner, threaded
 from ._math import (
@@ -56,7 +55,6 @@ from ._storage import (
     stack_scratch,
     stream_end,
     streams,
-    unowned,
 )
 
 # ---- tasks -----------------------------------------------------------------------------------
@@ -220,47 +218,25 @@ def backward_task(of_log, grad, y, out, outer, n, inner, streaming, task):
         stream_end()
 
 
-# ---- loops over threads ----------------------------------------------------------------------
-
-
-@threaded
-def _logsumexp(x, out, outer, n, inner):
-    for task in prange(task_count(outer, n, inner)):
-        logsumexp_task(unowned(x), unowned(out), outer, n, inner, np.int64(task))
-
-
-@threaded
-def _softmax(x, out, outer, n, inner, streaming):
-    for task in prange(task_count(outer, n, inner)):
-        softmax_task(unowned(x), unowned(out), outer, n, inner, streaming, np.int64(task))
-
-
-@threaded
-def _log_softmax(x, out, outer, n, inner, streaming):
-    for task in prange(task_count(outer, n, inner)):
-        log_softmax_task(unowned(x), unowned(out), outer, n, inner, streaming, np.int64(task))
-
-
-@threaded
-def _backward(of_log, grad, y, out, outer, n, inner, streaming):
-    for task in prange(task_count(outer, n, inner)):
-        planes = unowned((grad, y, out))
-        backward_task(of_log, *planes, outer, n, inner, streaming, np.int64(task))
-
-
 # ---- kernels ---------------------------------------------------------------------------------
+
+run_logsumexp, run_softmax = threaded(logsumexp_task), threaded(softmax_task)
+run_log_softmax, run_backward = threaded(log_softmax_task), threaded(backward_task)
 
 
 def logsumexp(x, out, *, threads):
-    _logsumexp(threads, x.size, planes_in(x), raw(out).reshape(-1), *x.shape)
+    flat = raw(out).reshape(-1)
+    run_logsumexp(threads, x.size, task_count(*x.shape), planes_in(x), flat, *x.shape)
 
 
 def softmax(x, out, *, threads):
-    _softmax(threads, x.size, planes_in(x), planes_out(out), *x.shape, streams(out, x))
+    planes = planes_in(x), planes_out(out)
+    run_softmax(threads, x.size, task_count(*x.shape), *planes, *x.shape, streams(out, x))
 
 
 def log_softmax(x, out, *, threads):
-    _log_softmax(threads, x.size, planes_in(x), planes_out(out), *x.shape, streams(out, x))
+    planes = planes_in(x), planes_out(out)
+    run_log_softmax(threads, x.size, task_count(*x.shape), *planes, *x.shape, streams(out, x))
 
 
 def softmax_backward(grad, y, out, *, threads):
@@ -273,4 +249,5 @@ def log_softmax_backward(grad, y, out, *, threads):
 
 def _either_backward(of_log, grad, y, out, threads):
     planes = planes_in(grad), planes_in(y), planes_out(out)
-    _backward(threads, y.size, of_log, *planes, *y.shape, streams(out, grad, y))
+    count, streaming = task_count(*y.shape), streams(out, grad, y)
+    run_backward(threads, y.size, count, of_log, *planes, *y.shape, streaming)
