@@ -178,8 +178,8 @@ def panels_task(x, target, grad, rows, options, outer, n, inner, task):
         t_place = panel_place(target, number, inner)
         gather(x, place, rows, options, first, width, kept, picked, weights)
         if given:
-            tops[:width] = rows.given_lse[first : first + width]
-            tops[width:] = 0
+            for c in range(PANEL):
+                tops[c] = rows.given_lse[first + c] if c < width else 0
             rests[:] = 0
         else:
             panel_state(x.data, place, n, width, tile, tops, rests, has_exps, work)

@@ -65,8 +65,8 @@ def add_in_any_order(typingctx, a, b):
 @intrinsic
 def apart(typingctx):
     """Keeps the function that calls it from being merged into others. One that adds in any order
-    calls it: in every caller the order is then the same, as serial and parallel loops and losses
-    with and without gradient need it.
+    calls it: the order is then the same in every caller, in kernels and in code of users. One that
+    is large does so that LLVM has less to compile.
     """
 
     def generate(context, builder, signature, args):

@@ -12,7 +12,17 @@ import numpy as np
 from numba.extending import register_jitable
 
 from ._compile import inner
-from ._math import add_compensated, bounds, cast, constants, exp_between, exp_sub, larger, log_1p
+from ._math import (
+    add_compensated,
+    apart,
+    bounds,
+    cast,
+    constants,
+    exp_between,
+    exp_sub,
+    larger,
+    log_1p,
+)
 from ._storage import narrow, stack_doubles, stack_like, stack_scratch, widen
 
 PANEL = 128  # rows: eight vectors of 512 bits
@@ -73,6 +83,7 @@ def panel_place(planes, number, inner):
 @inner
 def load_tile(data, origin, first, count, width, tile):
     """`count` classes, from class `first`, of `width` rows."""
+    apart()
     at, class_step, row_step = origin
     zero = constants(tile[0]).zero
     if width < PANEL:
@@ -96,6 +107,7 @@ def load_tile(data, origin, first, count, width, tile):
 
 @inner
 def store_tile(tile, data, origin, first, count, width):
+    apart()
     at, class_step, row_step = origin
     if row_step == 1:
         for k in range(count):
@@ -130,6 +142,7 @@ def column_bounds(tops, ms, lows):
 @inner
 def tile_state(tile, count, tops, rests, keeps_exps, work):
     """The state of each row in a tile, see _rows.py. The exponentials may take its place."""
+    apart()
     t = constants(tile[0])
     totals, errors, ties = column(work, 2), column(work, 3), column(work, 4)
     ms, lows = column(work, 0), column(work, 1)
@@ -157,6 +170,7 @@ def tile_state(tile, count, tops, rests, keeps_exps, work):
 @inner
 def panel_state(data, place, n, width, tile, tops, rests, keeps_exps, work):
     """The state of each row of a panel. `tile` is left with the last classes, or exponentials."""
+    apart()
     load_tile(data, place, 0, min(n, CLASSES), width, tile)
     tile_state(tile, min(n, CLASSES), tops, rests, keeps_exps, work)
     if n <= CLASSES:

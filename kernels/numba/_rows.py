@@ -102,6 +102,7 @@ def exp_sums(x, top, base, exps, total):
 @inner
 def block_state(x, exps):
     """The state of up to BLOCK floats; `exps` keeps what `exp_from` gives, if it is not empty."""
+    apart()
     top, t = maximum(x), constants(x[0])
     base, ratio = reference(top)
     if x.size < DOUBLE_BELOW:
@@ -157,14 +158,18 @@ def row_writer(element):
 
     @inner
     def write_some(at, count, inputs, arguments, out):
+        apart()
         buffer = stack_like(out, PART)
         for i in range(count):
             value = element(np.uint64(at + i), inputs, arguments)
             buffer[i] = narrow(value, out)
-        out[at : at + count] = buffer[:count]
+        to = out[at : at + count]
+        for i in range(count):
+            to[i] = buffer[i]
 
     @inner
     def write(inputs, arguments, out, streaming):
+        apart()
         at, parts = 0, stack_like(out, PART)
         if streaming:
             at = min(before_line(out), out.size)

@@ -12,7 +12,6 @@ import numba
 import numpy as np
 from llvmlite import binding, ir
 from numba import types
-from numba.core import cgutils
 from numba.core.imputils import impl_ret_borrowed
 from numba.extending import intrinsic, overload
 from numba.np.arrayobj import populate_array
@@ -314,7 +313,8 @@ def _on_stack(dtype_of):
 
         def generate(context, builder, signature, args):
             room = ir.ArrayType(context.get_data_type(kind.dtype), count)
-            memory = cgutils.alloca_once(builder, room)
+            with builder.goto_entry_block():
+                memory = builder.alloca(room)  # cgutils.alloca_once would fill it with zeros
             memory.align = LINE
             result = context.make_array(kind)(context, builder)
             sizes = kind.dtype.bitwidth // 8, count
