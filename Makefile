@@ -5,6 +5,7 @@
 #
 #   PYTHON   the Python to make .venv from    make demo PYTHON=python3.12
 #   VENV     where that environment is        make test VENV=/tmp/fastce-env
+#   JOBS     processes that run tests             make test JOBS=1
 #   ARGS     more arguments to pytest or asv  make test ARGS="-k cross_entropy -x"
 #
 # What a kernel does at run time is chosen with FASTCE_BACKEND, FASTCE_ISA and
@@ -12,6 +13,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+JOBS ?= 2
 ARGS ?=
 
 BIN := $(VENV)/bin
@@ -36,7 +38,7 @@ demo: $(VENV)/demo.stamp
 	$(BIN)/fastce bench --quick --plot demo/speed.png
 
 test: lint
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup $(ARGS)
 	$(BIN)/python -m pytest --doctest-modules --pyargs fastce
 
 lint: $(VENV)/dev.stamp

@@ -69,7 +69,7 @@ def _numba_compiled() -> dict[str, str]:
 
     taken: dict[str, float] = {}
     for entry in _compile.compile_times():
-        name = f"{entry['kernel']} {entry['dtype']}, {entry['loop']}"
+        name = f"{entry['kernel']} {entry['dtype']}"
         taken[name] = taken.get(name, 0) + entry["seconds"]
     return {name: f"{seconds:.1f} s" for name, seconds in taken.items()}
 

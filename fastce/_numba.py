@@ -265,7 +265,7 @@ def _compute(logits, target, weight, reduction):
     def compute(logits, target, weight, ignore_index, smoothing, z_loss, fold, axis, grad):
         outer, n, inner = fold
         if not 0 <= smoothing <= 1:
-            raise ValueError(f"label_smoothing must be from 0 to 1, got {smoothing}")
+            raise ValueError("label_smoothing must be from 0 to 1, got", smoothing)
         labels, probabilities = targets(target, fold, axis)
         w = weights(weight, n, smoothing != 0 or not labelled)
         denominator = float(outer * inner) if mean else 1.0
@@ -283,7 +283,8 @@ def _compute(logits, target, weight, reduction):
         soft = smoothing / n if n else 0.0
         options = ce.Options(
             ignore_index, denominator, z_loss, 1.0 - smoothing, soft,
-            soft * (w.sum() if smoothing else 0.0), smoothing != 0 or not labelled, False,
+            soft * (ce.in_order(w.astype(np.float64)) if smoothing else 0.0),
+            smoothing != 0 or not labelled, False,
         )  # fmt: skip
         sums = np.zeros(task_count(outer, n, inner))
         planes = _planes(logits, fold), probabilities, grad

@@ -202,8 +202,8 @@ def _attention(
     ):  # fmt: skip
         _check(q, k, v, enable_gqa)
         batches = 1
-        for size in q.shape[:-3]:
-            batches *= size
+        for axis in range(q.ndim - 3):
+            batches *= q.shape[axis]
         result = room(q, out, q.shape[:-1] + v.shape[-1:])
         lse = new_lse(q.shape[:-1])
         spans = spans_of(q_offset, kv_lengths, batches, q.shape[-2], k.shape[-2])

@@ -63,6 +63,13 @@ def pytest_configure(config):
     config.addinivalue_line("filterwarnings", "error::RuntimeWarning")  # NaN is data: no warning
 
 
+def pytest_collection_modifyitems(items):
+    """With `pytest -n 2 --dist loadgroup` one process compiles Numba's kernels, and not both."""
+    for item in items:
+        if "numba" in item.nodeid:
+            item.add_marker(pytest.mark.xdist_group("numba"))
+
+
 def pytest_runtest_setup(item):
     if item.get_closest_marker("gpu"):
         pytest.skip("no NVIDIA GPU here")

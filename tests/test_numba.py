@@ -82,7 +82,7 @@ import fastce
 x = np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)
 print(fastce.logsumexp(x).tobytes().hex())
 from fastce.kernels.numba import log_softmax
-stats = log_softmax._logsumexp.serial.stats
+stats = log_softmax.run_logsumexp.start.stats
 print(sum(stats.cache_hits.values()), sum(stats.cache_misses.values()))
 """
 
@@ -102,7 +102,7 @@ def test_compiled_once(tmp_path):
         "from fastce._cli import main; main(['info', '--json'])", NUMBA_CACHE_DIR=str(tmp_path)
     )
     ((name, taken),) = json.loads(output)["numba_kernels"].items()
-    assert name == "log_softmax: logsumexp float32, serial", errors
+    assert name == "log_softmax: logsumexp float32", errors
     assert 0.1 < float(taken.removesuffix(" s")) < 120
 
 
@@ -110,11 +110,11 @@ def test_nowhere_to_write(tmp_path):
     """Then it is compiled in each process."""
     code = """
 from numba.core import caching
-caching._CacheImpl._locator_classes = []
+(caching.CacheImpl if hasattr(caching, "CacheImpl") else caching._CacheImpl)._locator_classes = []
 """
     status, output, errors = python(code + COMPUTE, 120, FASTCE_BACKEND="numba")
     assert status == 0, errors
-    assert output.endswith("0 0"), output
+    assert output.split()[1] == "0", "found in a cache"
 
 
 def test_a_change_of_any_file_compiles_anew(tmp_path):
@@ -124,14 +124,14 @@ def test_a_change_of_any_file_compiles_anew(tmp_path):
 import sys
 import numpy as np
 sys.path.insert(0, {0!r})
-from copied.numba.log_softmax import logsumexp, _logsumexp
+from copied.numba.log_softmax import logsumexp
 out = np.empty((1, 1))
-logsumexp(np.zeros((1, 2, 1)), out, threads=1)
+logsumexp(np.zeros((1, 99, 1)), out, threads=1)
 print(float(out[0, 0]).hex())
 """
     code = code.format(str(tmp_path))
     status, before, errors = python(code, 120, NUMBA_CACHE_DIR=str(tmp_path))
-    assert (status, float.fromhex(before)) == (0, np.log(2)), errors
+    assert (status, before) == (0, float(np.log(99)).hex()), errors
     file = tmp_path / "copied" / "numba" / "_rows.py"
     text = file.read_text()
     assert "def row_state(" in text
@@ -142,9 +142,9 @@ print(float(out[0, 0]).hex())
 
 OTHER = """
 
-@compiled
+@inner
 def row_state(x, memory, exps):
-    return x[0] + 7, x[0]
+    return x[0] + 7, 0.0
 """
 
 
@@ -193,17 +193,21 @@ def test_rows(row, step, dtype):
         np.testing.assert_allclose(ours, theirs, **tolerance)
     np.testing.assert_array_equal(loss, same_loss)
     np.testing.assert_allclose(grad, right_grad, **tolerance)
-    assert softmax.dtype == log_softmax.dtype == grad.dtype == np.asarray(total).dtype == dtype
-    # Results may be written over the row.
-    for write, right_one in (
-        (rows.row_softmax, softmax), (rows.row_log_softmax, log_softmax),
-    ):  # fmt: skip
-        over = x.copy()
-        write(over, over)
-        np.testing.assert_array_equal(over, right_one)
-    over = x.copy()
-    rows.row_cross_entropy_with_grad(over, label, over)
-    np.testing.assert_array_equal(over, grad)
+    assert softmax.dtype == log_softmax.dtype == grad.dtype == dtype
+    # Results may be written over the row, and with any step.
+    for memory in x.copy(), np.repeat(x, 2):
+        over, between = memory[:: memory.size // x.size], memory[1::2]
+        kept = between.copy()
+        for write, right_one in (
+            (rows.row_softmax, softmax),
+            (rows.row_log_softmax, log_softmax),
+            (lambda a, b: rows.row_cross_entropy_with_grad(a, label, b), grad),
+        ):
+            over[:] = x
+            write(over, over)
+            np.testing.assert_array_equal(over, right_one)
+            if memory.size > x.size:
+                np.testing.assert_array_equal(between, kept)
 
 
 def test_no_element():

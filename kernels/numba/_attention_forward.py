@@ -45,7 +45,7 @@ def splits_of(p):
     return max(1, min(ENOUGH // tiles, longest // SHORTEST_SPLIT))
 
 
-@inner
+@register_jitable
 def part_size(p):
     return (four_up(p.value_width) + 2) * COLUMNS
 

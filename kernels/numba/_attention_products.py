@@ -11,13 +11,15 @@ sums of the C++ kernel, which stay in registers, come to about 115. Rejected:
 - LLVM's vector operations written out with llvmlite: what there is to gain is not worth that code.
 """
 
+from numba.extending import register_jitable
+
 from ._compile import inner
 from ._math import mul_add
 
 COLUMNS = 64
 
 
-@inner
+@register_jitable
 def four_up(n):
     """`n` rounded up to a multiple of four."""
     return (n + 3) // 4 * 4

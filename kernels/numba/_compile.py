@@ -25,7 +25,8 @@ from numba.extending import intrinsic
 # from being vectorised (log1p took 10 times as long).
 OPTIONS = {"error_model": "numpy", "nogil": True}
 compiled = functools.partial(numba.njit, **OPTIONS)
-# For what only compiled code calls: without the two functions around it through which others would.
+# For what only compiled code calls: without the two functions around it through which others would;
+# Python that calls it crashes, so what both call is register_jitable.
 # Where many small functions take a tuple of arrays, these were much of the time to compile.
 inner = functools.partial(compiled, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 

@@ -169,17 +169,19 @@ def tile_state(tile, count, tops, rests, keeps_exps, work):
 
 @inner
 def panel_state(data, place, n, width, tile, tops, rests, keeps_exps, work):
-    """The state of each row of a panel. `tile` is left with the last classes, or exponentials."""
+    """The state of each row of a panel. `tile` is left with the last classes, or with exponentials,
+    which are kept only of a row that is one tile.
+    """
     apart()
-    load_tile(data, place, 0, min(n, CLASSES), width, tile)
-    tile_state(tile, min(n, CLASSES), tops, rests, keeps_exps, work)
-    if n <= CLASSES:
-        return
     part_tops, part_rests = stack_like(tops, PANEL), stack_like(rests, PANEL)
-    for first in range(CLASSES, n, CLASSES):
+    for number in range(max(1, -(-n // CLASSES))):
+        first = number * CLASSES
         count = min(CLASSES, n - first)
         load_tile(data, place, first, count, width, tile)
-        tile_state(tile, count, part_tops, part_rests, False, work)
+        if number == 0:
+            tile_state(tile, count, tops, rests, keeps_exps, work)
+            continue
+        tile_state(tile, count, part_tops, part_rests, keeps_exps, work)
         for c in range(PANEL):
             a, b = tops[c], part_tops[c]
             top = larger(a, b)

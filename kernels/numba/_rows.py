@@ -47,13 +47,13 @@ def row_of(planes, r, n):
 
 
 def floats(x, memory):
-    """`x` if it holds floats, else `x` widened into `memory`."""
+    """`x` if it holds floats next to each other, else its copy in `memory`, as floats."""
     raise NotImplementedError("for compiled code")
 
 
 @overload(floats)
 def _floats(x, memory):
-    if isinstance(x.dtype, types.Float):
+    if isinstance(x.dtype, types.Float) and x.layout == "C":
         return lambda x, memory: x
 
     def widened(x, memory):
@@ -178,7 +178,7 @@ def row_writer(element):
             for i in range(PART):
                 value = element(np.uint64(at + i), inputs, arguments)
                 parts[i] = narrow(value, out)
-            copy_lines(parts, out, at, streaming)
+            copy_lines(parts, out[at : at + PART], streaming)
             at += PART
         write_some(at, out.size - at, inputs, arguments, out)
 

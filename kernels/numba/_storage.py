@@ -16,7 +16,7 @@ from numba.core.imputils import impl_ret_borrowed
 from numba.extending import intrinsic, overload
 from numba.np.arrayobj import populate_array
 
-from ._compile import inner
+from ._compile import OPTIONS, inner
 from ._math import bits
 
 
@@ -260,17 +260,28 @@ def before_line(a):
     return -_address(a) % LINE // a.itemsize
 
 
-@inner
-def copy_lines(values, to, at, streaming):
-    """Whole lines of `values` to to[at] and after. Past the caches, if that begins a line."""
-    source, target = _address(values), _address(to) + at * to.itemsize
-    size = values.size * to.itemsize
-    if streaming:
-        for first in range(0, size, LINE):
-            _stream_line(target + first, source + first)
-    else:
-        for first in range(0, size, LINE):
-            _copy_line(target + first, source + first)
+def copy_lines(values, to, streaming):
+    """Whole lines of `values` to `to`. Past the caches, if that begins a line."""
+    raise NotImplementedError("for compiled code")
+
+
+@overload(copy_lines, jit_options=OPTIONS)
+def _copy_lines(values, to, streaming):
+    def one_by_one(values, to, streaming):
+        for i in range(values.size):
+            to[i] = values[i]
+
+    def by_lines(values, to, streaming):
+        source, target = _address(values), _address(to)
+        size = values.size * to.itemsize
+        if streaming:
+            for first in range(0, size, LINE):
+                _stream_line(target + first, source + first)
+        else:
+            for first in range(0, size, LINE):
+                _copy_line(target + first, source + first)
+
+    return by_lines if to.layout == "C" else one_by_one
 
 
 @intrinsic
