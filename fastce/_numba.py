@@ -21,6 +21,7 @@ from .kernels.numba import cross_entropy as ce
 from .kernels.numba import log_softmax as ls
 from .kernels.numba._compile import OPTIONS, SERIAL_BELOW
 from .kernels.numba._labels import block_count
+from .kernels.numba._math import add_compensated
 from .kernels.numba._panels import task_count
 from .kernels.numba._storage import contiguous_in, contiguous_out, read_only
 
@@ -283,7 +284,7 @@ def _compute(logits, target, weight, reduction):
         soft = smoothing / n if n else 0.0
         options = ce.Options(
             ignore_index, denominator, z_loss, 1.0 - smoothing, soft,
-            soft * (ce.in_order(w.astype(np.float64)) if smoothing else 0.0),
+            soft * (_exact_sum(w) if smoothing else 0.0),
             smoothing != 0 or not labelled, False,
         )  # fmt: skip
         sums = np.zeros(task_count(outer, n, inner))
@@ -292,6 +293,14 @@ def _compute(logits, target, weight, reduction):
         return loss, ce.in_order(sums) / denominator, lse
 
     return compute
+
+
+@register_jitable
+def _exact_sum(a):
+    total, error = 0.0, 0.0
+    for value in a:
+        total, error = add_compensated(total, error, np.float64(value))
+    return total + error
 
 
 def _reduction(reduction):

