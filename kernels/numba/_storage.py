@@ -101,8 +101,8 @@ def contiguous_out(a, step):
 # ---- elements --------------------------------------------------------------------------------
 
 
-# Whether Numba compiles for a processor that converts halves itself: a softmax of them takes HWGAIN
-# of the time. For others LLVM would call functions that are not there.
+# Whether Numba compiles for a processor that converts halves itself. For others LLVM would call
+# functions that are not there.
 HAS_F16C = not (numba.config.CPU_NAME or numba.config.CPU_FEATURES) and bool(
     binding.get_host_cpu_features().get("f16c")
 )
