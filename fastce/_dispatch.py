@@ -32,8 +32,6 @@ def _load(backend: str | None, op: str, name: str) -> Callable[..., None]:
     # Not before the first use. Mypy does not see that fastce.kernels lies in kernels/.
     from . import kernels  # type: ignore[attr-defined]
 
-    if backend:
-        check_name(backend)
     try:
         return kernels.load(op, name, backend)
     except ImportError as error:

@@ -101,7 +101,6 @@ class Constants(NamedTuple):
     half: np.floating
     two: np.floating
     lowest: np.floating  # -inf
-    nan: np.floating
     largest: np.floating  # finite
     to_int: np.floating  # 1.5 * 2**mantissa: adding it rounds to an integer
     log2_e: np.floating
@@ -130,7 +129,7 @@ def _constants(real, whole, bias, mantissa, up, ln2_hi, ln2_lo, exp_low, near, s
     info = np.finfo(real)
     to_int = 1.5 * 2.0**mantissa
     return Constants(
-        *map(real, (0, 1, 0.5, 2, -np.inf, np.nan, info.max, to_int)),
+        *map(real, (0, 1, 0.5, 2, -np.inf, info.max, to_int)),
         *map(real, (1.4426950408889634, 0.6931471805599453, ln2_hi, ln2_lo)),
         *map(real, (exp_low, near, 2 * info.eps)),
         *map(real, (2 - bias - up, to_int + bias + up, 2.0**-up, 2.0 ** (up - bias - mantissa))),

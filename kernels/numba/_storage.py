@@ -36,9 +36,7 @@ class Planes(NamedTuple):
 def planes_in(a: np.ndarray) -> Planes:
     """An input."""
     data, first, step = planes_out(a)
-    data = data[:]
-    data.flags.writeable = False
-    return Planes(data, first, step)
+    return Planes(frozen(data), first, step)
 
 
 def planes_out(a: np.ndarray) -> Planes:
