@@ -18,6 +18,8 @@ VARIABLES = {
     "FASTCE_ISA": "instruction set level of the cython backend, instead of the processor's best",
     "FASTCE_NUM_THREADS": "number of CPU threads (before OMP_NUM_THREADS)",
 }
+# Numba's own decide where its kernels are kept, and how they run.
+_SHOWN = (*VARIABLES, "NUMBA_CACHE_DIR", "NUMBA_THREADING_LAYER", "NUMBA_DISABLE_JIT")
 
 
 def config() -> dict[str, object]:
@@ -41,7 +43,7 @@ def config() -> dict[str, object]:
         "backend": chosen_backend(),
         "backends": backends,
         "numba_kernels": _numba_compiled() if backends["numba"] is None else {},
-        "environment": {name: os.environ[name] for name in VARIABLES if name in os.environ},
+        "environment": {name: os.environ[name] for name in _SHOWN if name in os.environ},
     }
 
 
@@ -67,11 +69,13 @@ def _numba_compiled() -> dict[str, str]:
     """What Numba has compiled and keeps, and for how long its first calls had to wait."""
     from .kernels.numba import _compile
 
-    taken: dict[str, float] = {}
+    taken: dict[str, list[float]] = {}
     for entry in _compile.compile_times():
-        name = f"{entry['kernel']} {entry['dtype']}"
-        taken[name] = taken.get(name, 0) + entry["seconds"]
-    return {name: f"{seconds:.1f} s" for name, seconds in taken.items()}
+        taken.setdefault(f"{entry['kernel']} {entry['dtype']}", []).append(entry["seconds"])
+    return {
+        name: f"{sum(seconds):.1f} s" + (f" ({len(seconds)} times)" if len(seconds) > 1 else "")
+        for name, seconds in taken.items()
+    }
 
 
 def _processor() -> str:

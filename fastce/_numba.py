@@ -33,6 +33,9 @@ def register() -> None:
 
 # ---- what is known when a call is compiled ---------------------------------------------------
 
+# Compiled in the same way wherever it is called: a user's fastmath would otherwise be inherited.
+_jitable = register_jitable(**OPTIONS)
+
 
 def _declared(function):
     """Declares the decorated function as what `function` is in compiled code."""
@@ -80,8 +83,8 @@ def _loop(run):
     """
     start, flags = run.start, ConfigStack.top_or_none()
     if flags is None or not flags.auto_parallel.enabled or _workqueue():
-        return register_jitable(lambda elements, count, *arguments: start(False, count, *arguments))
-    return register_jitable(
+        return _jitable(lambda elements, count, *arguments: start(False, count, *arguments))
+    return _jitable(
         lambda elements, count, *arguments: start(elements >= SERIAL_BELOW, count, *arguments)
     )
 
@@ -94,7 +97,7 @@ def _workqueue() -> bool:
 # ---- shapes ----------------------------------------------------------------------------------
 
 
-@register_jitable(**OPTIONS)
+@_jitable
 def _fold(shape, axis):
     """(outer, n, inner) and the axis counted from 0."""
     count = len(shape)
@@ -109,12 +112,23 @@ def _fold(shape, axis):
     return (outer, shape[axis], inner), axis
 
 
-@register_jitable(**OPTIONS)
+@_jitable
 def _planes(x, fold):
     return contiguous_in(np.ascontiguousarray(x), fold[1] * fold[2])
 
 
-@register_jitable(**OPTIONS)
+@_jitable
+def _apart(a, out):
+    """`a` C-contiguous, in memory of its own unless that is exactly the memory of `out`."""
+    a = np.ascontiguousarray(a)
+    first, other = a.ctypes.data, out.ctypes.data
+    same = first == other and a.nbytes == out.nbytes
+    if not same and first < other + out.nbytes and other < first + a.nbytes:
+        return a.copy()
+    return a
+
+
+@_jitable
 def _no_planes(dtype):
     """What stands for an array that is not given."""
     return contiguous_in(np.empty(0, dtype), 0)
@@ -123,10 +137,10 @@ def _no_planes(dtype):
 def _rows_result(ndim, keepdims=False):
     """A function (flat, shape, axis) that gives per-row numbers the shape without the axis."""
     if ndim == 1 and not keepdims:
-        return register_jitable(lambda flat, shape, axis: flat[0])
+        return _jitable(lambda flat, shape, axis: flat[0])
     axes = ndim if keepdims else ndim - 1
 
-    @register_jitable
+    @_jitable
     def shaped(flat, shape, axis):
         lengths = np.empty(axes, np.intp)
         at = 0
@@ -139,7 +153,7 @@ def _rows_result(ndim, keepdims=False):
     return shaped
 
 
-@register_jitable
+@_jitable
 def _check_out(out, x):
     if out.shape != x.shape:
         raise ValueError("out must have the shape of the input")
@@ -183,7 +197,7 @@ def _map_rows(function, run):
         def into_out(x, axis=-1, out=None):
             _check_out(out, x)
             fold, _ = _fold(x.shape, axis)
-            planes = _planes(x, fold), contiguous_out(out, fold[1] * fold[2])
+            planes = _planes(_apart(x, out), fold), contiguous_out(out, fold[1] * fold[2])
             loop(x.size, task_count(*fold), *planes, *fold, False)
             return out
 
@@ -197,21 +211,42 @@ _map_rows(fastce.log_softmax, ls.run_log_softmax)
 # ---- cross-entropy ---------------------------------------------------------------------------
 
 
+@_jitable
+def _fits(target, shape, axis):
+    """Whether labels have a shape without its axis."""
+    at = 0
+    for length in target.shape:
+        at += at == axis
+        if length != shape[at]:
+            return False
+        at += 1
+    return True
+
+
 def _targets(target, logits):
-    """A function (target, fold, axis) -> (labels, planes of probabilities), one of them empty."""
+    """A function (target, shape, axis, ignore_index, grad) that gives labels and the planes of
+    probabilities, one of them empty.
+    """
     dtype = logits.dtype
     if isinstance(target, types.Integer) and logits.ndim == 1:
-        return register_jitable(
-            lambda target, fold, axis: (np.full(1, target, np.int64), _no_planes(dtype))
+        return _jitable(
+            lambda target, shape, axis, ignore_index, grad: (
+                np.full(1, target, np.int64),
+                _no_planes(dtype),
+            )
         )
     if isinstance(target, types.Array) and isinstance(target.dtype, types.Integer):
+        unsigned = target.dtype == types.uint64
+        fits = _fits if target.ndim else _jitable(lambda target, shape, axis: True)
 
-        @register_jitable
-        def of_labels(target, fold, axis):
-            if target.size != fold[0] * fold[2]:
+        @_jitable
+        def of_labels(target, shape, axis, ignore_index, grad):
+            if not fits(target, shape, axis):
                 raise ValueError("target must have the shape of the logits without the class axis")
-            labels = np.ascontiguousarray(target).reshape(-1).astype(np.int64)
-            return labels, _no_planes(dtype)
+            labels = np.ascontiguousarray(target).reshape(-1)
+            if unsigned and labels.size and labels.max() > np.uint64(2**63 - 1):
+                raise IndexError(f"target holds {labels.max()}, which is no class")
+            return labels.astype(np.int64), _no_planes(dtype)
 
         if target.ndim == logits.ndim - 1:
             return of_labels
@@ -220,12 +255,20 @@ def _targets(target, logits):
         logits.ndim,
     ):
 
-        @register_jitable
-        def of_probabilities(target, fold, axis):
-            outer, n, inner = fold
-            if target.size != outer * n * inner:
+        @_jitable
+        def of_probabilities(target, shape, axis, ignore_index, grad):
+            if target.shape != shape:
                 raise ValueError("target of probabilities must have the shape of the logits")
-            return np.empty(0, np.int64), _planes(target, fold)
+            if ignore_index >= 0:
+                raise ValueError(
+                    f"ignore_index={ignore_index} has no meaning for a target of probabilities; "
+                    "give the rows to ignore a target of zeros"
+                )
+            t = np.ascontiguousarray(target)
+            if t.size and grad.size and t.ctypes.data == grad.ctypes.data:
+                raise ValueError("out may not be the target")
+            _, n, inner = _fold(shape, axis)[0]
+            return np.empty(0, np.int64), contiguous_in(_apart(t, grad), n * inner)
 
         return of_probabilities
     raise TypingError(
@@ -234,7 +277,7 @@ def _targets(target, logits):
     )
 
 
-@register_jitable
+@_jitable
 def _check_labels(labels, bad, classes, ignore_index):
     for row in bad:
         if row >= 0:
@@ -254,7 +297,7 @@ def _compute(logits, target, weight, reduction):
     targets, loop, scan = _targets(target, logits), _loop(ce.run), _loop(ce.run_scan)
     labelled = not (isinstance(target, types.Array) and isinstance(target.dtype, types.Float))
 
-    @register_jitable
+    @_jitable
     def weights(weight, n, every_class):
         if no_weight:
             return np.ones(n if every_class else 0, dtype)
@@ -262,12 +305,12 @@ def _compute(logits, target, weight, reduction):
             raise ValueError(f"weight must have {n} elements, one per class, got {weight.size}")
         return np.ascontiguousarray(weight).astype(dtype)
 
-    @register_jitable
-    def compute(logits, target, weight, ignore_index, smoothing, z_loss, fold, axis, grad):
+    @_jitable
+    def compute(logits, target, weight, ignore_index, smoothing, z_loss, fold, axis, out):
         outer, n, inner = fold
         if not 0 <= smoothing <= 1:
             raise ValueError("label_smoothing must be from 0 to 1, got", smoothing)
-        labels, probabilities = targets(target, fold, axis)
+        labels, probabilities = targets(target, logits.shape, axis, ignore_index, out)
         w = weights(weight, n, smoothing != 0 or not labelled)
         denominator = float(outer * inner) if mean else 1.0
         if labelled:
@@ -288,14 +331,15 @@ def _compute(logits, target, weight, reduction):
             smoothing != 0 or not labelled, False,
         )  # fmt: skip
         sums = np.zeros(task_count(outer, n, inner))
-        planes = _planes(logits, fold), probabilities, grad
+        grad = contiguous_out(out, n * inner)
+        planes = _planes(_apart(logits, out), fold), probabilities, grad
         loop(logits.size, sums.size, *planes, rows, options, outer, n, inner, sums)
         return loss, ce.in_order(sums) / denominator, lse
 
     return compute
 
 
-@register_jitable
+@_jitable
 def _exact_sum(a):
     total, error = 0.0, 0.0
     for value in a:
@@ -314,8 +358,8 @@ def _loss_result(logits, reduction):
     """A function (losses of the rows, reduced loss, shape, axis) that chooses what is returned."""
     dtype, shaped = logits.dtype, _rows_result(logits.ndim)
     if _reduction(reduction) == "none":
-        return register_jitable(lambda loss, reduced, shape, axis: shaped(loss, shape, axis))
-    return register_jitable(lambda loss, reduced, shape, axis: dtype(reduced))
+        return _jitable(lambda loss, reduced, shape, axis: shaped(loss, shape, axis))
+    return _jitable(lambda loss, reduced, shape, axis: dtype(reduced))
 
 
 @_declared(fastce.cross_entropy)
@@ -325,7 +369,7 @@ def _cross_entropy(
 ):  # fmt: skip
     with_lse = _constant(return_lse, "return_lse", bool)
     compute, dtype = _compute(logits, target, weight, _reduction(reduction)), logits.dtype
-    shaped = _rows_result(logits.ndim)
+    shaped, no_classes = _rows_result(logits.ndim), (0,) * logits.ndim
     result = _loss_result(logits, reduction)
 
     def cross_entropy(
@@ -335,7 +379,7 @@ def _cross_entropy(
         fold, at = _fold(logits.shape, axis)
         loss, reduced, lse = compute(
             logits, target, weight, ignore_index, float(label_smoothing), float(z_loss), fold, at,
-            contiguous_out(np.empty(0, dtype), 0),
+            np.empty(no_classes, dtype),
         )  # fmt: skip
         if with_lse:
             return result(loss, reduced, logits.shape, at), shaped(lse, logits.shape, at)
@@ -353,7 +397,7 @@ def _cross_entropy_with_grad(
     dtype, result = logits.dtype, _loss_result(logits, reduction)
     new = _like(out, logits, "out")
 
-    @register_jitable
+    @_jitable
     def room(logits, out):
         if new:
             return np.empty(logits.shape, dtype)
@@ -368,7 +412,7 @@ def _cross_entropy_with_grad(
         grad = room(logits, out)
         loss, reduced, _ = compute(
             logits, target, weight, ignore_index, float(label_smoothing), float(z_loss), fold, at,
-            contiguous_out(grad, fold[1] * fold[2]),
+            grad,
         )  # fmt: skip
         return result(loss, reduced, logits.shape, at), grad
 

@@ -9,11 +9,11 @@ import math
 import numpy as np
 from numba import types
 from numba.core.errors import TypingError
-from numba.extending import register_jitable
 
 import fastce
 
-from ._numba import _constant, _declared, _float_array, _is_none, _like
+from ._heads import FAR
+from ._numba import _constant, _declared, _float_array, _is_none, _jitable, _like
 from .kernels.numba import _attention_problem as problem
 from .kernels.numba._attention_forward import part_size, run_forward, run_merge, splits_of
 from .kernels.numba._storage import read_only
@@ -21,25 +21,30 @@ from .kernels.numba._storage import read_only
 _PLACES = problem.LSE + 1
 
 
-def _per_entry(a, name):
-    """A function (value, batches, default) -> one integer for each batch entry."""
+def _per_entry(a, name, axes):
+    """A function (value, shape, batches, default) -> one integer for each batch entry, of so many
+    batch axes. None is beyond FAR, so that sums do not overflow.
+    """
     if _is_none(a):
-        return register_jitable(lambda a, batches, default: np.full(batches, default))
+        return _jitable(lambda a, shape, batches, default: np.full(batches, default))
     if isinstance(a, types.Integer | types.Omitted | int):
-        return register_jitable(lambda a, batches, default: np.full(batches, a))
-    if not (isinstance(a, types.Array) and isinstance(a.dtype, types.Integer)):
-        raise TypingError(f"in compiled code {name} must be an integer or an array, got {a}")
+        return _jitable(lambda a, shape, batches, default: np.full(batches, max(-FAR, min(FAR, a))))
+    if not (isinstance(a, types.Array) and isinstance(a.dtype, types.Integer) and a.ndim == axes):
+        raise TypingError(
+            f"in compiled code {name} must be an integer or an array with the {axes} batch axes of "
+            f"q, got {a}"
+        )
 
-    @register_jitable
-    def of_array(a, batches, default):
-        if a.size != batches:
+    @_jitable
+    def of_array(a, shape, batches, default):
+        if a.shape != shape:
             raise ValueError(f"{name} must have one element for each batch entry")
-        return np.ascontiguousarray(a).reshape(-1).astype(np.int64)
+        return np.clip(np.ascontiguousarray(a).reshape(-1).astype(np.int64), -FAR, FAR)
 
     return of_array
 
 
-@register_jitable
+@_jitable
 def _place(places, which, shape):
     """Where a C-contiguous array of shape (..., heads, rows, width) lies."""
     heads, rows, width = shape[-3:]
@@ -50,7 +55,7 @@ def _place(places, which, shape):
         places[which, problem.STARTS + batch] = batch * heads * rows * width
 
 
-@register_jitable
+@_jitable
 def _place_mask(places, shape, full):
     """The same of a mask that is broadcast to the shape `full`."""
     steps = np.zeros(len(full), np.int64)
@@ -78,11 +83,11 @@ def _mask(mask, q):
     """A function (mask) -> its memory as numbers and as bytes, one of them empty."""
     dtype = q.dtype
     if _is_none(mask):
-        return register_jitable(lambda mask: (np.empty(0, dtype), np.empty(0, np.uint8)))
+        return _jitable(lambda mask: (np.empty(0, dtype), np.empty(0, np.uint8)))
     if not isinstance(mask, types.Array) or mask.ndim > q.ndim:
         raise TypingError(f"in compiled code attn_mask must be an array, got {mask}")
     if mask.dtype == types.boolean:
-        return register_jitable(
+        return _jitable(
             lambda mask: (
                 np.empty(0, dtype),
                 np.ascontiguousarray(mask).reshape(-1).view(np.uint8),
@@ -90,12 +95,28 @@ def _mask(mask, q):
         )
     if mask.dtype != dtype:
         raise TypingError(f"attn_mask must be boolean or have q's dtype {dtype}, got {mask.dtype}")
-    return register_jitable(
-        lambda mask: (np.ascontiguousarray(mask).reshape(-1), np.empty(0, np.uint8))
-    )
+    return _jitable(lambda mask: (np.ascontiguousarray(mask).reshape(-1), np.empty(0, np.uint8)))
 
 
-@register_jitable
+@_jitable
+def _own(a, out):
+    """`a` flat, in memory of its own: `out` is written while other rows are still read."""
+    a = np.ascontiguousarray(a).reshape(-1)
+    first, other = a.ctypes.data, out.ctypes.data
+    if first < other + out.nbytes and other < first + a.nbytes:
+        a = a.copy()
+    return read_only(a)
+
+
+@_jitable
+def _check_numbers(scale, softcap):
+    if not math.isfinite(scale):
+        raise ValueError("scale must be finite")
+    if not (softcap >= 0 and math.isfinite(softcap)):
+        raise ValueError("softcap must be finite and not negative")
+
+
+@_jitable
 def _check(q, k, v, enable_gqa):
     if q.shape[:-3] != k.shape[:-3] or k.shape[:-3] != v.shape[:-3]:
         raise ValueError("in compiled code q, k and v must have equal batch axes")
@@ -104,6 +125,8 @@ def _check(q, k, v, enable_gqa):
         raise ValueError(f"q, k and v have {heads}, {kv_heads} and {v.shape[-3]} heads")
     if not enable_gqa and kv_heads not in (1, heads):
         raise ValueError(f"{heads} and {kv_heads} heads: grouped heads need enable_gqa=True")
+    if q.shape[-1] == 0 or v.shape[-1] == 0:
+        raise ValueError("q, k and v must have a last axis that is not empty")
     if q.shape[-1] != k.shape[-1] or k.shape[-2] != v.shape[-2]:
         raise ValueError("q and k must have equal widths, k and v equal lengths")
 
@@ -122,32 +145,32 @@ def _attention(
             )
     new, with_lse = _like(out, q, "out"), _constant(return_lse, "return_lse", bool)
     has_mask, has_window, default_scale = (not _is_none(a) for a in (attn_mask, window, scale))
-    numbers, lengths = _mask(attn_mask, q), _per_entry(kv_lengths, "kv_lengths")
-    offsets = _per_entry(q_offset, "q_offset")
+    numbers, lengths = _mask(attn_mask, q), _per_entry(kv_lengths, "kv_lengths", q.ndim - 3)
+    offsets = _per_entry(q_offset, "q_offset", q.ndim - 3)
     forward, merge = run_forward.start, run_merge.start
     places_of, starts = _PLACES, problem.STARTS
-    get_scale = register_jitable(
+    get_scale = _jitable(
         (lambda scale, width: float(scale))
         if default_scale
         else (lambda scale, width: 1 / math.sqrt(max(1, width)))
     )
-    get_window = register_jitable(
+    get_window = _jitable(
         (lambda window: (window[0], window[1])) if has_window else (lambda window: (-1, -1))
     )
 
     none_of = (0,) * (q.ndim - 1)
-    new_lse = register_jitable(
+    new_lse = _jitable(
         (lambda shape: np.empty(shape, dtype))
         if with_lse
         else (lambda shape: np.empty(none_of, dtype))
     )
 
-    @register_jitable
-    def spans_of(q_offset, kv_lengths, batches, length, keys):
+    @_jitable
+    def spans_of(q_offset, kv_lengths, shape, batches, length, keys):
         spans = np.zeros((batches, 5), np.int64)
         spans[:, 1] = length
-        spans[:, 3] = lengths(kv_lengths, batches, keys)
-        spans[:, 4] = offsets(q_offset, batches, 0)
+        spans[:, 3] = lengths(kv_lengths, shape, batches, keys)
+        spans[:, 4] = offsets(q_offset, shape, batches, 0)
         for batch in range(batches):
             if not 0 <= spans[batch, 3] <= keys:
                 raise ValueError(
@@ -155,7 +178,7 @@ def _attention(
                 )
         return spans
 
-    @register_jitable
+    @_jitable
     def room(q, out, shape):
         if new:
             return np.empty(shape, dtype)
@@ -163,13 +186,15 @@ def _attention(
             raise ValueError("out must have the shape (..., heads, L, Ev)")
         return out
 
-    @register_jitable
+    @_jitable
     def compute(q, k, v, mask, is_causal, scale, spans, window, softcap, out, lse):
+        _check_numbers(scale, softcap)
         left, right = window
         if left < -1 or right < -1:
             raise ValueError("window must not be below -1, which is without bound")
         if is_causal:
             right = 0 if right < 0 else min(right, 0)
+        left, right = min(left, 2 * FAR), min(right, 2 * FAR)
         batches, shape = len(spans), q.shape
         places = np.zeros((places_of, starts + batches), np.int64)
         _place(places, problem.Q, q.shape)
@@ -180,9 +205,9 @@ def _attention(
         values, allowed = numbers(mask)
         if has_mask:
             _place_mask(places, mask.shape, shape[:-1] + (k.shape[-2],))  # noqa: RUF005
-        flat_q = read_only(np.ascontiguousarray(q).reshape(-1))
-        flat_k = read_only(np.ascontiguousarray(k).reshape(-1))
-        flat_v = read_only(np.ascontiguousarray(v).reshape(-1))
+        flat_q = _own(q, out)
+        flat_k = _own(k, out)
+        flat_v = _own(v, out)
         heads, kv_heads = shape[-3], k.shape[-3]
         p = problem.Problem(
             flat_q, flat_k, flat_v, read_only(values), read_only(allowed), places, spans,
@@ -206,7 +231,7 @@ def _attention(
             batches *= q.shape[axis]
         result = room(q, out, q.shape[:-1] + v.shape[-1:])
         lse = new_lse(q.shape[:-1])
-        spans = spans_of(q_offset, kv_lengths, batches, q.shape[-2], k.shape[-2])
+        spans = spans_of(q_offset, kv_lengths, q.shape[:-3], batches, q.shape[-2], k.shape[-2])
         compute(
             q, k, v, attn_mask, is_causal, get_scale(scale, q.shape[-1]), spans,
             get_window(window), float(softcap), result, lse.reshape(-1),

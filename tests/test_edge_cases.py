@@ -199,7 +199,8 @@ def test_label_out_of_range_says_where(backend):
 
 @dtypes
 def test_no_rows(backend, dtype):
-    for shape, axis in ((0, 3), -1), ((3, 0), 0), ((0, 3, 4), 1), ((2, 3, 0), 1):
+    shapes = ((0, 3), -1), ((3, 0), 0), ((0, 3, 4), 1), ((2, 3, 0), 1), ((4, 100, 0), 1)
+    for shape, axis in shapes:
         x = np.zeros(shape, dtype)
         rest = tuple(s for i, s in enumerate(shape) if i != axis % len(shape))
         for op in fastce.softmax, fastce.log_softmax:
@@ -227,6 +228,8 @@ def test_no_classes(backend, dtype):
         ignored = np.full(rest, -100)
         assert fastce.cross_entropy(x, ignored, axis=axis, reduction="sum") == 0
         assert fastce.cross_entropy_with_grad(x, ignored, axis=axis)[1].shape == shape
+        smooth = fastce.cross_entropy(x, ignored, axis=axis, reduction="sum", label_smoothing=0.1)
+        assert smooth == 0
 
 
 def test_zero_dimensions(backend):

@@ -295,9 +295,8 @@ def test_every_bfloat16():
 def test_no_function_is_compiled_with_fastmath():
     """It would take NaN and infinity for what cannot be, in every function that is called."""
     for path in (KERNELS / "numba").glob("*.py"):
-        text = path.read_text().replace("compiled with fastmath", "")
-        assert "fastmath" not in text, path
-    assert set(_compile.OPTIONS) == {"error_model", "nogil"}
+        assert "fastmath=" not in path.read_text(), path
+    assert _compile.OPTIONS["fastmath"] is False  # that of a caller would be inherited
 
 
 def test_examples_in_docstrings():

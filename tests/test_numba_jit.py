@@ -22,18 +22,21 @@ def _on_numba():
         yield
 
 
-def same(ours, theirs):
-    """Equal in structure, dtype and every bit: it is the same kernel."""
+def same(ours, theirs, ulp=0):
+    """Equal in structure, dtype and every bit: it is the same kernel. Compiled anew, its sums may
+    be added in another order: by so many ULP of the largest number, then, results may differ.
+    """
     if isinstance(theirs, tuple):
         assert isinstance(ours, tuple)
         for a, b in zip(ours, theirs, strict=True):
-            same(a, b)
+            same(a, b, ulp)
     else:
         a, b = np.asarray(ours), np.asarray(theirs)
         assert a.shape == b.shape
         # Numba returns numbers as Python's, which are of 64 bits.
         assert a.dtype == b.dtype or isinstance(ours, float)
-        np.testing.assert_array_equal(a, b)
+        atol = ulp * np.finfo(b.dtype).eps * np.max(np.abs(b))
+        np.testing.assert_allclose(a, b, rtol=0, atol=atol)
 
 
 def test_without_an_import_of_ours():
@@ -111,6 +114,11 @@ def test_into_out():
     same((a, b), (y, z))
     with pytest.raises(ValueError, match="out must have the shape of the input"):
         compute(x, y[:5], z)
+    # Where out begins within the input, the input is copied first.
+    both = rng.standard_normal((7, 8))
+    last = fastce.softmax(both[5])
+    compute(both[:6], both[1:], z)
+    same(both[6], last)
 
 
 # --- cross-entropy ------------------------------------------------------------------------
@@ -147,7 +155,8 @@ def test_cross_entropy(function, shape, dtype):
     x = rng.standard_normal(shape).astype(dtype)
     labels = rng.integers(0, shape[-1], shape[:-1])
     weight, soft = rng.random(shape[-1]).astype(dtype), fastce.softmax(x[::-1] * 2)
-    same(function(x, labels, weight, soft), function.py_func(x, labels, weight, soft))
+    given = x, labels, weight, soft
+    same(function(*given), function.py_func(*given), ulp=2)
 
 
 def test_labels_of_any_integer_type_and_layout():
@@ -220,6 +229,10 @@ def test_attention_of_grouped_heads_into_out():
     right = fastce.scaled_dot_product_attention(q, k, v, enable_gqa=True)
     same(compute(q, k, v, out), right)
     same(out, right)
+    memory = np.zeros(out.size + 8)  # keys that lie where the result begins
+    near_k = memory[: k.size].reshape(k.shape)
+    near_k[...] = k
+    same(compute(q, near_k, v, memory[8:].reshape(out.shape)), right)
 
 
 def test_attention_of_few_queries():
@@ -229,6 +242,38 @@ def test_attention_of_few_queries():
     right = fastce.scaled_dot_product_attention(q, k, v)
     # It is compiled anew, and may be added in another order.
     np.testing.assert_allclose(attended(q, k, v), right, rtol=1e-12, atol=1e-14)
+
+
+@njit
+def attend_with(q, k, v, scale, softcap, window, q_offset, lengths):
+    return fastce.scaled_dot_product_attention(
+        q, k, v, scale=scale, softcap=softcap, window=window, q_offset=q_offset,
+        kv_lengths=lengths,
+    )  # fmt: skip
+
+
+def test_attention_with_numbers_beyond_any_array():
+    q, k, v = rng.standard_normal((3, 2, 4, 9, 8))
+    lengths, far = np.array([9, 5]), 2**63 - 1
+    for window, q_offset in ((2, far), 0), ((far, far), far), ((far, 0), 2**62):
+        given = q, k, v, 0.3, 0.0, window, q_offset, lengths
+        np.testing.assert_allclose(attend_with(*given), attend_with.py_func(*given), rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("message", "scale", "softcap", "width", "lengths"),
+    [
+        ("scale must be finite", np.inf, 0.0, 8, [9, 9]),
+        ("softcap must be finite and not negative", 1.0, -1.0, 8, [9, 9]),
+        ("softcap must be finite and not negative", 1.0, np.nan, 8, [9, 9]),
+        ("a last axis that is not empty", 1.0, 0.0, 0, [9, 9]),
+        ("kv_lengths must have one element for each batch entry", 1.0, 0.0, 8, [9]),
+    ],
+)
+def test_attention_with_what_has_no_meaning(message, scale, softcap, width, lengths):
+    q, k, v = np.zeros((3, 2, 4, 9, width))
+    with pytest.raises(ValueError, match=message):
+        attend_with(q, k, v, scale, softcap, (1, 1), 0, np.array(lengths))
 
 
 # --- over threads -------------------------------------------------------------------------
@@ -279,6 +324,42 @@ print((a == b).all())
     assert (status, output) == (0, "True"), errors
 
 
+def test_fastmath_of_the_user_is_not_inherited():
+    """In a process of its own: what is compiled first decides. So does the cache of all kernels."""
+    code = """
+import numba, numpy as np
+from fastce.kernels.numba import row_log_softmax
+@numba.njit(fastmath=True, forceinline=True)
+def f(x, out):
+    row_log_softmax(x, out)
+x = np.zeros(100)
+out = np.empty_like(x)
+x[0] = 50
+f(x, out)
+print(out[0])
+x[0] = np.inf
+f(x, out)
+print(np.isnan(out).all())
+"""
+    status, output, errors = python(code, 300)
+    assert status == 0, errors
+    value, all_nan = output.split()
+    np.testing.assert_allclose(float(value), -99 * np.exp(-50), rtol=1e-12)
+    assert all_nan == "True"
+
+
+def test_without_compiling():
+    code = """
+import fastce
+print(fastce.available_backends()["numba"])
+print(fastce.softmax([0.0, 0.0]))
+"""
+    status, output, errors = python(code, 60, NUMBA_DISABLE_JIT="1")
+    assert status == 0, errors
+    assert "NUMBA_DISABLE_JIT is set" in output
+    assert output.endswith("[0.5 0.5]")
+
+
 # --- errors -------------------------------------------------------------------------------
 
 
@@ -292,6 +373,11 @@ def mean_loss(x, labels):
 
 
 @njit
+def soft_loss(x, soft, ignore_index, out):
+    return fastce.cross_entropy_with_grad(x, soft, ignore_index=ignore_index, out=out)
+
+
+@njit
 def of_axis(x, axis):
     return fastce.softmax(x, axis=axis)
 
@@ -302,6 +388,7 @@ def attended(q, k, v):
 
 
 x, labels = np.zeros((4, 3)), np.array([0, 1, 2, 0])
+soft = np.full((4, 3), 1 / 3)
 
 
 @pytest.mark.parametrize(
@@ -311,6 +398,16 @@ x, labels = np.zeros((4, 3)), np.array([0, 1, 2, 0])
          lambda: mean_loss(x, labels + 1)),
         (IndexError, "target of row 0 is -1", lambda: mean_loss(x, labels - 1)),
         (ValueError, "target must have the shape", lambda: mean_loss(x, labels[:3])),
+        (IndexError, "target holds 18446744073709551516, which is no class",
+         lambda: mean_loss(x, np.full(4, 2**64 - 100, np.uint64))),
+        (ValueError, "ignore_index=0 has no meaning",
+         lambda: soft_loss(x, x + 1 / 3, 0, np.empty_like(x))),
+        (ValueError, "out may not be the target", lambda: soft_loss(x, soft, -100, soft)),
+        (ValueError, "target of probabilities must have the shape",
+         lambda: soft_loss(x, x.reshape(3, 4), -100, np.empty_like(x))),
+        (ValueError, "target must have the shape of the logits without",
+         lambda: losses_with_grad(
+             np.zeros((3, 4, 5)), labels.repeat(3).reshape(4, 3), np.ones(5), np.ones((3, 4, 5)))),
         (ValueError, "axis 2 is out of range for 2 axes", lambda: of_axis(x, 2)),
         (ValueError, "axis -3 is out of range", lambda: of_axis(x, -3)),
         (ValueError, "weight must have 3 elements, one per class, got 2",

@@ -2,11 +2,12 @@
 
 import argparse
 import json
+import os
 from collections.abc import Iterator
 from importlib import metadata
 from typing import Any
 
-from fastce._config import config
+from fastce._config import VARIABLES, config
 
 from . import CommandError
 
@@ -25,7 +26,8 @@ def run(args: argparse.Namespace) -> int:
     try:
         facts = config()
     except (ImportError, ValueError) as error:  # FASTCE_ISA, FASTCE_NUM_THREADS
-        raise CommandError(str(error)) from error
+        asked = [f"{name}={os.environ[name]}" for name in VARIABLES if name in os.environ]
+        raise CommandError(f"{error} (set: {', '.join(asked)})") from error
     facts["packages"] = {name: _version(name) for name in PACKAGES}
     print(json.dumps(facts, indent=2) if args.json else "\n".join(_lines(facts)))
     return 0
@@ -44,7 +46,10 @@ def _lines(facts: dict[str, Any]) -> Iterator[str]:
             entries = [f"{name:<17} {reason or 'available'}" for name, reason in value.items()]
         elif title == "numba_kernels":
             entries = [f"{seconds:>7}  {name}" for name, seconds in value.items()]
-            entries = entries or ["nothing yet; the first call of each op and dtype compiles it"]
+            none_yet = "nothing yet; the first call of each op and dtype compiles it"
+            entries = entries or [none_yet if facts["backends"]["numba"] is None else "-"]
+        elif title == "backend" and value == "reference" and facts["backends"]["cython"]:
+            entries = ["reference, which is slow; Numba, or a C++ compiler, would help"]
         elif title == "packages":
             entries = [f"{name:<17} {found or 'not installed'}" for name, found in value.items()]
         elif isinstance(value, dict):

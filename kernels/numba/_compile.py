@@ -23,7 +23,9 @@ from numba.extending import intrinsic
 
 # Division by zero gives infinity or NaN, as in NumPy: the check that raises instead keeps loops
 # from being vectorised (log1p took 10 times as long).
-OPTIONS = {"error_model": "numpy", "nogil": True}
+# Not to be inherited from the code that calls: fastmath would make NaN, infinity and compensated
+# sums wrong, and the result would stay in the cache for everybody; forceinline contradicts `apart`.
+OPTIONS = {"error_model": "numpy", "nogil": True, "fastmath": False, "forceinline": False}
 compiled = functools.partial(numba.njit, **OPTIONS)
 # For what only compiled code calls: without the two functions around it through which others would;
 # Python that calls it crashes, so what both call is register_jitable.

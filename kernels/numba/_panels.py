@@ -34,7 +34,7 @@ PER_TASK = 1 << 16  # elements
 
 @register_jitable
 def is_panelled(n, inner):
-    return inner > 1 or n <= SHORT
+    return inner != 1 or n <= SHORT
 
 
 @register_jitable

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numba.extending import register_jitable
 
-from ._compile import inner, threaded
+from ._compile import OPTIONS, inner, threaded
 from ._cross_entropy_panels import panels_task
 from ._cross_entropy_rows import rows_task
 from ._labels import block_count, nll_gradient_task, nll_task, scan_task, zeros_task
@@ -56,7 +56,7 @@ def rows_or_panels_task(x, target, grad, rows, options, outer, n, inner, sums, t
 run = threaded(rows_or_panels_task)
 
 
-@register_jitable
+@register_jitable(**OPTIONS)
 def in_order(sums):
     """Their sum, the same in NumPy and in compiled code."""
     return np.cumsum(sums)[-1] if sums.size else 0.0

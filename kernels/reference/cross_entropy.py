@@ -44,7 +44,7 @@ def _wanted(target, weight, shape, ignore_index, label_smoothing):
     else:
         kept = target[:, None] != ignore_index
         q = np.where(_is_label(target, n), 1 - label_smoothing, 0.0)
-    q = q + label_smoothing / n if label_smoothing else q
+    q = q + label_smoothing / n if label_smoothing and n else q
     return q if weight is None else q * weight.astype(np.float64)[:, None], kept
 
 
