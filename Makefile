@@ -21,7 +21,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 SOURCES := pyproject.toml setup.py kernels/_build.py $(wildcard kernels/cython/*.pyx \
 	kernels/cython/*.pxd kernels/cython/*.pxi kernels/cython/*.h kernels/cython/_isa.py)
 
-.PHONY: help demo test lint bench peers accuracy clean
+.PHONY: help demo test lint bench peers accuracy gpu-test gpu-sanitize gpu-bench clean
 .DEFAULT_GOAL := help
 
 help:
@@ -31,6 +31,9 @@ help:
 	@echo "make bench     asv: time, memory and bandwidth of the current commit"
 	@echo "make peers     a table of fastce against NumPy, SciPy, PyTorch, ... as installed"
 	@echo "make accuracy  exp and log over every float32, in ULP (some minutes)"
+	@echo "make gpu-test      the tests of the CUDA kernels on an NVIDIA GPU"
+	@echo "make gpu-sanitize  a small run of them under compute-sanitizer (of the CUDA toolkit)"
+	@echo "make gpu-bench     them against a device copy, PyTorch and Liger"
 	@echo "make clean     remove what was built, with $(VENV)"
 
 demo: $(VENV)/demo.stamp
@@ -56,6 +59,19 @@ peers: $(VENV)/dev.stamp
 
 accuracy: $(VENV)/dev.stamp
 	$(BIN)/python tests/accuracy.py
+
+gpu-test: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest tests -m gpu $(ARGS)
+
+gpu-sanitize: $(VENV)/dev.stamp
+	for tool in memcheck racecheck; do \
+		compute-sanitizer --tool $$tool --error-exitcode 1 $(BIN)/python -m pytest tests/test_cuda.py \
+			-m gpu -q -k "test_cases and f32 or test_in_place or test_rows_in_kernels" || exit 1; \
+	done
+
+gpu-bench: $(VENV)/dev.stamp
+	$(PIP) install torch
+	$(BIN)/python bench/gpu.py $(ARGS)
 
 clean:
 	test ! -e $(VENV)/built.stamp || rm -rf $(VENV)

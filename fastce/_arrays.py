@@ -55,9 +55,7 @@ def to_numpy(x: Any, name: str) -> np.ndarray:
             raise TypeError(f"{name} is a masked array, whose mask would be ignored; fill it first")
         return np.asarray(x)
     if hasattr(x, "__cuda_array_interface__"):
-        raise TypeError(
-            f"{name} is a {type(x).__name__} on a GPU, for which fastce has no backend yet"
-        )
+        raise TypeError(f"{name} is a {type(x).__name__} on a GPU, where the others are not")
     if hasattr(x, "__dlpack__"):
         try:
             return np.from_dlpack(x)
@@ -69,8 +67,12 @@ def to_numpy(x: Any, name: str) -> np.ndarray:
     return np.asarray(x)
 
 
-def like(x: Any, result: np.ndarray) -> Any:
-    """`result` as the kind of array that `x` is; a NumPy scalar where it has no axes."""
+def like(x: Any, result: Any) -> Any:
+    """`result` as the kind of array that `x` is; a NumPy scalar where it has no axes. What is not
+    NumPy's, on a GPU, is of that kind already.
+    """
+    if not isinstance(result, np.ndarray):
+        return result
     if type(x) is np.ndarray or isinstance(x, NUMPY) or not hasattr(x, "__dlpack__"):
         return result if result.ndim else result[()]
     if hasattr(x, "__array_namespace__"):
@@ -98,13 +100,13 @@ def floating(x: Any, name: str) -> np.ndarray:
 def layout_of(a: np.ndarray, axis: int, name: str) -> Layout:
     """The folding of `a` about `axis`."""
     try:
-        return _fold(a.shape, None if a.flags.c_contiguous else a.strides, axis, name)
+        return fold(a.shape, None if a.flags.c_contiguous else a.strides, axis, name)
     except TypeError:
         raise TypeError(f"axis must be an integer, got {axis!r}") from None
 
 
 @functools.lru_cache(maxsize=256, typed=True)  # a third of the time of a call on a few numbers
-def _fold(shape: tuple[int, ...], strides: tuple[int, ...] | None, axis: int, name: str) -> Layout:
+def fold(shape: tuple[int, ...], strides: tuple[int, ...] | None, axis: int, name: str) -> Layout:
     if len(shape) == 0:
         raise ValueError(f"{name} must have at least one axis, got a 0-d array")
     axis = normalize_axis_index(operator.index(axis), len(shape))

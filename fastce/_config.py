@@ -14,7 +14,7 @@ from ._version import __version__
 
 #: Every environment variable that fastce reads, and what it does. The documentation's table.
 VARIABLES = {
-    "FASTCE_BACKEND": "backend to use, without falling back to another: cython, numba or reference",
+    "FASTCE_BACKEND": "backend to use, without falling back: cython, numba, reference or cuda",
     "FASTCE_ISA": "instruction set level of the cython backend, instead of the processor's best",
     "FASTCE_NUM_THREADS": "number of CPU threads (before OMP_NUM_THREADS)",
 }

@@ -10,8 +10,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-BACKENDS = ("cython", "numba", "reference")  # fastest first
+BACKENDS = ("cython", "numba", "reference")  # of processors, fastest first
+GPU = "cuda"  # for arrays on a GPU; others are copied there where it is asked for by name
 OPS = ("log_softmax", "cross_entropy", "attention")
+GPU_OPS = ("log_softmax", "cross_entropy")
 
 _chosen: ContextVar[str | None] = ContextVar(
     "fastce_backend", default=os.environ.get("FASTCE_BACKEND") or None
@@ -27,6 +29,15 @@ def kernel(op: str, name: str) -> Callable[..., None]:
     return _load(_chosen.get(), op, name)
 
 
+def gpu_kernel(op: str, name: str) -> Callable[..., None]:
+    """The same for arrays on a GPU."""
+    chosen = _chosen.get()
+    if chosen not in (None, GPU):
+        check_name(chosen)
+        raise BackendError(f"backend {chosen!r} cannot compute with arrays on a GPU, {GPU!r} can")
+    return _load(GPU, op, name)
+
+
 @functools.cache
 def _load(backend: str | None, op: str, name: str) -> Callable[..., None]:
     # Not before the first use. Mypy does not see that fastce.kernels lies in kernels/.
@@ -39,8 +50,12 @@ def _load(backend: str | None, op: str, name: str) -> Callable[..., None]:
 
 
 def check_name(backend: str) -> None:
-    if backend not in BACKENDS:
-        raise ValueError(f"unknown backend {backend!r}; there are {', '.join(BACKENDS)}")
+    if backend not in (*BACKENDS, GPU):
+        raise ValueError(f"unknown backend {backend!r}; there are {', '.join((*BACKENDS, GPU))}")
+
+
+def _ops(backend: str) -> tuple[str, ...]:
+    return GPU_OPS if backend == GPU else OPS
 
 
 @contextmanager
@@ -51,8 +66,9 @@ def use_backend(name: str) -> Iterator[None]:
 
     Parameters
     ----------
-    name : {"cython", "numba", "reference"}
-        See `available_backends`.
+    name : {"cython", "numba", "reference", "cuda"}
+        See `available_backends`. Arrays on a GPU are computed there without being asked; with
+        "cuda", NumPy arrays are copied to the GPU and the results back.
 
     Raises
     ------
@@ -69,7 +85,7 @@ def use_backend(name: str) -> Iterator[None]:
     array([0.5, 0.5])
     """
     check_name(name)
-    for op in OPS:
+    for op in _ops(name):
         _load(name, op, op)
     token = _chosen.set(name)
     try:
@@ -101,9 +117,9 @@ def available_backends() -> dict[str, str | None]:
     True
     """
     reasons: dict[str, str | None] = {}
-    for backend in BACKENDS:
+    for backend in (*BACKENDS, GPU):
         try:
-            for op in OPS:
+            for op in _ops(backend):
                 _load(backend, op, op)
             reasons[backend] = None
         except (BackendError, ValueError) as error:  # ValueError: a FASTCE_ISA that is not there

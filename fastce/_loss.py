@@ -2,15 +2,48 @@
 
 import math
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from . import _arrays
+from . import _arrays, _gpu
 from ._dispatch import kernel
 from ._threads import get_num_threads
 
 _INT64 = np.dtype(np.int64)
+
+
+def check_options(ignore_index: Any, reduction: str, label_smoothing: float, z_loss: float) -> int:
+    """Refuse what has no meaning; `ignore_index` as a plain integer."""
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}")
+    if not 0.0 <= label_smoothing <= 1.0:
+        raise ValueError(f"label_smoothing must be from 0 to 1, got {label_smoothing!r}")
+    if not math.isfinite(z_loss):
+        raise ValueError(f"z_loss must be finite, got {z_loss!r}")
+    try:
+        ignore_index = operator.index(ignore_index)
+    except TypeError:
+        raise TypeError(f"ignore_index must be an integer, got {ignore_index!r}") from None
+    if not -(2**63) <= ignore_index < 2**63:
+        raise ValueError(f"ignore_index must fit 64 bits, got {ignore_index}")
+    return ignore_index
+
+
+def no_ignored_row(ignore_index: int) -> ValueError:
+    return ValueError(
+        f"ignore_index={ignore_index} has no meaning for a target of probabilities; "
+        "give the rows to ignore a target of zeros"
+    )
+
+
+def wrong_labels(shape: tuple, name: str, logits: tuple, rest: tuple) -> ValueError:
+    return ValueError(
+        f"target of class indices must have shape {rest}, that of {name} {logits} without the "
+        f"class axis, got {shape}"
+        + ("; one-hot targets must be floating" if shape == logits else "")
+    )
 
 
 class LossInputs:
@@ -33,18 +66,7 @@ class LossInputs:
         z_loss: float = 0.0,
         name: str = "logits",
     ) -> None:
-        if reduction not in ("mean", "sum", "none"):
-            raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}")
-        if not 0.0 <= label_smoothing <= 1.0:
-            raise ValueError(f"label_smoothing must be from 0 to 1, got {label_smoothing!r}")
-        if not math.isfinite(z_loss):
-            raise ValueError(f"z_loss must be finite, got {z_loss!r}")
-        try:
-            ignore_index = operator.index(ignore_index)
-        except TypeError:
-            raise TypeError(f"ignore_index must be an integer, got {ignore_index!r}") from None
-        if not -(2**63) <= ignore_index < 2**63:
-            raise ValueError(f"ignore_index must fit 64 bits, got {ignore_index}")
+        ignore_index = check_options(ignore_index, reduction, label_smoothing, z_loss)
         x = _arrays.floating(logits, name)
         self.result: np.ndarray | None = None
         shaped = x
@@ -86,11 +108,7 @@ class LossInputs:
             t = t.copy()
         if t.dtype.kind in "iu":
             if t.shape != self.layout.rest_shape:
-                raise ValueError(
-                    f"target of class indices must have shape {self.layout.rest_shape}, that of "
-                    f"{name} {self.array.shape} without the class axis, got {t.shape}"
-                    + ("; one-hot targets must be floating" if t.shape == self.array.shape else "")
-                )
+                raise wrong_labels(t.shape, name, self.array.shape, self.layout.rest_shape)
             if t.dtype.char in "LQ" and t.size and t.max() > np.iinfo(np.int64).max:
                 raise self._bad_label(t, ignore_index)
             rows = self._apart(_arrays.row_in(t, self.layout, _INT64))
@@ -116,10 +134,7 @@ class LossInputs:
                 f"got {t.shape}; class indices must be integers, got {t.dtype}"
             )
         if ignore_index >= 0:
-            raise ValueError(
-                f"ignore_index={ignore_index} has no meaning for a target of probabilities; "
-                "give the rows to ignore a target of zeros"
-            )
+            raise no_ignored_row(ignore_index)
         if self.result is not None:
             t = _arrays.apart(t, self.result)
             if t.size and t.__array_interface__ == self.result.__array_interface__:
@@ -139,6 +154,9 @@ class LossInputs:
     @property
     def logits(self) -> np.ndarray:
         return _arrays.rows_in(self.array, self.layout)
+
+    def kernel(self, name: str) -> Callable[..., None]:
+        return kernel("cross_entropy", name)
 
     def new_loss(self) -> tuple[np.ndarray, np.ndarray]:
         """Room for the loss: canonical, and as the user sees it."""
@@ -180,3 +198,12 @@ class LossInputs:
                 f"grad_loss must be a scalar for reduction={self.reduction!r}, got shape {g.shape}"
             )
         return self.per_row(g, "grad_loss")
+
+
+def loss_inputs(logits: Any, *arguments: Any, **options: Any) -> Any:
+    """`LossInputs`, or what has the same methods for logits on a GPU."""
+    if type(logits) is not np.ndarray and _gpu.is_on_gpu(logits):
+        from ._loss_gpu import GPULossInputs
+
+        return GPULossInputs(logits, *arguments, **options)
+    return LossInputs(logits, *arguments, **options)

@@ -7,8 +7,7 @@ from typing import Any, Literal
 from numpy.typing import ArrayLike
 
 from . import _arrays
-from ._dispatch import kernel
-from ._loss import LossInputs
+from ._loss import loss_inputs
 
 Reduction = Literal["none", "mean", "sum"]
 
@@ -90,12 +89,12 @@ def cross_entropy(
     >>> round(float(fastce.cross_entropy(logits, [0, 1])), 6)  # -(log 0.5 + log 0.8) / 2
     0.458145
     """
-    p = LossInputs(
+    p = loss_inputs(
         logits, target, weight, ignore_index, reduction, axis, None, label_smoothing, z_loss
     )
     loss_rows, loss = p.new_loss()
     lse_rows, lse = p.new_lse() if return_lse else (None, loss)
-    kernel("cross_entropy", "cross_entropy")(
+    p.kernel("cross_entropy")(
         p.logits,
         p.target,
         p.weight,
@@ -155,12 +154,12 @@ def cross_entropy_backward(
     >>> fastce.cross_entropy_backward(1.0, [[0.0, 0.0]], [0])
     array([[-0.5,  0.5]])
     """
-    p = LossInputs(
+    p = loss_inputs(
         logits, target, weight, ignore_index, reduction, axis, out, label_smoothing, z_loss
     )
     grad_rows, grad = p.new_grad()
     lse_rows = None if lse is None else p.per_row(lse, "lse")
-    kernel("cross_entropy", "cross_entropy_backward")(
+    p.kernel("cross_entropy_backward")(
         p.grad_loss(grad_loss),
         p.logits,
         p.target,
@@ -218,12 +217,12 @@ def cross_entropy_with_grad(
     >>> round(float(loss), 6), grad
     (0.693147, array([[-0.5,  0.5]]))
     """
-    p = LossInputs(
+    p = loss_inputs(
         logits, target, weight, ignore_index, reduction, axis, out, label_smoothing, z_loss
     )
     loss_rows, loss = p.new_loss()
     grad_rows, grad = p.new_grad()
-    kernel("cross_entropy", "cross_entropy_with_grad")(
+    p.kernel("cross_entropy_with_grad")(
         p.logits,
         p.target,
         p.weight,
@@ -272,9 +271,9 @@ def nll_loss(
     >>> round(float(fastce.nll_loss(np.log([[0.25, 0.75]]), [1])), 6)
     0.287682
     """
-    p = LossInputs(log_probs, target, weight, ignore_index, reduction, axis, name="log_probs")
+    p = loss_inputs(log_probs, target, weight, ignore_index, reduction, axis, name="log_probs")
     loss_rows, loss = p.new_loss()
-    kernel("cross_entropy", "nll_loss")(p.logits, p.target, p.weight, loss_rows, **p.options)
+    p.kernel("nll_loss")(p.logits, p.target, p.weight, loss_rows, **p.options)
     return _arrays.like(log_probs, loss)
 
 
@@ -316,9 +315,9 @@ def nll_loss_backward(
     >>> fastce.nll_loss_backward(1.0, [[-0.7, -0.7]], [0])
     array([[-1.,  0.]])
     """
-    p = LossInputs(log_probs, target, weight, ignore_index, reduction, axis, out, name="log_probs")
+    p = loss_inputs(log_probs, target, weight, ignore_index, reduction, axis, out, name="log_probs")
     grad_rows, grad = p.new_grad()
-    kernel("cross_entropy", "nll_loss_backward")(
+    p.kernel("nll_loss_backward")(
         p.grad_loss(grad_loss), p.target, p.weight, grad_rows, **p.options
     )
     return _arrays.like(log_probs, grad) if out is None else out

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from . import _arrays
-from ._dispatch import kernel
+from . import _arrays, _gpu
+from ._dispatch import gpu_kernel, kernel
 from ._threads import get_num_threads
 
 
@@ -43,6 +43,8 @@ def logsumexp(x: ArrayLike, *, axis: int = -1, keepdims: bool = False, out: Any 
     >>> round(float(fastce.logsumexp([1000.0, 1000.0])), 6)
     1000.693147
     """
+    if type(x) is not np.ndarray and _gpu.is_on_gpu(x):
+        return _gpu_logsumexp(x, axis, keepdims, out)
     a = _arrays.floating(x, "x")
     layout = _arrays.layout_of(a, axis, "x")
     if out is not None:
@@ -201,7 +203,34 @@ def log_softmax_backward(grad: ArrayLike, y: ArrayLike, *, axis: int = -1, out: 
     return _map_gradient("log_softmax_backward", grad, y, axis, out)
 
 
+def _gpu_logsumexp(x: Any, axis: int, keepdims: bool, out: Any) -> Any:
+    compute = gpu_kernel("log_softmax", "logsumexp")
+    a = _gpu.floating(x, "x")
+    layout = _gpu.layout_of(a, axis, "x")
+    shape = layout.rest_shape
+    if keepdims:
+        shape = (*shape[: layout.axis], 1, *shape[layout.axis :])
+    if out is None:
+        rows, result = _gpu.new_rows(x, a, layout, a.dtype)
+        result = result.reshape(shape) if keepdims else result
+    else:
+        result, to = out, _gpu.check_out(out, shape, a.dtype)
+        _gpu.check_device(a, to, "out")
+        _gpu.check_apart(a, to, "x")
+        at = layout.axis
+        strides = (*to.strides[:at], *to.strides[at + 1 :]) if keepdims else to.strides
+        to = to._replace(shape=layout.rest_shape, strides=strides, stream=a.stream)
+        rows = _gpu.per_row(to, layout, "out")
+    compute(_gpu.planes(a, layout, "x"), rows, threads=1)
+    return result
+
+
 def _map(name: str, x: Any, axis: int, out: Any) -> Any:
+    if type(x) is not np.ndarray and _gpu.is_on_gpu(x):
+        compute = gpu_kernel("log_softmax", name)
+        rows, result_rows, result = _gpu.map_rows(x, axis, out)
+        compute(rows, result_rows, threads=1)
+        return result
     rows, result_rows, result = _arrays.map_rows(x, axis, out)
     kernel("log_softmax", name)(rows, result_rows, threads=get_num_threads())
     if out is not None:
@@ -210,6 +239,11 @@ def _map(name: str, x: Any, axis: int, out: Any) -> Any:
 
 
 def _map_gradient(name: str, grad: Any, y: Any, axis: int, out: Any) -> Any:
+    if type(grad) is not np.ndarray and _gpu.is_on_gpu(grad):
+        compute = gpu_kernel("log_softmax", name)
+        g_rows, y_rows, result_rows, result = _gpu.map_pairs(grad, y, axis, out)
+        compute(g_rows, y_rows, result_rows, threads=1)
+        return result
     g, p = _arrays.floating(grad, "grad"), _arrays.floating(y, "y")
     if g.shape != p.shape or g.dtype != p.dtype:
         raise ValueError(

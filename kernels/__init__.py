@@ -50,6 +50,12 @@ float64 for float64, else float32: losses, ``lse`` and weights have it.
 
 Every result is the same to the last bit for any number of ``threads``.
 
+The ``cuda`` backend takes memory of a GPU in place of any array, as `cuda._arrays.View`, or with
+``__cuda_array_interface__``; NumPy arrays are copied there and back. It has no use for ``threads``,
+does not wait, and checks no labels: one out of range makes its row NaN. There, ``target`` may be of
+any integer dtype, ``weight``, ``lse`` and ``grad_loss`` of any floating one, and ``denominator``
+the ``stats`` that `scan_target` wrote.
+
 The same kernels for Cython code, as C functions, are declared in ``cython/<op>.pxd``.
 
 ``CONTRACT`` is the number of all that: names, parameters, canonical forms, and the functions,
@@ -65,7 +71,8 @@ from importlib import import_module
 from importlib.util import find_spec
 
 CONTRACT = 1
-BACKENDS = ("cython", "numba", "reference")  # fastest first
+BACKENDS = ("cython", "numba", "reference")  # of processors, fastest first
+GPU = "cuda"  # only where it is asked for by name
 
 
 @functools.cache
@@ -77,9 +84,12 @@ def load(op, name, backend=None):
     """
     if backend is None:
         return _first(op, name)
-    if backend not in BACKENDS:
-        raise ValueError(f"unknown backend {backend!r}; there are {', '.join(BACKENDS)}")
+    if backend not in (*BACKENDS, GPU):
+        known = ", ".join((*BACKENDS, GPU))
+        raise ValueError(f"unknown backend {backend!r}; there are {known}")
     try:
+        if backend == GPU:
+            import_module(f"{__name__}.{GPU}").require()
         return getattr(import_module(f"{__name__}.{backend}.{op}"), name)
     except ImportError as error:
         reason = _reason(error, backend)
@@ -107,6 +117,8 @@ def _reason(error, backend):
         return "its folder is not there"
     if missing == backend:
         return f"the package {backend} is not installed"
+    if missing == f"{__name__}.{GPU}.{(missing or '').rpartition('.')[2]}":
+        return "there are no kernels of this op for GPUs yet"
     if (missing or "").startswith(f"{__name__}.cython."):
         package = __name__.partition(".")[0]
         return f"its compiled module is not there (no C++ compiler when {package} was installed?)"

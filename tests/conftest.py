@@ -1,5 +1,6 @@
 """Every test that asks for `backend` runs on all of them. A missing backend is a failure."""
 
+import functools
 import os
 
 import hypothesis
@@ -63,16 +64,27 @@ def pytest_configure(config):
     config.addinivalue_line("filterwarnings", "error::RuntimeWarning")  # NaN is data: no warning
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items):
-    """With `pytest -n 2 --dist loadgroup` one process compiles Numba's kernels, and not both; the
-    other, the code of users that calls them.
+    """With `pytest -n 2 --dist loadgroup` one process compiles Numba's kernels, and not both; one,
+    the code of users that calls them; one, the CUDA kernels; and one builds a copy of the kernels.
     """
+    groups = {"test_vendoring.py": "vendoring", "test_cuda.py": "cuda", "test_ptx.py": "cuda"}
     for item in items:
-        if "numba" in item.nodeid:
+        group = groups.get(item.path.name)
+        if group is None and "numba" in item.nodeid:
             group = "users of numba" if item.path.name.startswith("test_numba") else "numba"
+        if group:
             item.add_marker(pytest.mark.xdist_group(group))
 
 
 def pytest_runtest_setup(item):
-    if item.get_closest_marker("gpu"):
-        pytest.skip("no NVIDIA GPU here")
+    if item.get_closest_marker("gpu") and not _has_gpu():
+        pytest.skip("there is no NVIDIA GPU here")
+
+
+@functools.cache
+def _has_gpu():
+    from numba import cuda
+
+    return cuda.is_available()

@@ -104,7 +104,7 @@ def test_info_says_which_setting_is_wrong(variable, value):
 def test_wrong_settings_stop_loss(data):
     done = run("loss", "x.npy", "t.npy", cwd=data[0], FASTCE_BACKEND="abacus")
     assert done.returncode == 1
-    known = ", ".join(BACKENDS)
+    known = ", ".join((*BACKENDS, "cuda"))
     assert done.stderr == f"fastce loss: unknown backend 'abacus'; there are {known}\n"
 
 

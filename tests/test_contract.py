@@ -11,12 +11,17 @@ from pathlib import Path
 import pytest
 
 import fastce
-from fastce._dispatch import BACKENDS, OPS
+from fastce._dispatch import BACKENDS, GPU, GPU_OPS, OPS
 
 ROOT = Path(__file__).parent.parent
 KERNELS = ROOT / "kernels"
 # What only part of the code may import, beside the standard library and NumPy.
-ENGINES = {"reference": set(), "cython": set(), "numba": {"numba", "llvmlite"}}
+ENGINES = {
+    "reference": set(),
+    "cython": set(),
+    "numba": {"numba", "llvmlite"},
+    "cuda": {"numba", "llvmlite", "cuda"},
+}
 BUILD = KERNELS / "_build.py"  # is run by a setup.py
 
 
@@ -47,8 +52,10 @@ def kernel_functions(backend, op):
     }
 
 
-@pytest.mark.parametrize("op", OPS)
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    ("backend", "op"),
+    [*((b, op) for b in BACKENDS for op in OPS), *((GPU, op) for op in GPU_OPS)],
+)
 def test_every_backend_has_the_same_kernels_with_the_same_parameters(backend, op):
     def shape(functions):
         return {
@@ -75,6 +82,7 @@ def test_ops_are_the_files_that_do_not_begin_with_an_underscore():
     for folder in rooms:
         assert {p.stem for p in folder.glob("[!_]*.py")} == set(OPS), folder
     assert {p.stem for p in (KERNELS / "cython").glob("[!_]*.pyx")} == set(OPS)
+    assert {p.stem for p in (KERNELS / "cuda").glob("[!_]*.py")} == set(GPU_OPS)
 
 
 def test_kernels_import_nothing_but_numpy_and_their_own_folder():
@@ -125,7 +133,17 @@ def test_importing_fastce_loads_numpy_alone():
         capture_output=True, text=True, check=True,
     ).stdout.split()  # fmt: skip
     assert "numpy" in loaded
-    unwanted = {"numba", "rich", "matplotlib", "scipy", "sklearn", "ml_dtypes", "torch", "jax"}
+    unwanted = {
+        "numba",
+        "cuda",
+        "rich",
+        "matplotlib",
+        "scipy",
+        "sklearn",
+        "ml_dtypes",
+        "torch",
+        "jax",
+    }
     assert not unwanted & set(loaded)
     assert not [name for name in loaded if name.startswith("fastce.kernels")], "not before use"
 

@@ -35,8 +35,11 @@ def same(ours, theirs, ulp=0):
         assert a.shape == b.shape
         # Numba returns numbers as Python's, which are of 64 bits.
         assert a.dtype == b.dtype or isinstance(ours, float)
-        atol = ulp * np.finfo(b.dtype).eps * np.max(np.abs(b))
-        np.testing.assert_allclose(a, b, rtol=0, atol=atol)
+        if ulp:
+            atol = ulp * np.finfo(b.dtype).eps * np.max(np.abs(b))
+            np.testing.assert_allclose(a, b, rtol=0, atol=atol)
+        else:
+            np.testing.assert_array_equal(a, b)
 
 
 def test_without_an_import_of_ours():

@@ -1,0 +1,391 @@
+"""Arrays on a GPU: from what a user passes to what the cuda kernels take, and back.
+
+What `_arrays.py` is for arrays on the host, but that nothing is copied and nobody waits: a layout
+that the kernels cannot take is an error. Each library's arrays are known by three functions in
+`LIBRARIES`; what is not there but has ``__cuda_array_interface__``, or DLPack, is viewed through
+cuda.core. Nothing here is imported before an array is seen that needs it.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from . import _arrays
+from ._arrays import Layout
+
+FLOATS = ("float64", "float32", "float16", "bfloat16")
+INTEGERS = tuple(f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64))
+_SIZES = {name: int(name.lstrip("bufloatin")) // 8 for name in (*FLOATS, *INTEGERS)}
+_CUDA = 2  # kDLCUDA
+
+
+class Seen(NamedTuple):
+    """An array on a GPU."""
+
+    address: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]  # bytes
+    dtype: str
+    device: int
+    stream: int  # on which its owner works with it now
+    readonly: bool = False
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * _SIZES[self.dtype]
+
+
+class Library(NamedTuple):
+    see: Callable[[Any], Seen]
+    empty: Callable[[Any, Seen, tuple[int, ...], str], Any]  # like an array; shape and dtype
+
+
+def is_on_gpu(x: Any) -> bool:
+    """Whether `x` is an array in memory of a GPU."""
+    root = _root(x)
+    if root == "numpy":
+        return False
+    if root == "torch":
+        return bool(getattr(x, "is_cuda", False))
+    if root in LIBRARIES or hasattr(x, "__cuda_array_interface__"):
+        return hasattr(type(x), "__cuda_array_interface__") or root not in LIBRARIES
+    return hasattr(x, "__dlpack_device__") and x.__dlpack_device__()[0] == _CUDA
+
+
+def _root(x: Any) -> str:
+    """The package that the type of `x` is from."""
+    return type(x).__module__.partition(".")[0]
+
+
+@functools.cache
+def _name(dtype: np.dtype) -> str:
+    return dtype.name
+
+
+def see(x: Any, name: str) -> Seen:
+    """Where the array `x` lies, and what it is."""
+    if not is_on_gpu(x):
+        raise TypeError(
+            f"{name} must be on the GPU, as the other arrays are, got {type(x).__name__}"
+        )
+    seen = LIBRARIES.get(_root(x), _ANY).see(x)
+    size = _SIZES.get(seen.dtype)
+    if size is None:
+        raise TypeError(f"{name} must be of a floating or integer dtype, got {seen.dtype}")
+    if any(number % size for number in (seen.address, *seen.strides)):
+        raise ValueError(f"{name} is not aligned to its dtype {seen.dtype}")
+    return seen
+
+
+def empty(x: Any, seen: Seen, shape: tuple[int, ...], dtype: str) -> Any:
+    """A new array of the kind of `x`, on its GPU."""
+    return LIBRARIES.get(_root(x), _ANY).empty(x, seen, shape, dtype)
+
+
+# ---- libraries -------------------------------------------------------------------------------
+
+
+@functools.lru_cache(maxsize=256)
+def _dense(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
+    strides = [itemsize] * len(shape)
+    for i in range(len(shape) - 2, -1, -1):
+        strides[i] = strides[i + 1] * max(shape[i + 1], 1)
+    return tuple(strides)
+
+
+def _see_torch(x: Any) -> Seen:
+    import torch
+
+    if x.requires_grad:
+        raise TypeError("a tensor that requires grad would lose it here: use tensor.detach()")
+    size, device = x.element_size(), x.device.index
+    return Seen(
+        x.data_ptr(),
+        tuple(x.shape),
+        tuple(s * size for s in x.stride()),
+        str(x.dtype).removeprefix("torch."),
+        device,
+        torch.cuda.current_stream(device).cuda_stream,
+    )
+
+
+def _empty_torch(x: Any, seen: Seen, shape: tuple[int, ...], dtype: str) -> Any:
+    import torch
+
+    return torch.empty(shape, dtype=getattr(torch, dtype), device=x.device)
+
+
+def _see_cupy(x: Any) -> Seen:
+    import cupy
+
+    stream = cupy.cuda.get_current_stream().ptr
+    return Seen(x.data.ptr, x.shape, x.strides, _name(x.dtype), x.device.id, stream)
+
+
+def _empty_cupy(x: Any, seen: Seen, shape: tuple[int, ...], dtype: str) -> Any:
+    import cupy
+
+    with x.device:
+        return cupy.empty(shape, _numpy_dtype(dtype))
+
+
+def _see_numba(x: Any) -> Seen:
+    stream = getattr(x.stream, "handle", x.stream)
+    stream = int(getattr(stream, "value", stream) or 0)
+    device = x.gpu_data.context.device.id if hasattr(x, "gpu_data") else 0
+    address = x.__cuda_array_interface__["data"][0]
+    return Seen(address, x.shape, x.strides, _name(x.dtype), device, stream)
+
+
+def _empty_numba(x: Any, seen: Seen, shape: tuple[int, ...], dtype: str) -> Any:
+    from numba import cuda
+
+    return cuda.device_array(shape, _numpy_dtype(dtype), stream=getattr(x, "stream", 0))
+
+
+def _numpy_dtype(name: str) -> np.dtype:
+    if name != "bfloat16":
+        return np.dtype(name)
+    import ml_dtypes
+
+    return np.dtype(ml_dtypes.bfloat16)
+
+
+def _see_any(x: Any) -> Seen:
+    """By ``__cuda_array_interface__``, else by DLPack: then the owner's work is put before that on
+    the legacy default stream, which is used here.
+    """
+    if hasattr(x, "__cuda_array_interface__"):
+        interface = x.__cuda_array_interface__
+        dtype, shape = np.dtype(interface["typestr"]), tuple(interface["shape"])
+        address, readonly = interface["data"]
+        strides = interface.get("strides") or _dense(shape, dtype.itemsize)
+        stream = interface.get("stream") or 0
+        return Seen(address, shape, tuple(strides), dtype.name, _current(), stream, readonly)
+    from cuda.core.utils import StridedMemoryView
+
+    view = StridedMemoryView.from_dlpack(x, stream_ptr=1)
+    size = view.dtype.itemsize
+    strides = view.strides or tuple(s // size for s in _dense(view.shape, size))
+    return Seen(
+        view.ptr,
+        tuple(view.shape),
+        tuple(s * size for s in strides),
+        view.dtype.name,
+        view.device_id,
+        1,
+        view.readonly,
+    )
+
+
+def _empty_any(x: Any, seen: Seen, shape: tuple[int, ...], dtype: str) -> Any:
+    if not hasattr(x, "__array_namespace__"):
+        return _empty_numba(x, seen, shape, dtype)
+    return x.__array_namespace__().empty(shape, dtype=_numpy_dtype(dtype), device=x.device)
+
+
+def _current() -> int:
+    from .kernels.cuda import _device
+
+    return _device.current()
+
+
+_ANY = Library(_see_any, _empty_any)
+#: By the name of the package that an array's type is from.
+LIBRARIES = {
+    "torch": Library(_see_torch, _empty_torch),
+    "cupy": Library(_see_cupy, _empty_cupy),
+    "numba": Library(_see_numba, _empty_numba),
+    "numba_cuda": Library(_see_numba, _empty_numba),
+}
+
+
+# ---- canonical form --------------------------------------------------------------------------
+
+
+def layout_of(a: Seen, axis: int, name: str) -> Layout:
+    """The folding of `a` about `axis`."""
+    dense = a.strides == _dense(a.shape, _SIZES[a.dtype])
+    try:
+        return _arrays.fold(a.shape, None if dense else a.strides, axis, name)
+    except TypeError:
+        raise TypeError(f"axis must be an integer, got {axis!r}") from None
+
+
+def floating(x: Any, name: str) -> Seen:
+    a = see(x, name)
+    if a.dtype not in FLOATS:
+        raise TypeError(f"{name} must be float64, float32, float16 or bfloat16, got {a.dtype}")
+    return a
+
+
+def compute_dtype(dtype: str) -> str:
+    return "float64" if dtype == "float64" else "float32"
+
+
+def planes(a: Seen, layout: Layout, name: str) -> Any:
+    """`a` as (outer, n, inner). It must lie so in memory: nothing is copied on a GPU."""
+    from .kernels.cuda._arrays import View
+
+    step = _step(a.shape, a.strides, _SIZES[a.dtype], layout)
+    if step is None:
+        raise ValueError(
+            f"{name} of shape {a.shape} and strides {a.strides} bytes cannot be used without a "
+            "copy, and on a GPU nothing is copied: make it contiguous first"
+        )
+    return View(a.address, layout.shape, step, a.dtype, a.stream, a.device)
+
+
+@functools.lru_cache(maxsize=256)
+def _step(shape: tuple, strides: tuple, size: int, layout: Layout) -> int | None:
+    """Elements from plane to plane; None where the planes are not dense, or do not follow so."""
+    outer, n, inner = layout.shape
+    if 0 in layout.shape:
+        return n * inner
+    order = layout.order or tuple(range(len(shape)))
+    at = order.index(layout.axis)
+    stride = _folded(shape, strides, order[:at])
+    if stride is None or not _is_dense(shape, strides, size, order[at:]):
+        return None
+    return stride // size if outer > 1 else n * inner
+
+
+def _folded(shape: tuple, strides: tuple, axes: tuple) -> int | None:
+    """The stride of these axes as one, 0 where they have one element; None if there is none."""
+    first, expected = 0, None
+    for i in reversed(axes):
+        if shape[i] == 1:
+            continue
+        if expected is None:
+            first = strides[i]
+        elif strides[i] != expected:
+            return None
+        expected = strides[i] * shape[i]
+    return first
+
+
+@functools.lru_cache(maxsize=256)
+def _is_dense(shape: tuple, strides: tuple, size: int, axes: tuple) -> bool:
+    return all(shape[i] == 1 for i in axes) or _folded(shape, strides, axes) == size
+
+
+def per_row(a: Seen, layout: Layout, name: str) -> Any:
+    """`a`, with one number for each row, as (outer, inner)."""
+    from .kernels.cuda._arrays import View
+
+    outer, _, inner = layout.shape
+    if a.shape != layout.rest_shape:
+        raise ValueError(f"{name} must have shape {layout.rest_shape}, got {a.shape}")
+    order = layout.rest_order or tuple(range(len(a.shape)))
+    if 0 not in a.shape and not _is_dense(a.shape, a.strides, _SIZES[a.dtype], order):
+        raise ValueError(
+            f"{name} of shape {a.shape} and strides {a.strides} bytes must lie in memory as the "
+            "rows of the logits do, without gaps: nothing is copied on a GPU"
+        )
+    return View(a.address, (outer, inner), 0, a.dtype, a.stream, a.device)
+
+
+def check_out(out: Any, shape: tuple[int, ...], dtype: str) -> Seen:
+    a = see(out, "out")
+    if a.shape != shape or a.dtype != dtype:
+        raise ValueError(
+            f"out must have shape {shape} and dtype {dtype}, got {a.shape} and {a.dtype}"
+        )
+    if a.readonly:
+        raise ValueError("out is read-only")
+    return a
+
+
+def check_apart(a: Seen, out: Seen, name: str) -> None:
+    """`out` may be `a`, but not a part of it: nothing is copied on a GPU."""
+    same = a.address == out.address and a.strides == out.strides and a.dtype == out.dtype
+    if same or a.address + _reach(a) <= out.address or out.address + _reach(out) <= a.address:
+        return
+    raise ValueError(f"out overlaps {name} in part")
+
+
+def _reach(a: Seen) -> int:
+    if 0 in a.shape:
+        return 0
+    return (
+        sum((n - 1) * max(s, 0) for n, s in zip(a.shape, a.strides, strict=True)) + _SIZES[a.dtype]
+    )
+
+
+def new_like(x: Any, a: Seen, layout: Layout) -> tuple[Any, Seen]:
+    """A new array of the shape, dtype and order of axes of `a`."""
+    order = layout.order
+    if order is None:
+        result = empty(x, a, a.shape, a.dtype)
+    else:
+        folded = empty(x, a, tuple(a.shape[i] for i in order), a.dtype)
+        result = permuted(folded, tuple(int(i) for i in np.argsort(order)))
+    return result, see(result, "result")
+
+
+def permuted(x: Any, axes: tuple[int, ...]) -> Any:
+    return x.permute(axes) if hasattr(x, "permute") else x.transpose(axes)
+
+
+def new_rows(x: Any, a: Seen, layout: Layout, dtype: str) -> tuple[Any, Any]:
+    """One number for each row: in canonical form, and as the user sees it."""
+    from .kernels.cuda._arrays import View
+
+    outer, _, inner = layout.shape
+    order = layout.rest_order
+    if order is None:
+        result = empty(x, a, layout.rest_shape, dtype)
+    else:
+        folded = empty(x, a, tuple(layout.rest_shape[i] for i in order), dtype)
+        result = permuted(folded, tuple(int(i) for i in np.argsort(order))) if order else folded
+    seen = see(result, "result")
+    return View(seen.address, (outer, inner), 0, dtype, a.stream, a.device), result
+
+
+def check_device(a: Seen, other: Seen, name: str) -> None:
+    if a.device != other.device:
+        raise ValueError(f"{name} is on GPU {other.device}, and not on GPU {a.device}")
+
+
+# ---- softmax ---------------------------------------------------------------------------------
+
+
+def map_rows(x: Any, axis: int, out: Any) -> tuple[Any, Any, Any]:
+    """Canonical input, canonical output and result, for an op from a shape to the same shape."""
+    a = floating(x, "x")
+    if out is None:
+        layout = layout_of(a, axis, "x")
+        result, to = new_like(x, a, layout)
+    else:
+        result, to = out, check_out(out, a.shape, a.dtype)
+        check_device(a, to, "out")
+        check_apart(a, to, "x")
+        layout = layout_of(to, axis, "x")
+    return planes(a, layout, "x"), planes(to, layout, "out")._replace(stream=a.stream), result
+
+
+def map_pairs(grad: Any, y: Any, axis: int, out: Any) -> tuple[Any, Any, Any, Any]:
+    """The same for an op of two arrays of one shape."""
+    g, p = floating(grad, "grad"), floating(y, "y")
+    if g.shape != p.shape or g.dtype != p.dtype:
+        raise ValueError(
+            "grad and y must have the same shape and dtype, got "
+            f"{g.shape} {g.dtype} and {p.shape} {p.dtype}"
+        )
+    check_device(g, p, "y")
+    if out is None:
+        layout = layout_of(p, axis, "grad")
+        result, to = new_like(y, p, layout)
+    else:
+        result, to = out, check_out(out, g.shape, g.dtype)
+        check_device(g, to, "out")
+        check_apart(g, to, "grad")
+        check_apart(p, to, "y")
+        layout = layout_of(to, axis, "grad")
+    to = to._replace(stream=g.stream)
+    return planes(g, layout, "grad"), planes(p, layout, "y"), planes(to, layout, "out"), result

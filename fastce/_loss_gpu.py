@@ -1,0 +1,185 @@
+"""The arguments of a loss on a GPU, checked and in canonical form, and room for its results."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from . import _gpu
+from ._dispatch import gpu_kernel
+from ._loss import check_options, no_ignored_row, wrong_labels
+from ._validation import get_validation
+
+
+class GPULossInputs:
+    """What `_loss.LossInputs` is for arrays on the host.
+
+    Labels are not checked, as the host would have to wait for the GPU, unless validation is on. For
+    the same reason the sum of weights by which a mean is divided stays on the GPU.
+    """
+
+    def __init__(
+        self,
+        logits: Any,
+        target: Any,
+        weight: Any,
+        ignore_index: int,
+        reduction: str,
+        axis: int,
+        out: Any = None,
+        label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
+        name: str = "logits",
+    ) -> None:
+        ignore_index = check_options(ignore_index, reduction, label_smoothing, z_loss)
+        self.kind, self.name, self.reduction = logits, name, reduction
+        self.seen = shaped = _gpu.floating(logits, name)
+        self.result, self.result_seen = out, None  # type: Any, Any
+        if out is not None:
+            self.result_seen = shaped = _gpu.check_out(out, self.seen.shape, self.seen.dtype)
+            self._check_apart(self.seen, name, same=True)
+        self.layout = _gpu.layout_of(shaped, axis, name)
+        self.logits = _gpu.planes(self.seen, self.layout, name)
+        self.dtype = _gpu.compute_dtype(self.seen.dtype)
+        self.weight = None if weight is None else self._weight(weight)
+        self.target = self._target(target, ignore_index)
+        self._ignore_index = ignore_index
+        self._denominator = self._denominator_of()
+        gpu_kernel("cross_entropy", "cross_entropy")  # that it is there, before anything is written
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {
+            "denominator": self._denominator,
+            "ignore_index": self._ignore_index,
+            "threads": 1,
+        }
+
+    def kernel(self, name: str) -> Callable[..., None]:
+        return gpu_kernel("cross_entropy", name)
+
+    def _check_apart(self, a: _gpu.Seen, name: str, same: bool = False) -> None:
+        _gpu.check_device(self.seen, a, name)
+        if self.result_seen is None:
+            return
+        if not same and a.address == self.result_seen.address and 0 not in a.shape:
+            raise ValueError(f"out may not be the {name}")
+        _gpu.check_device(self.seen, self.result_seen, "out")
+        _gpu.check_apart(a, self.result_seen, name)
+
+    def _weight(self, weight: Any) -> Any:
+        w, classes = _gpu.floating(weight, "weight"), self.layout.shape[1]
+        if w.shape != (classes,):
+            raise ValueError(f"weight must have shape ({classes},), one per class, got {w.shape}")
+        self._check_apart(w, "weight")
+        layout = _gpu.layout_of(w, 0, "weight")
+        return _gpu.planes(w, layout, "weight")
+
+    def _target(self, target: Any, ignore_index: int) -> Any:
+        t = _gpu.see(target, "target")
+        self._check_apart(t, "target")
+        if t.dtype in _gpu.INTEGERS:
+            if t.shape != self.layout.rest_shape:
+                raise wrong_labels(t.shape, self.name, self.seen.shape, self.layout.rest_shape)
+            return self._per_row(t, "target")
+        if self.name == "log_probs":
+            raise TypeError(f"target of nll_loss must hold class indices, got dtype {t.dtype}")
+        if t.shape != self.seen.shape or t.dtype != self.seen.dtype:
+            raise ValueError(
+                f"target of probabilities must have the shape and dtype of {self.name}, "
+                f"{self.seen.shape} {self.seen.dtype}, got {t.shape} {t.dtype}; class indices must "
+                "be integers"
+            )
+        if ignore_index >= 0:
+            raise no_ignored_row(ignore_index)
+        return _gpu.planes(t, self.layout, "target")
+
+    def _denominator_of(self) -> Any:
+        """What a mean divides by: a number, or where the GPU will have it."""
+        outer, classes, inner = self.layout.shape
+        mean = self.reduction == "mean"
+        if len(self.target.shape) == 3:
+            return float(outer * inner) if mean else 1.0
+        if not (mean or get_validation()):
+            return 1.0
+        stats = _gpu.empty(self.kind, self.seen, (2,), "float64")
+        self._kept = stats  # until the kernels are on their way
+        view = _gpu.see(stats, "stats")
+        stats_view = self.logits._replace(
+            address=view.address, shape=(1, 2), step=0, dtype="float64"
+        )
+        gpu_kernel("cross_entropy", "scan_target")(
+            self.target,
+            self.weight,
+            stats_view,
+            classes=classes,
+            ignore_index=self._ignore_index,
+            threads=1,
+        )
+        if get_validation():
+            self._validate(stats_view)
+        return stats_view if mean else 1.0
+
+    def _validate(self, stats: Any) -> None:
+        from .kernels.cuda import _device
+
+        found = np.empty(2)
+        _device.read(stats.address, found, stats.stream)
+        if found[0] < 0:
+            return
+        row, size = int(found[0]), np.dtype(self.target.dtype).itemsize
+        label = np.empty(1, self.target.dtype)
+        _device.read(self.target.address + row * size, label, stats.stream)
+        raise IndexError(
+            f"target of row {row} is {label[0]}, out of range for {self.layout.shape[1]} classes "
+            f"(ignore_index is {self._ignore_index})"
+        )
+
+    def new_loss(self) -> tuple[Any, Any]:
+        """Room for the loss: canonical, and as the user sees it."""
+        if self.reduction == "none":
+            return self.new_lse()
+        loss = _gpu.empty(self.kind, self.seen, (), self.dtype)
+        view = self.logits._replace(
+            address=_gpu.see(loss, "loss").address, shape=(1, 1), step=0, dtype=self.dtype
+        )
+        return view, loss
+
+    def new_lse(self) -> tuple[Any, Any]:
+        return _gpu.new_rows(self.kind, self.seen, self.layout, self.dtype)
+
+    def new_grad(self) -> tuple[Any, Any]:
+        """Room for the gradient, in `out` where that was given."""
+        if self.result is None:
+            self.result, self.result_seen = _gpu.new_like(self.kind, self.seen, self.layout)
+        grad = _gpu.planes(self.result_seen, self.layout, "out")
+        return grad._replace(stream=self.logits.stream), self.result
+
+    def per_row(self, a: Any, name: str) -> Any:
+        """A per-row input of the user, in canonical form."""
+        return self._per_row(_gpu.floating(a, name), name)
+
+    def _per_row(self, a: _gpu.Seen, name: str) -> Any:
+        self._check_apart(a, name)
+        return _gpu.per_row(a, self.layout, name)._replace(stream=self.logits.stream)
+
+    def grad_loss(self, grad_loss: Any) -> Any:
+        """The upstream gradient: one per row, or (1, 1), or a number of the host."""
+        if not _gpu.is_on_gpu(grad_loss):
+            number = np.asarray(grad_loss)
+            if number.size != 1 or number.dtype.kind not in "fiu":
+                raise TypeError(
+                    "grad_loss must be a number, or on the GPU as the logits are, got "
+                    f"{type(grad_loss).__name__} of shape {number.shape}"
+                )
+            return float(number.reshape(()))
+        g = _gpu.floating(grad_loss, "grad_loss")
+        if math.prod(g.shape) == 1 and (not g.shape or self.reduction != "none"):
+            self._check_apart(g, "grad_loss")
+            return self.logits._replace(address=g.address, shape=(1, 1), step=0, dtype=g.dtype)
+        if self.reduction != "none":
+            raise ValueError(
+                f"grad_loss must be a scalar for reduction={self.reduction!r}, got shape {g.shape}"
+            )
+        return self._per_row(g, "grad_loss")

@@ -1,0 +1,56 @@
+"""Kernels for NVIDIA GPUs, written in Python, compiled by numba-cuda when they are first called.
+
+`log_softmax.py` tells how they work. `_ptx.py` has all inline PTX, `_launch.py` all launch
+configurations, and `_device.py` all that talks to the driver. Compiling needs no GPU: fastce's
+tests make PTX of every kernel, assemble it, and run it on a machine of NumPy arrays.
+
+The functions ``warp_*`` and ``block_*`` are for kernels of your own (`_one_row.py`).
+"""
+
+try:
+    import numba.cuda.extending  # noqa: F401 (which the package numba alone does not have)
+    from numba import cuda
+except ImportError as error:
+    raise ImportError(
+        "the package numba-cuda is not installed (fastce[cuda12], [cuda13])"
+    ) from error
+
+from ._one_row import (
+    block_cross_entropy,
+    block_cross_entropy_with_grad,
+    block_log_softmax,
+    block_logsumexp,
+    block_softmax,
+    warp_cross_entropy,
+    warp_cross_entropy_with_grad,
+    warp_log_softmax,
+    warp_logsumexp,
+    warp_softmax,
+)
+
+__all__ = [
+    "block_cross_entropy",
+    "block_cross_entropy_with_grad",
+    "block_log_softmax",
+    "block_logsumexp",
+    "block_softmax",
+    "warp_cross_entropy",
+    "warp_cross_entropy_with_grad",
+    "warp_log_softmax",
+    "warp_logsumexp",
+    "warp_softmax",
+]
+
+
+def require():
+    """Raise ImportError where there is no GPU to compute with, and say why."""
+    if not cuda.is_available():
+        raise ImportError(f"there is no NVIDIA GPU: {_reason()}")
+
+
+def _reason():
+    try:
+        cuda.current_context()
+    except Exception as error:  # whatever kind it is, it is passed on in words
+        return " ".join(str(error).split())
+    return "the driver and this version of numba-cuda do not fit"

@@ -1,0 +1,109 @@
+"""The driver: memory, copies and launches. The only file that talks to it, through cuda.core.
+
+Nothing here waits for the GPU but `read` and `upload`, which copy, and are called for NumPy arrays
+and where labels are validated.
+"""
+
+from functools import cache
+from types import SimpleNamespace
+
+import numpy as np
+from cuda.bindings import driver
+from cuda.core import Device, LaunchConfig, Stream
+from cuda.core import launch as _launch
+from numba import types as nb
+
+
+@cache
+def limits(device):
+    """Of a GPU: its multiprocessors, and the most bytes of shared memory that a block can have."""
+    properties = _device(device).properties
+    return SimpleNamespace(
+        multiprocessors=properties.multiprocessor_count,
+        shared=properties.max_shared_memory_per_block_optin,
+    )
+
+
+@cache
+def _device(number):
+    device = Device(number)
+    device.set_current()  # makes its primary context
+    return device
+
+
+def current():
+    """The number of the GPU that is current in this thread; the first one, where none is."""
+    device = Device()
+    device.set_current()
+    return device.device_id
+
+
+@cache
+def _gpus():
+    return len(Device.get_all_devices())
+
+
+@cache
+def _stream(handle):
+    return Stream.from_handle(handle)
+
+
+def allocate(size, stream, device):
+    """Memory of the GPU, given back when the buffer is forgotten, in the order of the stream."""
+    return _device(device).allocate(max(size, 1), stream=_stream(stream))
+
+
+def address(buffer):
+    return int(buffer.handle)
+
+
+def upload(array, stream, device):
+    """A copy of a NumPy array in memory of the GPU."""
+    array = np.ascontiguousarray(array)
+    buffer = allocate(array.nbytes, stream, device)
+    if array.nbytes:
+        _check(driver.cuMemcpyHtoDAsync(address(buffer), array.ctypes.data, array.nbytes, stream))
+        _stream(stream).sync()  # the array may go, or change, once we return
+    return buffer
+
+
+def read(address, array, stream):
+    """Copy from the GPU to a C-contiguous NumPy array; it is there when this returns."""
+    if array.nbytes:
+        _check(driver.cuMemcpyDtoHAsync(array.ctypes.data, address, array.nbytes, stream))
+        _stream(stream).sync()
+
+
+def launch(kernel, blocks, threads, shared, stream, device, arguments):
+    """Run a kernel of `cuda.jit` with integers (int64) and floats (float64)."""
+    if _gpus() > 1:
+        _device(device).set_current()
+    compiled = _compiled(kernel, tuple(map(type, arguments)), device, shared > 48 * 1024)
+    config = _config(blocks, threads, shared)
+    _launch(_stream(stream), config, compiled, *arguments)
+
+
+@cache
+def _config(blocks, threads, shared):
+    return LaunchConfig(grid=blocks, block=threads, shmem_size=shared)
+
+
+@cache
+def _compiled(kernel, types, device, much_shared):
+    _device(device).set_current()
+    code = kernel.compile(_signature(types))._codelibrary.get_cufunc().kernel
+    if much_shared:  # more than 48 KB must be asked for, once for each kernel
+        attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+        room = limits(device).shared
+        _check(driver.cuKernelSetAttribute(attribute, room, code.handle, device))
+    return code
+
+
+def _signature(types):
+    return nb.void(*(nb.float64 if t is float else nb.int64 for t in types))
+
+
+def _check(answer):
+    error = answer[0]
+    if error != driver.CUresult.CUDA_SUCCESS:
+        raise RuntimeError(f"the CUDA driver answered {error.name}")

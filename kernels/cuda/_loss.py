@@ -1,0 +1,146 @@
+"""What one row of logits costs, and its gradient: the formulas of `kernels/reference`.
+
+Four kinds of target, each with kernels of its own:
+
+label    class indices
+smooth   class indices with label smoothing
+probs    probabilities
+pick     class indices of log-probabilities (nll_loss)
+
+For a row with state (top, below, ties) of `_math.py` and wanted probabilities q, the loss is
+``sum_k q[k] * (top - x[k]) + log_total * sum(q) + z_loss * lse**2``. `cost` and `mass`, the two
+sums, are gathered along with the state; a label's own part is added to them at the end.
+"""
+
+import math
+from functools import cache
+from types import SimpleNamespace
+
+import numpy as np
+
+from ._math import device
+from ._storage import load_label, load_number, storage_of
+from .log_softmax import endings_of
+
+COUNTS, IGNORED, BAD = 0, 1, 2  # what a label says of its row
+
+
+@device
+def read_label(target, row, code, n, ignore_index):
+    """(class, what it says of the row)"""
+    y = load_label(target, row, code)
+    if y == ignore_index:
+        return y, IGNORED
+    if y < 0 or y >= n:
+        return y, BAD
+    return y, COUNTS
+
+
+@device
+def scale_of(grad_loss, code, row, step, upstream, denominator, stats):
+    """What the gradient of a row is multiplied by: upstream gradient over denominator."""
+    if grad_loss != 0:
+        upstream = load_number(grad_loss, row * step, code)
+    return upstream / denominator_of(denominator, stats)
+
+
+@device
+def denominator_of(denominator, stats):
+    """A number, or where `scan_target` has put it."""
+    return load_number(stats, 1, 8) if stats != 0 else denominator
+
+
+@cache
+def loss_of(name, mode):
+    """Functions for one dtype and one kind of target."""
+    storage = storage_of(name)
+    real, zero, one = storage.real, storage.real(0), storage.real(1)
+    half, inf = storage.real(0.5), storage.real(np.inf)
+    exp_below, maximum, rescaled = storage.exp_below, storage.maximum, storage.rescaled
+    rest_of = endings_of(name).rest_of
+    is_probs, is_pick = mode == "probs", mode == "pick"
+
+    @device
+    def class_weight(weight, code, k):
+        return real(load_number(weight, k, code)) if weight != 0 else one
+
+    @device
+    def wanted(t, k, weight, code, keep, spread):
+        """q[k], of a label's row without the label's own part; t is the target's probability."""
+        q = keep * t + spread if is_probs else spread
+        return q * class_weight(weight, code, k)
+
+    @device
+    def label_share(y, weight, code, keep):
+        """The label's own part of q."""
+        return zero if is_probs else keep * class_weight(weight, code, y)
+
+    @device
+    def add_cost(x, q, top, cost, mass):
+        """The two sums with one more element."""
+        if q != zero:  # 0 * inf is 0 here
+            cost += q * (inf if x == -inf else top - x)
+            mass += q
+        return cost, mass
+
+    @device
+    def add_wanted(x, q, top, below, ties, cost, mass):
+        """The state and the two sums with one more element."""
+        new = maximum(top, x)
+        if new != top:
+            cost = moved(cost, mass, top, new)
+            below, ties = rescaled(top, below, ties, new)
+            top = new
+        if x == top:
+            ties += one
+        else:
+            below += exp_below(x, top)
+        cost, mass = add_cost(x, q, top, cost, mass)
+        return top, below, ties, cost, mass
+
+    @device
+    def moved(cost, mass, top, new):
+        """`cost`, seen from the maximum `new`."""
+        if top == new or top == -inf or mass == zero:
+            return cost
+        return cost + mass * (new - top)
+
+    @device
+    def loss_and_lse(top, below, ties, cost, mass, x_y, q_y, z_loss):
+        if is_pick:
+            return -q_y * x_y, zero
+        log_total = math.log1p(rest_of(top, below, ties))
+        lse = top + log_total
+        loss = cost + mass * log_total + z_loss * lse * lse
+        if q_y != zero or log_total != log_total:
+            loss += q_y * ((top - x_y) + log_total)
+        return loss, lse
+
+    @device
+    def pulls(top, below, ties, mass, q_y, z_loss):
+        """(log_total, what exp(x - top) is multiplied by to be p, and p to be its share)."""
+        rest = rest_of(top, below, ties)
+        log_total = math.log1p(rest)
+        pull = mass + q_y
+        if z_loss != zero:
+            pull += (z_loss + z_loss) * (top + log_total)
+        return log_total, one / (one + rest), pull
+
+    @device
+    def slope(x, q, top, log_total, share, pull):
+        """The gradient, pull * p - q, without cancellation where p is nearly 1."""
+        p = exp_below(x, top) * share
+        if p > half:
+            return q * math.expm1((x - top) - log_total) + (pull - q) * p
+        return pull * p - q
+
+    return SimpleNamespace(
+        wanted=wanted,
+        label_share=label_share,
+        add_cost=add_cost,
+        add_wanted=add_wanted,
+        moved=moved,
+        loss_and_lse=loss_and_lse,
+        pulls=pulls,
+        slope=slope,
+    )

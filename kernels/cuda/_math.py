@@ -1,0 +1,155 @@
+"""exp and max as softmax needs them, and the state of a softmax that is read bit by bit.
+
+The state of what was read so far is three numbers: ``top``, the maximum; ``below``, the sum of
+exp(x - top) over the elements below it; ``ties``, how many elements equal it. So the 1 of the
+largest element never swallows the others: ``rest = below + (ties - 1)`` is the sum of exp without
+one maximal element, and log1p(rest) the log-sum, exact where one element dominates.
+
+Nothing read yet is (-inf, 0, 0). NaN stays NaN.
+"""
+
+import math
+from functools import cache
+from types import SimpleNamespace
+
+import numpy as np
+from numba import cuda
+from numba.cuda.libdevice import fsub_rd, fsub_ru
+
+from ._ptx import bits_to_f32, f32_to_bits, max_nan_f32
+
+# Inlined always: a call would spill what the caller holds in registers.
+device = cuda.jit(device=True, forceinline=True)
+
+
+@device
+def _larger_f64(a, b):
+    return a if a > b or a != a else b
+
+
+@device
+def _lost(x, top, gap):
+    """What the rounding of gap = x - top lost, exactly (Knuth's two-sum). Put back into exp, it
+    saves softmax 10 to 70 ULP at offsets of 100.
+    """
+    back = gap - x
+    return (x - (gap - back)) - (top + back)
+
+
+@device
+def _exp_below_f64(x, top):
+    """exp(x - top)."""
+    gap = x - top
+    e = math.exp(gap)
+    return e + e * _lost(x, top, gap) if e > 0 else e
+
+
+@device
+def add_compensated(total, lost, value):
+    """total + value, and what the sum has lost so far (Knuth's two-sum). For sums of one thread."""
+    new = total + value
+    back = new - total
+    return new, lost + ((total - (new - back)) + (value - back))
+
+
+_LOWEST = np.float32(-150)  # below, exp is 0 in float32
+_LOG2_E, _ROUND = np.float32(1.4426950408889634), np.float32(1.5 * 2**23)
+_LN2_HIGH, _LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
+# exp(f) for |f| < 0.35 by Taylor, to 2e-9 with these. The instruction ex2.approx errs by 2 ULP.
+_C2, _C3, _C4, _C5, _C6, _C7 = (np.float32(1 / math.factorial(i)) for i in range(2, 8))
+
+
+@device
+def _exp_below_f32(x, top):
+    """exp(x - top), within 1 ULP."""
+    gap = x - top
+    low = max_nan_f32(gap, _LOWEST)
+    lost = _lost(x, top, gap) if gap > _LOWEST else np.float32(0)
+    shifted = low * _LOG2_E + _ROUND  # its last bits are the exponent
+    n = shifted - _ROUND
+    f = ((low - n * _LN2_HIGH) - n * _LN2_LOW) + lost
+    tail = _C2 + f * (_C3 + f * (_C4 + f * (_C5 + f * (_C6 + f * _C7))))
+    e = np.float32(1) + (f + f * f * tail)
+    # In two steps, as 2**n may be too small for a float32 where e * 2**n is none the less.
+    exponent = np.int32(f32_to_bits(shifted)) - np.int32(0x4B400000)
+    half = exponent >> 1
+    first = bits_to_f32(np.uint32((half + 127) << 23))
+    second = bits_to_f32(np.uint32((exponent - half + 127) << 23))
+    return e * first * second
+
+
+@device
+def _exp_below_half(x, top):
+    """exp(x - top) for values of 16 bits: their float32 difference is exact where it matters."""
+    return math.exp(x - top)
+
+
+@cache
+def math_of(real, half):
+    """The functions for computing in `real`, for storage of 16 bits if `half`."""
+    maximum = _larger_f64 if real is np.float64 else max_nan_f32
+    exp_below = _exp_below_f64 if real is np.float64 else _exp_below_f32
+    exp_below = _exp_below_half if half else exp_below
+    zero, one = real(0), real(1)
+
+    @device
+    def add_value(x, top, below, ties):
+        """The state with one more element."""
+        new = maximum(top, x)
+        if new != top:
+            below = (below + ties) * exp_below(top, new)
+            ties = zero
+            top = new
+        if x == top:
+            ties += one
+        else:
+            below += exp_below(x, top)
+        return top, below, ties
+
+    @device
+    def rescaled(top, below, ties, new):
+        """`below` and `ties` of a state, seen from the maximum `new` of more than its elements."""
+        if top == new:
+            return below, ties
+        return (below + ties) * exp_below(top, new), zero
+
+    def adder_of(count):
+        """A function that adds `count` elements, which lie in an array, at once."""
+
+        @device
+        def add_values(v, top, below, ties):
+            new = top
+            for j in range(count):
+                new = maximum(new, v[j])
+            if new != top:
+                below, ties = rescaled(top, below, ties, new)
+                top = new
+            for j in range(count):
+                if v[j] == top:
+                    ties += one
+                else:
+                    below += exp_below(v[j], top)
+            return top, below, ties
+
+        return add_values
+
+    @device
+    def difference(a, b):
+        """a - b, such that rounding it again, to 16 bits, rounds as if it were once.
+
+        Of the two float32 that enclose an inexact result, the odd one: no number of 16 bits, and no
+        middle between two, is odd.
+        """
+        if not half:
+            return a - b
+        down, up = fsub_rd(a, b), fsub_ru(a, b)
+        return up if f32_to_bits(down) & 1 == 0 else down
+
+    return SimpleNamespace(
+        adder_of=adder_of,
+        difference=difference,
+        maximum=maximum,
+        exp_below=exp_below,
+        add_value=add_value,
+        rescaled=rescaled,
+    )

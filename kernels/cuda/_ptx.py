@@ -1,0 +1,164 @@
+"""PTX instructions that Numba has no name for, as functions of device code.
+
+The only file with inline PTX. Each function is one instruction, inlined where it is called, so
+the PTX of a kernel shows it as it stands here. Addresses are plain int64 numbers: that is what a
+caller's array, whatever library it is from, comes down to, and a number costs a launch less than
+an array does (`_launch.py`). See the PTX ISA, sections 9.7.9 (moving data), 9.7.3 (floats).
+
+Values of a word, the 16 bytes that one instruction moves, are four uint32.
+"""
+
+from llvmlite import ir
+from numba import types
+from numba.cuda.extending import intrinsic
+
+_LLVM = {
+    types.uint16: ir.IntType(16),
+    types.uint32: ir.IntType(32),
+    types.uint64: ir.IntType(64),
+    types.int64: ir.IntType(64),
+    types.float32: ir.FloatType(),
+    types.float64: ir.DoubleType(),
+}
+# The letter by which inline PTX asks for a register of that type.
+_REGISTER = {
+    types.uint16: "h",
+    types.uint32: "r",
+    types.uint64: "l",
+    types.int64: "l",
+    types.float32: "f",
+    types.float64: "d",
+}
+WORD = types.UniTuple(types.uint32, 4)
+
+
+def _instruction(text, result, arguments, doc, *, pure=False):
+    """A device function that is the one PTX instruction `text`.
+
+    ``result`` is None, a number type, or a tuple of them; ``pure`` instructions may be moved,
+    merged and dropped by the compiler, the others stay where they stand.
+    """
+    outputs = tuple(result) if isinstance(result, types.BaseTuple) else (result,) if result else ()
+    constraints = ["=" + _REGISTER[t] for t in outputs] + [_REGISTER[t] for t in arguments]
+    if not pure:
+        constraints.append("~{memory}")
+    if not outputs:
+        returned = ir.VoidType()
+    elif len(outputs) == 1:
+        returned = _LLVM[outputs[0]]
+    else:
+        returned = ir.LiteralStructType([_LLVM[t] for t in outputs])
+    function = ir.FunctionType(returned, [_LLVM[t] for t in arguments])
+
+    def codegen(context, builder, signature, values):
+        assembly = ir.InlineAsm(function, text, ",".join(constraints), side_effect=not pure)
+        answer = builder.call(assembly, values)
+        if not outputs:
+            return context.get_dummy_value()
+        if len(outputs) == 1:
+            return answer
+        parts = [builder.extract_value(answer, i) for i in range(len(outputs))]
+        return context.make_tuple(builder, signature.return_type, parts)
+
+    signature = (result or types.void)(*arguments)
+    # An intrinsic must name its parameters.
+    names = ", ".join("abcdef"[: len(arguments)])
+    scope = {"signature": signature, "codegen": codegen}
+    exec(f"def typer(typing, {names}):\n    return signature, codegen", scope)
+    scope["typer"].__doc__ = doc
+    return intrinsic(scope["typer"])
+
+
+_I, _F, _D, _U, _L = types.int64, types.float32, types.float64, types.uint32, types.uint64
+
+load_word = _instruction(
+    "ld.global.v4.u32 {$0, $1, $2, $3}, [$4];", WORD, [_I], "The 16 bytes at an aligned address."
+)
+store_word = _instruction(
+    "st.global.v4.u32 [$0], {$1, $2, $3, $4};", None, [_I, _U, _U, _U, _U], "Write 16 bytes."
+)
+load_u8 = _instruction("ld.global.u8 $0, [$1];", _U, [_I], "One byte, unsigned.")
+load_u16 = _instruction("ld.global.u16 $0, [$1];", _U, [_I], "Two bytes, unsigned.")
+load_u32 = _instruction("ld.global.u32 $0, [$1];", _U, [_I], "Four bytes, unsigned.")
+load_i64 = _instruction("ld.global.u64 $0, [$1];", _I, [_I], "Eight bytes.")
+load_f32 = _instruction("ld.global.f32 $0, [$1];", _F, [_I], "A float32.")
+load_f64 = _instruction("ld.global.f64 $0, [$1];", _D, [_I], "A float64.")
+store_u16 = _instruction("st.global.u16 [$0], $1;", None, [_I, _U], "Write two bytes.")
+store_f32 = _instruction("st.global.f32 [$0], $1;", None, [_I, _F], "Write a float32.")
+store_f64 = _instruction("st.global.f64 [$0], $1;", None, [_I, _D], "Write a float64.")
+
+# Shared memory. Its addresses are those of its own window, 32 bits wide.
+shared_load_word = _instruction(
+    "ld.shared.v4.u32 {$0, $1, $2, $3}, [$4];", WORD, [_U], "16 bytes of shared memory."
+)
+shared_load_f32 = _instruction("ld.shared.f32 $0, [$1];", _F, [_U], "A float32 of shared memory.")
+shared_load_f64 = _instruction("ld.shared.f64 $0, [$1];", _D, [_U], "A float64 of shared memory.")
+shared_store_f32 = _instruction("st.shared.f32 [$0], $1;", None, [_U, _F], "Write a float32 there.")
+shared_store_f64 = _instruction("st.shared.f64 [$0], $1;", None, [_U, _D], "Write a float64 there.")
+# .cg: through L2 only, as nobody reads these bytes a second time from global memory.
+copy_word_async = _instruction(
+    "cp.async.cg.shared.global [$0], [$1], 16;",
+    None,
+    [_U, _I],
+    "Start to copy 16 bytes from global to shared memory; `wait_for_copies` ends it.",
+)
+
+
+@intrinsic
+def wait_for_copies(typing):
+    """Wait until this thread's own `copy_word_async` have arrived, and let it read them."""
+
+    def codegen(context, builder, signature, values):
+        function = ir.FunctionType(ir.VoidType(), [])
+        builder.call(ir.InlineAsm(function, "cp.async.wait_all;", "~{memory}", True), [])
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+@intrinsic
+def dynamic_shared(typing):
+    """Address, in shared memory, of the bytes that the launch asked for."""
+
+    def codegen(context, builder, signature, values):
+        name, space = "fastce_dynamic_shared", 3
+        module = builder.module
+        if name in module.globals:
+            memory = module.globals[name]
+        else:
+            memory = ir.GlobalVariable(module, ir.ArrayType(ir.IntType(8), 0), name, space)
+            memory.linkage = "external"
+            memory.align = 16
+        return builder.ptrtoint(memory, ir.IntType(32))
+
+    return types.uint32(), codegen
+
+
+# max.f32 drops a NaN, this one keeps it. There is none for float64: see `_math.py`.
+max_nan_f32 = _instruction(
+    "max.NaN.f32 $0, $1, $2;", _F, [_F, _F], "The larger, or NaN if one is NaN.", pure=True
+)
+
+bits_to_f32 = _instruction("mov.b32 $0, $1;", _F, [_U], "Float32 of these bits.", pure=True)
+f32_to_bits = _instruction("mov.b32 $0, $1;", _U, [_F], "Bits of a float32.", pure=True)
+bits_to_f64 = _instruction(
+    "mov.b64 $0, {$1, $2};", _D, [_U, _U], "Float64 of a low and a high half.", pure=True
+)
+f64_to_bits = _instruction(
+    "mov.b64 {$0, $1}, $2;", types.UniTuple(_U, 2), [_D], "Low and high half.", pure=True
+)
+half_to_f32 = _instruction(
+    "cvt.f32.f16 $0, $1;", _F, [types.uint16], "Float32 of the float16 bits.", pure=True
+)
+pack_half = _instruction(
+    "cvt.rn.f16x2.f32 $0, $2, $1;", _U, [_F, _F], "Two float16, the first one low.", pure=True
+)
+pack_bfloat16 = _instruction(
+    "cvt.rn.bf16x2.f32 $0, $2, $1;", _U, [_F, _F], "Two bfloat16, the first one low.", pure=True
+)
+
+# The old value, or 0 and a new beginning after `last`: counts blocks, and is ready for the next
+# launch when all have come.
+take_ticket = _instruction(
+    "atom.global.inc.u32 $0, [$1], $2;", _U, [_I, _U], "Count up at an address, from 0 to last."
+)

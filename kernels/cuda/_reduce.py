@@ -1,0 +1,112 @@
+"""One result from what the lanes of a group hold, known to all of them.
+
+A group works on one row. It is 1, 2, 4, .. or 32 neighbours of a warp, or a whole block: then
+`lanes` is the number of its threads. Every lane of the warp, or the block, must call. The order in
+which values meet depends on `lanes` only, so results are the same to the last bit every time.
+
+Warps of a block meet in the first SCRATCH bytes of the shared memory that the launch asked for.
+(Numba cannot link two device functions that declare shared memory of their own.)
+"""
+
+from functools import cache
+from types import SimpleNamespace
+
+import numpy as np
+from numba import cuda
+
+from . import _ptx
+from ._math import device
+from ._storage import storage_of
+
+WARP = 32
+ALL = 0xFFFFFFFF  # lanes of a warp
+SCRATCH = 3 * WARP * 8  # bytes
+
+
+@cache
+def reduce_of(name):
+    """The reductions for the compute type of a dtype."""
+    storage = storage_of(name)
+    maximum, rescaled, number = storage.maximum, storage.rescaled, storage.real_size
+    shared_load, shared_store = storage.shared_load, storage.shared_store
+    zero, lowest = storage.real(0), storage.real(-np.inf)
+
+    @device
+    def warp_sum(value, lanes):
+        step = lanes >> 1
+        while step > 0:
+            value += cuda.shfl_xor_sync(ALL, value, step)
+            step >>= 1
+        return value
+
+    @device
+    def warp_max(value, lanes):
+        step = lanes >> 1
+        while step > 0:
+            value = maximum(value, cuda.shfl_xor_sync(ALL, value, step))
+            step >>= 1
+        return value
+
+    @device
+    def warp_state(top, below, ties, lanes):
+        """The state (see `_math.py`) of all elements that `lanes` neighbours have read."""
+        new = warp_max(top, lanes)
+        below, ties = rescaled(top, below, ties, new)
+        return new, warp_sum(below, lanes), warp_sum(ties, lanes)
+
+    @device
+    def put(place, warp, value):
+        shared_store(np.uint32(_ptx.dynamic_shared() + (place * WARP + warp) * number), value)
+
+    @device
+    def get(place, warp):
+        return shared_load(np.uint32(_ptx.dynamic_shared() + (place * WARP + warp) * number))
+
+    @device
+    def group_sum(value, lanes):
+        if lanes <= WARP:
+            return warp_sum(value, lanes)
+        lane, warp = cuda.threadIdx.x & 31, cuda.threadIdx.x >> 5
+        value = warp_sum(value, WARP)
+        cuda.syncthreads()  # until here, others may still read what the last call left
+        if lane == 0:
+            put(0, warp, value)
+        cuda.syncthreads()
+        return warp_sum(get(0, lane) if lane < (lanes >> 5) else zero, WARP)
+
+    @device
+    def block_max(value):
+        """The largest value of a block."""
+        lane, warp = cuda.threadIdx.x & 31, cuda.threadIdx.x >> 5
+        value = warp_max(value, WARP)
+        cuda.syncthreads()
+        if lane == 0:
+            put(0, warp, value)
+        cuda.syncthreads()
+        return warp_max(get(0, lane) if lane < (cuda.blockDim.x >> 5) else lowest, WARP)
+
+    @device
+    def group_state(top, below, ties, lanes):
+        """The state of all elements that the group has read."""
+        if lanes <= WARP:
+            return warp_state(top, below, ties, lanes)
+        lane, warp = cuda.threadIdx.x & 31, cuda.threadIdx.x >> 5
+        top, below, ties = warp_state(top, below, ties, WARP)
+        cuda.syncthreads()
+        if lane == 0:
+            put(0, warp, top)
+            put(1, warp, below)
+            put(2, warp, ties)
+        cuda.syncthreads()
+        top, below, ties = lowest, zero, zero
+        if lane < (lanes >> 5):
+            top, below, ties = get(0, lane), get(1, lane), get(2, lane)
+        return warp_state(top, below, ties, WARP)
+
+    return SimpleNamespace(
+        warp_sum=warp_sum,
+        warp_state=warp_state,
+        group_sum=group_sum,
+        group_state=group_state,
+        block_max=block_max,
+    )

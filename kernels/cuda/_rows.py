@@ -1,0 +1,191 @@
+"""A row whose classes are neighbours in memory, read and written by a group of lanes.
+
+The words (16 bytes) that lie wholly in the row move whole; the few elements before the first and
+after the last word, the edges, move one by one, each by another lane. Lane l takes the words l,
+l + lanes, and so on: neighbours read neighbours. Where the row, its target and its result do not
+lie equally to 16 bytes, there are no words, and every element is an edge.
+
+A row is read from global memory once: the first `kept` of its words are copied to shared memory,
+where each lane finds its own again for the second pass. What does not fit is read again, from L2
+mostly (132 rows of 131072 float32 less 208 KB each are 40 of 50 MB on an H100).
+"""
+
+from functools import cache
+from types import SimpleNamespace
+
+import numpy as np
+from numba import cuda
+
+from . import _ptx
+from ._math import device
+from ._reduce import reduce_of
+from ._storage import storage_of
+
+
+@device
+def place(lanes, parts):
+    """(row, part of it, lane, group) of a thread, where `parts` groups share a row."""
+    thread = np.int32(cuda.threadIdx.x)
+    group = thread // np.int32(lanes)
+    unit = np.int64(cuda.blockIdx.x) * (np.int32(cuda.blockDim.x) // np.int32(lanes)) + group
+    lane = np.int64(thread - group * np.int32(lanes))
+    if parts == 1:
+        return unit, np.int64(0), lane, np.int64(group)
+    row = unit // parts
+    return row, unit - row * parts, lane, np.int64(group)
+
+
+@device
+def share(part, parts, words):
+    """Of the words of a row, the first of a part and the one after its last."""
+    each = (words + parts - 1) // parts if parts > 1 else words
+    first = part * each
+    return first, min(first + each, words)
+
+
+@cache
+def rows_of(name):
+    """Functions on rows of one dtype."""
+    storage = storage_of(name)
+    size, per_word, kind = storage.size, storage.per_word, storage.type
+    load, unpack, store, store_word = (
+        storage.load,
+        storage.unpack,
+        storage.store,
+        storage.store_word,
+    )
+    maximum, rescaled, add_value = storage.maximum, storage.rescaled, storage.add_value
+    add_values = storage.adder_of(per_word)
+    zero, lowest = storage.real(0), storage.real(-np.inf)
+    group_state = reduce_of(name).group_state
+    number_load = _ptx.load_f64 if name == "float64" else _ptx.load_f32
+    number_store = _ptx.store_f64 if name == "float64" else _ptx.store_f32
+    number = storage.real_size
+
+    @device
+    def split(address, n, unequal):
+        """(elements before the first word, words) of a row; `unequal`: of its alignment and
+        those of arrays that move along with it, the bits that differ.
+        """
+        if unequal & 15:
+            return n, np.int64(0)
+        head = min(n, ((16 - (address & 15)) & 15) // size)
+        return head, (n - head) // per_word
+
+    @device
+    def edge(j, head, words):
+        """Which element of the row is the j-th that lies in no word."""
+        return j if j < head else j + words * per_word
+
+    @device
+    def add_word(word, top, below, ties):
+        v = cuda.local.array(per_word, kind)
+        unpack(word, v)
+        return add_values(v, top, below, ties)
+
+    @device
+    def gather(address, first, last, edges, head, words, lane, lanes, slots, kept):
+        """The state (see `_math.py`) of what this lane reads: of the words from `first` to before
+        `last`, and of so many edges. Words before `kept` stay in shared memory, from `slots` on.
+        """
+        start = address + head * size
+        top, below, ties = lowest, zero, zero
+        w = first + lane
+        while w < min(kept, last):
+            _ptx.copy_word_async(np.uint32(slots + 16 * (w - first)), start + 16 * w)
+            w += lanes
+        if w < last:  # the next word is under way while one is computed
+            following = _ptx.load_word(start + 16 * w)
+            while w < last:
+                word = following
+                w += lanes
+                if w < last:
+                    following = _ptx.load_word(start + 16 * w)
+                top, below, ties = add_word(word, top, below, ties)
+        j = np.int64(lane)
+        while j < edges:
+            x = load(address + edge(j, head, words) * size)
+            top, below, ties = add_value(x, top, below, ties)
+            j += lanes
+        _ptx.wait_for_copies()
+        w = first + lane
+        while w < min(kept, last):
+            word = _ptx.shared_load_word(np.uint32(slots + 16 * (w - first)))
+            top, below, ties = add_word(word, top, below, ties)
+            w += lanes
+        return top, below, ties
+
+    @device
+    def read_states(states, row, parts, lane, lanes):
+        """The state of a row whose parts other blocks have gathered."""
+        states += 3 * row * parts * number
+        top, below, ties = lowest, zero, zero
+        p = np.int64(lane)
+        while p < parts:
+            top = maximum(top, number_load(states + 3 * p * number))
+            p += lanes
+        p = np.int64(lane)
+        while p < parts:
+            more, more_ties = rescaled(
+                number_load(states + 3 * p * number),
+                number_load(states + (3 * p + 1) * number),
+                number_load(states + (3 * p + 2) * number),
+                top,
+            )
+            below, ties = below + more, ties + more_ties
+            p += lanes
+        return group_state(top, below, ties, lanes)
+
+    @device
+    def write_state(states, part, top, below, ties):
+        number_store(states + 3 * part * number, top)
+        number_store(states + (3 * part + 1) * number, below)
+        number_store(states + (3 * part + 2) * number, ties)
+
+    return SimpleNamespace(
+        split=split,
+        edge=edge,
+        gather=gather,
+        read_states=read_states,
+        write_state=write_state,
+        load=load,
+        unpack=unpack,
+        store=store,
+        store_word=store_word,
+    )
+
+
+@cache
+def writer_of(name, value):
+    """`write(x, out, ...)`: out[k] = value(x[k], top, a) for the words and edges of a lane."""
+    rows, storage = rows_of(name), storage_of(name)
+    size, per_word, kind = storage.size, storage.per_word, storage.type
+    edge, unpack, store_word = rows.edge, rows.unpack, rows.store_word
+    load, store = rows.load, rows.store
+
+    @device
+    def write_word(word, address, top, a):
+        v = cuda.local.array(per_word, kind)
+        unpack(word, v)
+        for j in range(per_word):
+            v[j] = value(v[j], top, a)
+        store_word(address, v)
+
+    @device
+    def write(x, out, first, last, edges, head, words, lane, lanes, slots, kept, top, a):
+        start, to = x + head * size, out + head * size
+        w = first + lane
+        while w < min(kept, last):
+            word = _ptx.shared_load_word(np.uint32(slots + 16 * (w - first)))
+            write_word(word, to + 16 * w, top, a)
+            w += lanes
+        while w < last:
+            write_word(_ptx.load_word(start + 16 * w), to + 16 * w, top, a)
+            w += lanes
+        j = np.int64(lane)
+        while j < edges:
+            k = edge(j, head, words)
+            store(out + k * size, value(load(x + k * size), top, a))
+            j += lanes
+
+    return write

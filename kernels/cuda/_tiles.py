@@ -1,0 +1,69 @@
+"""Tiles: many short rows that a block brings to shared memory, to work on one with each thread.
+
+Neighbours read neighbouring elements of global memory, whatever the length of a row. In shared
+memory the rows are `pitch` numbers apart, which is odd, so that threads that walk their rows in
+step meet in no bank. Numbers lie there in the type of computation.
+"""
+
+from functools import cache
+from types import SimpleNamespace
+
+import numpy as np
+from numba import cuda
+
+from ._math import add_compensated, device
+from ._storage import storage_of
+
+
+@cache
+def tiles_of(name):
+    storage = storage_of(name)
+    size, real_size = storage.size, np.int64(storage.real_size)
+    load, store = storage.load, storage.store
+    shared_load, shared_store = storage.shared_load, storage.shared_store
+    maximum, exp_below = storage.maximum, storage.exp_below
+    zero, one, lowest = storage.real(0), storage.real(1), storage.real(-np.inf)
+
+    @device
+    def bring(x, step, rows, n, inverse, pitch, tile):
+        """Copy so many rows, `step` elements apart from address x on, to the tile.
+
+        `inverse` is 2**32 / n rounded up: i * inverse >> 32 is i // n for i < 2**32 / n.
+        """
+        i = np.int64(cuda.threadIdx.x)
+        while i < rows * n:
+            row = (i * inverse) >> 32
+            k = i - row * n
+            value = load(x + (row * step + k) * size)
+            shared_store(np.uint32(tile + (row * pitch + k) * real_size), value)
+            i += cuda.blockDim.x
+        cuda.syncthreads()
+
+    @device
+    def take(out, step, rows, n, inverse, pitch, tile):
+        """Write the tile to rows of global memory."""
+        cuda.syncthreads()
+        i = np.int64(cuda.threadIdx.x)
+        while i < rows * n:
+            row = (i * inverse) >> 32
+            k = i - row * n
+            value = shared_load(np.uint32(tile + (row * pitch + k) * real_size))
+            store(out + (row * step + k) * size, value)
+            i += cuda.blockDim.x
+
+    @device
+    def walk(row, n):
+        """The state (see `_math.py`) of a row of the tile, whose maximum is found first."""
+        top = lowest
+        for k in range(n):
+            top = maximum(top, shared_load(np.uint32(row + k * real_size)))
+        below, lost, ties = zero, zero, zero
+        for k in range(n):
+            x = shared_load(np.uint32(row + k * real_size))
+            if x == top:
+                ties += one
+            else:
+                below, lost = add_compensated(below, lost, exp_below(x, top))
+        return top, below + lost, ties
+
+    return SimpleNamespace(bring=bring, take=take, walk=walk)

@@ -1,0 +1,752 @@
+"""A GPU of NumPy arrays: runs the PTX of a kernel, to test it where there is no GPU.
+
+All threads of all blocks go through the text together, each instruction one NumPy operation over
+those that are there: of all threads that can go on, the ones that are furthest behind. Threads
+meet again where their paths do, and wait at barriers as on hardware. What is slow there and what
+is fast is not seen here, nor what `ptxas` makes of the text. But it is stricter than hardware:
+
+- every access must lie in memory that was allocated, be aligned, and read what has been written;
+- two threads of a block that touch the same byte of shared memory, one of them writing, must have
+  a barrier between them;
+- the lanes that a shuffle names must all take part, and the threads of a block in its barrier;
+- ``ex2.approx`` may err by 2**-22 on hardware, and here does, one way or the other.
+
+Instructions that no kernel has used yet are a KeyError. See the PTX ISA for what they do.
+"""
+
+import re
+from types import SimpleNamespace
+
+import numpy as np
+
+BASE = 1 << 40  # where memory begins, so that a forgotten address is not one by chance
+TYPES = {
+    "pred": np.bool_,
+    **{f"{k}{n}": np.dtype(f"{'i' if k == 's' else 'u'}{n // 8}").type
+       for k in "sub" for n in (8, 16, 32, 64)},
+    "f32": np.float32,
+    "f64": np.float64,
+    "f16": np.uint16,
+}  # fmt: skip
+REGISTERS = {"%p": "pred", "%rs": "b16", "%r": "b32", "%rd": "b64", "%f": "f32", "%fd": "f64"}
+REGISTERS["%h"] = "b16"
+
+
+class PTXError(AssertionError):
+    """A kernel did what it must not do."""
+
+
+# --- the text ---------------------------------------------------------------------------------
+
+_OPERAND = re.compile(r"\{[^}]*\}|\[[^\]]*\]|[^,{}\[\]]+")
+
+
+class Program:
+    """The instructions of the one kernel in a PTX text."""
+
+    def __init__(self, ptx):
+        ptx = re.sub(r"//[^\n]*", "", ptx)
+        entry = re.search(r"\.entry\s+(\S+?)\s*\((.*?)\)(.*?)\{(.*)\}", ptx, re.S)
+        if entry is None:
+            raise PTXError("no kernel in the PTX")
+        self.name, parameters, _, body = entry.groups()
+        body = re.sub(r"^\s*[{}]\s*$", "", body, flags=re.M)  # scopes of scratch registers
+        self.parameters = re.findall(r"\.param\s+\.(\w+)\s+(\S+?)\s*(?:,|$)", parameters.strip())
+        self.shared, self.shared_size, self.dynamic = {}, 0, []
+        declared = re.findall(
+            r"\.shared\s+\.align\s+(\d+)\s+\.b8\s+([^\s\[;]+)(?:\[(\d*)\])?;", ptx
+        )
+        for align, name, size in declared:
+            if not size:
+                self.dynamic.append(name)
+                continue
+            self.shared_size = -(-self.shared_size // int(align)) * int(align)
+            self.shared[name] = self.shared_size
+            self.shared_size += int(size)
+        self.shared_size = -(-self.shared_size // 16) * 16
+        for name in self.dynamic:
+            self.shared[name] = self.shared_size
+        self.code, self.labels = [], {}
+        for statement in re.split(r";|(?<=:)\s", body):
+            text = " ".join(statement.split())
+            if not text or text.startswith((".reg", ".shared", ".loc", ".pragma")):
+                continue
+            if text.endswith(":"):
+                self.labels[text[:-1]] = len(self.code)
+                continue
+            self.code.append(_parse(text))
+        self.code.append(_parse("ret"))
+        # A block of instructions ends where threads can part, or must meet.
+        starts = {0, *self.labels.values()}
+        for i, one in enumerate(self.code):
+            if one.opcode[0] in ("bra", "ret"):
+                starts.add(i + 1)
+            if one.opcode[0] in ("bar", "barrier", "shfl"):
+                starts.update((i, i + 1))
+        self.starts = np.array(sorted(s for s in starts if s < len(self.code)))
+
+
+def _parse(text):
+    guard, sense = None, True
+    if text.startswith("@"):
+        guard, _, text = text.partition(" ")
+        sense = not guard.startswith("@!")
+        guard = guard.lstrip("@!")
+    opcode, _, operands = text.partition(" ")
+    found = [o.strip() for o in _OPERAND.findall(operands)]
+    return SimpleNamespace(
+        text=text,
+        guard=guard,
+        sense=sense,
+        opcode=opcode.split("."),
+        operands=[o for o in found if o],
+    )
+
+
+# --- memory -----------------------------------------------------------------------------------
+
+
+class Memory:
+    """Bytes, of which some are allocated and some of these written."""
+
+    def __init__(self, size=1 << 22):
+        self.bytes = np.zeros(size, np.uint8)
+        self.allocated = np.zeros(size, bool)
+        self.written = np.zeros(size, bool)
+        self.end = 256
+
+    def allocate(self, size):
+        """The address of so many bytes, which begin at a multiple of 256 as on hardware."""
+        begin = self.end
+        self.end += -(-(size + 64) // 256) * 256  # with a gap that belongs to nobody
+        while self.end > len(self.bytes):
+            for name in ("bytes", "allocated", "written"):
+                old = getattr(self, name)
+                setattr(self, name, np.concatenate([old, np.zeros_like(old)]))
+        self.allocated[begin : begin + size] = True
+        return BASE + begin
+
+    def free(self, address, size):
+        at = address - BASE
+        self.allocated[at : at + size] = self.written[at : at + size] = False
+
+    def write(self, address, data):
+        at = address - BASE
+        self.bytes[at : at + data.nbytes] = data.reshape(-1).view(np.uint8)
+        self.written[at : at + data.nbytes] = True
+
+    def read(self, address, out):
+        at = address - BASE
+        if not self.written[at : at + out.nbytes].all():
+            raise PTXError("a result was not written")
+        out.reshape(-1).view(np.uint8)[:] = self.bytes[at : at + out.nbytes]
+
+    def check(self, addresses, size, text, reading):
+        if (addresses % size).any():
+            raise PTXError(f"misaligned: {text}")
+        at = addresses.astype(np.int64) - BASE
+        if (at < 0).any() or (at + size > len(self.bytes)).any():
+            raise PTXError(f"outside of memory: {text}")
+        for i in range(size):
+            if not self.allocated[at + i].all():
+                raise PTXError(f"out of bounds: {text}")
+            if reading and not self.written[at + i].all():
+                raise PTXError(f"read before it was written: {text}")
+        return at
+
+    def load(self, addresses, type, offset=0):
+        at = (addresses + offset) // type().itemsize
+        return self.bytes.view(type)[at]
+
+    def store(self, at, values, offset=0):
+        values = np.ascontiguousarray(values)
+        self.bytes.view(values.dtype)[(at + offset) // values.itemsize] = values
+        for i in range(values.itemsize):
+            self.written[at + offset + i] = True
+
+
+class Shared:
+    """Shared memory of all blocks, which notices accesses that no barrier keeps apart."""
+
+    def __init__(self, blocks, size):
+        self.size = size
+        self.bytes = np.zeros(blocks * size + 16, np.uint8)
+        self.written = np.zeros(len(self.bytes), bool)
+        # The thread that last wrote a byte, or read it, since the last barrier of its block.
+        self.writer = np.full(len(self.bytes), -1)
+        self.reader = np.full(len(self.bytes), -1)
+
+    def barrier(self, blocks):
+        for block in blocks:
+            self.writer[block * self.size : (block + 1) * self.size] = -1
+            self.reader[block * self.size : (block + 1) * self.size] = -1
+
+    def check(self, addresses, size, text, threads, blocks, reading):
+        if (addresses % size).any():
+            raise PTXError(f"misaligned: {text}")
+        if (addresses + size > self.size).any():
+            raise PTXError(f"out of bounds: {text}")
+        at = addresses.astype(np.int64) + blocks * self.size
+        for i in range(size):
+            byte = at + i
+            if reading and not self.written[byte].all():
+                raise PTXError(f"read before it was written: {text}")
+            writer = self.writer[byte]
+            if ((writer >= 0) & (writer != threads)).any():
+                raise PTXError(f"race: {text}")
+            if reading:
+                # Of several readers, one that is not the next writer is remembered.
+                other = (self.reader[byte] >= 0) & (self.reader[byte] != threads)
+                self.reader[byte] = np.where(other, 1 << 40, threads)
+                repeated = self.reader[byte] != threads
+                self.reader[byte[repeated]] = 1 << 40
+            else:
+                reader = self.reader[byte]
+                if ((reader >= 0) & (reader != threads)).any():
+                    raise PTXError(f"race: {text}")
+                self.writer[byte] = threads
+                if (self.writer[byte] != threads).any():
+                    raise PTXError(f"race: {text}")
+                self.written[byte] = True
+        return at
+
+    def load(self, at, type, offset=0):
+        return self.bytes.view(type)[(at + offset) // type().itemsize]
+
+    def store(self, at, values, offset=0):
+        values = np.ascontiguousarray(values)
+        self.bytes.view(values.dtype)[(at + offset) // values.itemsize] = values
+
+
+# --- arithmetic -------------------------------------------------------------------------------
+
+
+def _fma(a, b, c):
+    if a.dtype == np.float32:  # the product is exact in float64
+        return (a.astype(np.float64) * b.astype(np.float64) + c.astype(np.float64)).astype(
+            np.float32
+        )
+    product, plain = a * b, a * b + c
+    split = 134217729.0
+    big = split * a
+    a_high = big - (big - a)
+    a_low = a - a_high
+    big = split * b
+    b_high = big - (big - b)
+    b_low = b - b_high
+    lost = ((a_high * b_high - product) + a_high * b_low + a_low * b_high) + a_low * b_low
+    back = plain - product
+    lost = lost + ((product - (plain - back)) + (c - back))
+    better = plain + lost
+    return np.where(np.isfinite(better), better, plain)
+
+
+def _fma_down(a, b, c):
+    exact = a.astype(np.float64) * b.astype(np.float64) + c.astype(np.float64)
+    near = exact.astype(np.float32)
+    return np.where(near > exact, np.nextafter(near, np.float32(-np.inf)), near)
+
+
+def _add_towards(a, b, direction):
+    """a + b of float32, rounded down (-1), up (1) or towards zero (0)."""
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    total = a + b
+    back = total - a
+    lost = (a - (total - back)) + (b - back)
+    near = total.astype(np.float32)
+    off = (near.astype(np.float64) - total) - lost  # of near from what is exact
+    if direction == 0:
+        direction = -np.sign(total)
+    past = off * direction < 0
+    towards = np.copysign(np.float32(np.inf), direction).astype(np.float32)
+    return np.where(past, np.nextafter(near, towards), near)
+
+
+def _ex2_approx(a, ftz):
+    exact = np.exp2(a.astype(np.float64))
+    # As wrong as the instruction may be: up or down by the bits of its argument.
+    sign = np.where(a.view(np.uint32) * np.uint32(2654435761) >> np.uint32(31), 1.0, -1.0)
+    result = (exact * (1 + sign * 2.0**-22.5)).astype(np.float32)
+    return np.where(np.abs(result) < 2.0**-126, np.float32(0), result) if ftz else result
+
+
+def _mul_high(a, b):
+    if a.itemsize == 4:
+        wide = np.int64 if a.dtype.kind == "i" else np.uint64
+        return (a.astype(wide) * b.astype(wide) >> wide(32)).astype(a.dtype)
+    return np.array([int(x) * int(y) >> 64 for x, y in zip(a, b, strict=True)]).astype(a.dtype)
+
+
+def _shift_left(a, n):
+    bits = a.itemsize * 8
+    return np.where(n < bits, a << np.minimum(n, bits - 1).astype(a.dtype), a.dtype.type(0))
+
+
+def _shift_right(a, n):
+    bits = a.itemsize * 8
+    full = a.dtype.type(0) if a.dtype.kind == "u" else a >> a.dtype.type(bits - 1)
+    return np.where(n < bits, a >> np.minimum(n, bits - 1).astype(a.dtype), full)
+
+
+def _max_nan(a, b):
+    return np.where(np.isnan(a) | np.isnan(b), np.nan, np.maximum(a, b)).astype(a.dtype)
+
+
+def _bfloat16_bits(x):
+    bits = x.view(np.uint32)
+    rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
+    return np.where(np.isnan(x), np.uint32(0x7FFF), rounded)
+
+
+def _convert(a, to, source, modes):
+    if to == "f32" and source == "f16":
+        return a.view(np.float16).astype(np.float32)
+    if to == "f16":
+        return a.astype(np.float16).view(np.uint16)
+    to = TYPES[to]
+    if np.dtype(to).kind == "f":
+        if "sat" in modes:
+            a = np.where(a > 0, np.minimum(a, 1), 0)  # NaN: 0
+        if a.dtype.kind == "f" and np.dtype(to).kind == "f" and {"rni", "rmi", "rzi"} & set(modes):
+            a = {"rni": np.rint, "rmi": np.floor, "rzi": np.trunc}[
+                next(m for m in modes if m in ("rni", "rmi", "rzi"))
+            ](a)
+        return a.astype(to)
+    if a.dtype.kind == "f":
+        round_ = {"rni": np.rint, "rzi": np.trunc, "rmi": np.floor, "rpi": np.ceil}
+        a = round_[next(m for m in modes if m in round_)](a.astype(np.float64))
+        limit = np.iinfo(to)
+        a = np.where(np.isnan(a), 0, np.clip(a, float(limit.min), float(limit.max)))
+        return a.astype(to)
+    return a.astype(to)
+
+
+_COMPARE = {
+    "eq": np.equal, "ne": np.not_equal, "lt": np.less, "le": np.less_equal,
+    "gt": np.greater, "ge": np.greater_equal, "lo": np.less, "ls": np.less_equal,
+    "hi": np.greater, "hs": np.greater_equal,
+    "num": lambda a, b: ~(np.isnan(a) | np.isnan(b)), "nan": lambda a, b: np.isnan(a) | np.isnan(b),
+}  # fmt: skip
+_FLOAT_MIN_MAX = {"min": np.fmin, "max": np.fmax}
+_INT_MIN_MAX = {"min": np.minimum, "max": np.maximum}
+
+
+def _compare(name, a, b):
+    if name.endswith("u") and name[:-1] in _COMPARE:  # or unordered
+        return _COMPARE[name[:-1]](a, b) | np.isnan(a) | np.isnan(b)
+    if name == "ne" and a.dtype.kind == "f":
+        return (a != b) & ~(np.isnan(a) | np.isnan(b))
+    return _COMPARE[name](a, b)
+
+
+_BINARY = {
+    "add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide,
+    "and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor,
+    "shl": _shift_left, "shr": _shift_right, "copysign": lambda a, b: np.copysign(b, a),
+}  # fmt: skip
+_UNARY = {
+    "mov": lambda a: a, "neg": np.negative, "abs": np.abs, "not": np.invert,
+    "sqrt": np.sqrt, "rcp": lambda a: 1 / a, "cvta": lambda a: a, "lg2": np.log2,
+    "clz": lambda a: np.array([a.itemsize * 8 - int(x).bit_length() for x in a], np.uint32),
+}  # fmt: skip
+
+
+# --- the machine ------------------------------------------------------------------------------
+
+
+class Launch:
+    """One launch: registers and places of all threads, until they have all returned."""
+
+    def __init__(self, program, memory, blocks, threads, shared, arguments):
+        self.program, self.memory = program, memory
+        self.width, self.height = threads if isinstance(threads, tuple) else (threads, 1)
+        self.per_block = self.width * self.height
+        if self.per_block % 32 or self.per_block > 1024:
+            raise PTXError(f"a block of {self.per_block} threads")
+        self.blocks = blocks
+        self.count = blocks * self.per_block
+        self.thread = np.arange(self.count)
+        self.block = self.thread // self.per_block
+        if len(program.parameters) != len(arguments):
+            raise PTXError(f"{len(program.parameters)} parameters, {len(arguments)} arguments")
+        self.parameters = {
+            name: TYPES[type](argument % 2**64 if type[0] in "ub" else argument)
+            for (type, name), argument in zip(program.parameters, arguments, strict=True)
+        }
+        self.shared = Shared(blocks, program.shared_size + shared)
+        self.registers = {}
+        self.place = np.zeros(self.count, np.int64)  # of each thread: its next instruction
+        self.waits = np.zeros(self.count, bool)
+        within = (self.thread % self.per_block).astype(np.uint32)
+        every = np.ones(self.count, np.uint32)
+        self.special = {
+            "%tid.x": within % np.uint32(self.width),
+            "%tid.y": within // np.uint32(self.width),
+            "%tid.z": every - every,
+            "%ntid.x": every * np.uint32(self.width),
+            "%ntid.y": every * np.uint32(self.height),
+            "%ntid.z": every,
+            "%ctaid.x": self.block.astype(np.uint32),
+            "%nctaid.x": every * np.uint32(blocks),
+        }
+
+    def run(self):
+        done = len(self.program.code)
+        starts, code = self.program.starts, self.program.code
+        with np.errstate(all="ignore"):
+            while True:
+                ready = ~self.waits & (self.place < done)
+                if not ready.any():
+                    if self.waits.any():
+                        self._release()
+                        continue
+                    return
+                here = self.place[ready].min()
+                now = np.flatnonzero(ready & (self.place == here))
+                following = starts[np.searchsorted(starts, here, side="right") :]
+                end = following[0] if len(following) else done
+                meets = code[here].opcode[0] in ("bar", "barrier", "shfl")
+                if meets:
+                    self.waits[now] = True
+                    self._release()
+                    continue
+                for at in range(here, end):
+                    now = self._execute(code[at], at, now)
+                self.place[now] = end
+
+    def _release(self):
+        """Let those go on whose whole warp, or block, has come to the same place."""
+        code, done = self.program.code, len(self.program.code)
+        alive = self.place < done
+        waiting = np.flatnonzero(self.waits)
+        progressed = False
+        for place in np.unique(self.place[waiting]):
+            one = code[place]
+            shuffle = one.opcode[0] == "shfl"
+            size = 32 if shuffle or "warp" in one.opcode else self.per_block
+            group = self.thread // size
+            there = self.waits & (self.place == place)
+            named = slice(None) if size == 32 else alive  # a shuffle names all lanes of the warp
+            wanted = np.bincount(group[named], minlength=group[-1] + 1)
+            complete = np.bincount(group[there], minlength=group[-1] + 1) == wanted
+            go = np.flatnonzero(there & complete[group])
+            if not len(go):
+                continue
+            progressed = True
+            if shuffle:
+                self._execute(one, place, go)
+            elif "warp" not in one.opcode:
+                self.shared.barrier(np.unique(self.block[go]))
+            self.waits[go] = False
+            self.place[go] = place + 1
+        if not progressed and not (~self.waits & alive).any():
+            raise PTXError("threads wait for each other for ever, at barriers or shuffles")
+
+    def _get(self, operand, type, now):
+        """The values of an operand for the threads `now`."""
+        kind = TYPES[type]
+        if operand in self.special:
+            return self.special[operand][now].astype(kind)
+        if operand == "%laneid":
+            return (self.thread[now] % 32).astype(kind)
+        if operand.startswith("%"):
+            values = self.registers.get(operand)
+            if values is None:
+                raise PTXError(f"register {operand} is read before it is written")
+            values = values[now]
+            if values.dtype == kind:
+                return values
+            if values.itemsize == np.dtype(kind).itemsize:
+                return values.view(kind)
+            return values.astype(kind)  # a wider register, of which the low bits are meant
+        if operand in self.program.shared:
+            return np.full(len(now), self.program.shared[operand], kind)
+        if operand.startswith("0f"):
+            value = np.uint32(int(operand[2:], 16)).view(np.float32)
+        elif operand.startswith("0d"):
+            value = np.uint64(int(operand[2:], 16)).view(np.float64)
+        else:
+            value = int(operand, 0)
+            if np.dtype(kind).kind in "iu":
+                value = np.array([value & (2 ** (8 * np.dtype(kind).itemsize) - 1)], np.uint64)
+                value = value.astype(f"u{np.dtype(kind).itemsize}").view(kind)[0]
+        return np.full(len(now), value, kind)
+
+    def _set(self, register, values, now):
+        if register == "_":
+            return
+        old = self.registers.get(register)
+        if old is None or old.dtype != values.dtype:
+            kind = values.dtype
+            new = np.zeros(self.count, kind)
+            if old is not None and old.itemsize == kind.itemsize:
+                new = old.view(kind).copy()
+            elif old is not None:
+                new = old.astype(kind)
+            old = self.registers[register] = new
+        old[now] = values
+
+    def _address(self, operand, now):
+        """(addresses as integers, whether they name a parameter)"""
+        inside = operand.strip("[]").strip()
+        base, _, offset = inside.partition("+")
+        base = base.strip()
+        offset = int(offset) if offset else 0
+        if base in self.parameters:
+            return self.parameters[base], True
+        if base in self.program.shared:
+            return np.full(len(now), self.program.shared[base] + offset, np.int64), False
+        values = self.registers[base][now]
+        wide = values.view(np.int64) if values.itemsize == 8 else values.astype(np.uint32)
+        return wide.astype(np.int64) + offset, False
+
+    def _execute(self, one, at, now):
+        """Run one instruction for the threads `now`; those that stay behind it."""
+        name, *modes = one.opcode
+        if one.guard:
+            holds = self.registers[one.guard][now] == one.sense
+            if name == "bra":
+                self.place[now[holds]] = self.program.labels[one.operands[0]]
+                return now[~holds]
+            if name == "ret":
+                self.place[now[holds]] = len(self.program.code)
+                return now[~holds]
+            self._do(one, name, modes, now[holds])
+            return now
+        if name == "bra":
+            self.place[now] = self.program.labels[one.operands[0]]
+            return now[:0]
+        if name == "ret":
+            self.place[now] = len(self.program.code)
+            return now[:0]
+        self._do(one, name, modes, now)
+        return now
+
+    def _do(self, one, name, modes, now):
+        if not len(now):
+            return
+        special = getattr(self, f"_do_{name}", None)
+        if special:
+            special(one, modes, now)
+            return
+        if not modes:
+            raise PTXError(f"an instruction that this machine does not know: {one.text}")
+        to, *sources = one.operands
+        type = modes[-1]
+        towards = {"rm": -1, "rp": 1, "rz": 0}.get(modes[0])
+        if towards is not None and name in ("add", "sub") and type == "f32":
+            a, b = (self._get(s, type, now) for s in sources)
+            values = _add_towards(a, b if name == "add" else -b, towards)
+        elif towards is not None:
+            raise PTXError(f"an instruction that this machine does not know: {one.text}")
+        elif name in _BINARY:
+            second = "u32" if name in ("shl", "shr") else type
+            values = _BINARY[name](
+                self._get(sources[0], type, now), self._get(sources[1], second, now)
+            )
+        elif name in ("min", "max"):
+            a, b = (self._get(s, type, now) for s in sources)
+            if "NaN" in modes:
+                values = _max_nan(a, b)
+            else:
+                values = (_FLOAT_MIN_MAX if type[0] == "f" else _INT_MIN_MAX)[name](a, b)
+        else:
+            values = _UNARY[name](self._get(sources[0], type, now))
+        self._set(to, values, now)
+
+    def _do_mov(self, one, modes, now):
+        to, source = one.operands
+        type = modes[-1]
+        if source.startswith("{"):
+            low, high = (self._get(s.strip(), "b32", now) for s in source.strip("{}").split(","))
+            both = low.astype(np.uint64) | high.astype(np.uint64) << np.uint64(32)
+            self._set(to, both, now)
+        elif to.startswith("{"):
+            low, high = (s.strip() for s in to.strip("{}").split(","))
+            both = self._get(source, "b64", now)
+            self._set(low, (both & np.uint64(0xFFFFFFFF)).astype(np.uint32), now)
+            self._set(high, (both >> np.uint64(32)).astype(np.uint32), now)
+        else:
+            self._set(to, self._get(source, type, now), now)
+
+    def _do_mul(self, one, modes, now):
+        to, a, b = one.operands
+        type = modes[-1]
+        a, b = self._get(a, type, now), self._get(b, type, now)
+        if "wide" in modes:
+            wide = TYPES[f"{type[0]}64" if type.endswith("32") else f"{type[0]}32"]
+            values = a.astype(wide) * b.astype(wide)
+        else:
+            values = _mul_high(a, b) if "hi" in modes else a * b
+        self._set(to, values, now)
+
+    def _do_mad(self, one, modes, now):
+        to, a, b, c = one.operands
+        type = modes[-1]
+        a, b = self._get(a, type, now), self._get(b, type, now)
+        if "wide" in modes:
+            wide = f"{type[0]}64" if type.endswith("32") else f"{type[0]}32"
+            a, b, type = a.astype(TYPES[wide]), b.astype(TYPES[wide]), wide
+        self._set(to, a * b + self._get(c, type, now), now)
+
+    def _do_fma(self, one, modes, now):
+        to, *sources = one.operands
+        a, b, c = (self._get(s, modes[-1], now) for s in sources)
+        self._set(to, (_fma_down if "rm" in modes else _fma)(a, b, c), now)
+
+    def _do_div(self, one, modes, now):
+        to, *sources = one.operands
+        a, b = (self._get(s, modes[-1], now) for s in sources)
+        if modes[-1][0] == "f":
+            values = a / b
+        else:  # towards zero; by zero, anything
+            b = np.where(b == 0, b.dtype.type(1), b)
+            values = (a - np.fmod(a, b)) // b
+        self._set(to, values, now)
+
+    def _do_rem(self, one, modes, now):
+        to, *sources = one.operands
+        a, b = (self._get(s, modes[-1], now) for s in sources)
+        self._set(to, np.fmod(a, np.where(b == 0, b.dtype.type(1), b)), now)
+
+    def _do_ex2(self, one, modes, now):
+        to, a = one.operands
+        self._set(to, _ex2_approx(self._get(a, "f32", now), "ftz" in modes), now)
+
+    def _do_cvt(self, one, modes, now):
+        to, *sources = one.operands
+        into, source = modes[-2:]
+        if into in ("f16x2", "bf16x2"):
+            high, low = (self._get(s, "f32", now) for s in sources)
+            if into == "bf16x2":
+                bits = [_bfloat16_bits(x) for x in (low, high)]
+            else:
+                bits = [x.astype(np.float16).view(np.uint16).astype(np.uint32) for x in (low, high)]
+            self._set(to, bits[0] | bits[1] << np.uint32(16), now)
+            return
+        values = _convert(self._get(sources[0], source, now), into, source, modes[:-2])
+        self._set(to, values, now)
+
+    def _do_bfi(self, one, modes, now):
+        """Bits of a, put into b at a place."""
+        to, a, b, place, length = one.operands
+        type = modes[-1]
+        place, length = int(place), int(length)
+        mask = TYPES[type](((1 << length) - 1) << place)
+        a, b = self._get(a, type, now), self._get(b, type, now)
+        self._set(to, (a << TYPES[type](place)) & mask | b & ~mask, now)
+
+    def _do_setp(self, one, modes, now):
+        to, a, b, *more = one.operands
+        values = _compare(modes[0], self._get(a, modes[-1], now), self._get(b, modes[-1], now))
+        if more:  # joined with another predicate
+            other = self._get(more[0].lstrip("!"), "pred", now)
+            other = ~other if more[0].startswith("!") else other
+            values = {"and": np.logical_and, "or": np.logical_or, "xor": np.logical_xor}[modes[1]](
+                values, other
+            )
+        self._set(to, values, now)
+
+    def _do_selp(self, one, modes, now):
+        to, a, b, p = one.operands
+        type = modes[-1]
+        chosen = np.where(
+            self._get(p, "pred", now), self._get(a, type, now), self._get(b, type, now)
+        )
+        self._set(to, chosen, now)
+
+    def _do_ld(self, one, modes, now):
+        to, address = one.operands
+        type = modes[-1]
+        registers = [r.strip() for r in to.strip("{}").split(",")]
+        where, is_parameter = self._address(address, now)
+        if is_parameter:
+            self._set(to, np.full(len(now), where).view(TYPES[type]), now)
+            return
+        kind = TYPES[type]
+        item = np.dtype(kind).itemsize
+        size = item * len(registers)
+        if "shared" in modes:
+            at = self.shared.check(
+                where, size, one.text, self.thread[now], self.block[now], reading=True
+            )
+            space = self.shared
+        else:
+            at = self.memory.check(where, size, one.text, reading=True)
+            space = self.memory
+        for i, register in enumerate(registers):
+            values = space.load(at, kind, i * item)
+            if item < 4:
+                values = values.astype(np.int32 if type[0] == "s" else np.uint32)
+                values = values.astype(np.uint16) if register.startswith("%rs") else values
+            self._set(register, values, now)
+
+    def _do_st(self, one, modes, now):
+        address, source = one.operands
+        type = modes[-1]
+        registers = [r.strip() for r in source.strip("{}").split(",")]
+        where, _ = self._address(address, now)
+        item = np.dtype(TYPES[type]).itemsize
+        size = item * len(registers)
+        if "shared" in modes:
+            at = self.shared.check(
+                where, size, one.text, self.thread[now], self.block[now], reading=False
+            )
+            space = self.shared
+        else:
+            at = self.memory.check(where, size, one.text, reading=False)
+            space = self.memory
+        for i, register in enumerate(registers):
+            wider = f"b{max(32, item * 8)}" if item < 4 and register.startswith("%r") else type
+            if register.startswith("%rs"):
+                wider = "b16"
+            values = self._get(register, wider, now).astype(TYPES[type])
+            space.store(at, values, i * item)
+
+    def _do_cp(self, one, modes, now):
+        """cp.async: at once, as nothing may read before the wait anyway."""
+        if modes[:2] != ["async", "cg"]:
+            return  # a wait, a commit
+        to, source = one.operands[:2]
+        size = int(one.operands[2])
+        into, _ = self._address(to, now)
+        from_, _ = self._address(source, now)
+        at = self.memory.check(from_, size, one.text, reading=True)
+        there = self.shared.check(
+            into, size, one.text, self.thread[now], self.block[now], reading=False
+        )
+        for i in range(0, size, 8):
+            self.shared.store(there, self.memory.load(at, np.uint64, i), i)
+
+    def _do_shfl(self, one, modes, now):
+        to, source, lanes, _, mask = one.operands
+        if not (self._get(mask, "u32", now) == 0xFFFFFFFF).all() or modes[1] != "bfly":
+            raise PTXError(f"a shuffle that this machine does not know: {one.text}")
+        to, _, valid = to.partition("|")
+        values = self._get(source, "b32", now)
+        everyone = np.zeros(self.count, np.uint32)
+        everyone[now] = values
+        partner = self.thread[now] ^ self._get(lanes, "u32", now).astype(np.int64)
+        self._set(to, everyone[partner], now)
+        if valid:
+            self._set(valid, np.ones(len(now), bool), now)
+
+    def _do_membar(self, one, modes, now):
+        """Nothing: memory is in order here."""
+
+    _do_fence = _do_membar
+
+    def _do_atom(self, one, modes, now):
+        to, address, operand = one.operands
+        where, _ = self._address(address, now)
+        at = self.memory.check(where, 4, one.text, reading=True)
+        last = self._get(operand, "u32", now)
+        old = np.empty(len(now), np.uint32)
+        cells = self.memory.bytes.view(np.uint32)
+        for i in np.random.default_rng(0).permutation(len(now)):  # no order is promised
+            cell = at[i] // 4
+            old[i] = cells[cell]
+            cells[cell] = {"inc": 0 if old[i] >= last[i] else old[i] + 1, "add": old[i] + last[i]}[
+                modes[1]
+            ]
+        self._set(to, old, now)

@@ -1,0 +1,165 @@
+"""Every CUDA kernel, in every configuration, as PTX and as machine code, without a GPU.
+
+`ptxas` says what a kernel needs: local memory, spilled registers, registers. The instructions of
+the inner loops are looked for in the PTX.
+"""
+
+import re
+import subprocess
+
+import numpy as np
+import pytest
+
+pytest.importorskip("numba.cuda.extending", reason="the package numba-cuda is not installed")
+import _gpu
+import _ptx_machine
+from cuda.pathfinder import find_nvidia_binary_utility
+
+from fastce.kernels.cuda import _launch
+from fastce.kernels.cuda import cross_entropy as ce
+from fastce.kernels.cuda import log_softmax as ls
+
+DTYPES = ("float64", "float32", "float16", "bfloat16")
+ARCHITECTURES = ((8, 0), (9, 0))
+# The most registers of a thread, by shape of work and dtype. A multiprocessor has 65536: 64 are
+# what 1024 threads can have, which is what the longest rows get (512 for float64).
+REGISTERS = {"rows": 64, "tiles": 48, "columns": 48}
+REGISTERS_F64 = {"rows": 104, "tiles": 64, "columns": 64}
+
+
+def kernels(name):
+    """(what it is, shape of work, kernel) of all kernels for one dtype."""
+    families = {op: ls._forward(name, op) for op in ("logsumexp", "log_softmax", "softmax")}
+    for op in "softmax_backward", "log_softmax_backward":
+        families[op] = ls._backward(name, op)
+    for mode in "label", "smooth", "probs", "pick":
+        for grads in False, True:
+            families[f"loss of {mode}{' with gradient' if grads else ''}"] = ce._kernels(
+                name, mode, grads
+            )
+    for what, family in families.items():
+        for shape, kernel in vars(family).items():
+            yield what, shape, kernel
+
+
+def assemble(ptx, cc):
+    """What ptxas says of a kernel: bytes of stack, bytes spilled, registers."""
+    ptxas = find_nvidia_binary_utility("ptxas")
+    assert ptxas, "ptxas comes with the package nvidia-cuda-nvcc"
+    done = subprocess.run(
+        [ptxas, f"-arch=sm_{cc[0]}{cc[1]}", "-v", "-o", "/dev/null", "-"],
+        input=ptx, text=True, capture_output=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    stack, stores, loads = re.search(
+        r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", done.stderr
+    ).groups()
+    registers = re.search(r"Used (\d+) registers", done.stderr).group(1)
+    return int(stack), int(stores) + int(loads), int(registers)
+
+
+@pytest.mark.parametrize("cc", ARCHITECTURES, ids=lambda cc: f"sm_{cc[0]}{cc[1]}")
+@pytest.mark.parametrize("name", DTYPES)
+def test_resources(name, cc):
+    most = REGISTERS_F64 if name == "float64" else REGISTERS
+    for what, shape, kernel in kernels(name):
+        ptx = _gpu.ptx_of(kernel, _gpu.argument_types(kernel), cc)
+        stack, spilled, registers = assemble(ptx, cc)
+        found = f"{what}, {shape}, {name}: {stack} {spilled} {registers}"
+        assert (stack, spilled) == (0, 0), found
+        assert ".local" not in ptx, found
+        assert registers <= most[shape], found
+        if shape == "rows":
+            assert registers * _launch.LONGEST[name] <= 65536, found
+            if "pick" not in what:  # which reads one number of a row
+                assert ptx.count("ld.global.v4.u32") >= 2, found
+                # Kept in shared memory for a second pass, which only needs what is written.
+                keeps = "smooth" not in what and "probs" not in what
+                assert ("cp.async.cg.shared.global" in ptx) == keeps, found
+            if "with gradient" in what or (what not in ("logsumexp",) and "loss" not in what):
+                assert "st.global.v4.u32" in ptx, found
+
+
+@pytest.mark.parametrize("cc", ARCHITECTURES, ids=lambda cc: f"sm_{cc[0]}{cc[1]}")
+@pytest.mark.parametrize("kernel", [ce._add_up, ce._scan, ce._scan_again])
+def test_resources_of_reductions(kernel, cc):
+    stack, spilled, registers = assemble(_gpu.ptx_of(kernel, _gpu.argument_types(kernel), cc), cc)
+    assert (stack, spilled) == (0, 0)
+    assert registers <= 64
+
+
+# ---- the machine -----------------------------------------------------------------------------
+
+HEAD = """
+.version 8.0
+.target sm_90
+.address_size 64
+.shared .align 16 .b8 room[256];
+.visible .entry kernel(.param .u64 kernel_param_0)
+{
+    .reg .pred %p<9>; .reg .b32 %r<99>; .reg .b64 %rd<99>; .reg .f32 %f<99>;
+    ld.param.u64 %rd1, [kernel_param_0];
+    mov.u32 %r1, %tid.x;
+    mul.wide.u32 %rd2, %r1, 4;
+    add.s64 %rd3, %rd1, %rd2;
+    shl.b32 %r2, %r1, 2;
+    mov.u32 %r3, room;
+    add.s32 %r4, %r3, %r2;
+"""
+NEIGHBOUR = "xor.b32 %r5, %r2, 128; add.s32 %r6, %r3, %r5; ld.shared.u32 %r7, [%r6];"
+
+
+def run(body, threads=64, numbers=64):
+    program = _ptx_machine.Program(HEAD + body + "\nret;\n}")
+    memory = _ptx_machine.Memory()
+    address = memory.allocate(4 * numbers)
+    memory.write(address, np.zeros(numbers, np.uint32))
+    _ptx_machine.Launch(program, memory, 1, threads, 0, [address]).run()
+    out = np.empty(numbers, np.uint32)
+    memory.read(address, out)
+    return out
+
+
+def test_machine_runs():
+    """Threads that part, and meet again; a neighbour's number through shared memory."""
+    out = run(
+        f"""
+        st.shared.u32 [%r4], %r1;
+        bar.sync 0;
+        {NEIGHBOUR}
+        setp.lt.u32 %p1, %r1, 5;
+        @%p1 bra $small;
+        add.s32 %r7, %r7, 1000;
+        bra.uni $end;
+        $small:
+        add.s32 %r7, %r7, 2000;
+        $end:
+        shfl.sync.bfly.b32 %r8|%p2, %r7, 1, 31, -1;
+        st.global.u32 [%rd3], %r8;
+        """
+    )
+    t = [i ^ 1 for i in range(64)]
+    assert out.tolist() == [(i ^ 32) + (2000 if i < 5 else 1000) for i in t]
+
+
+@pytest.mark.parametrize(
+    ("message", "body"),
+    [
+        ("race", f"st.shared.u32 [%r4], %r1; {NEIGHBOUR}"),
+        ("race", "mov.u32 %r9, 0; st.shared.u32 [%r9], %r1;"),
+        ("race", f"st.shared.u32 [%r4], %r1; bar.sync 0; {NEIGHBOUR} st.shared.u32 [%r4], %r1;"),
+        ("read before it was written", NEIGHBOUR),
+        ("out of bounds", "st.shared.u32 [%r4+4], %r1;"),
+        ("out of bounds", "st.global.u32 [%rd3+4], %r1;"),
+        ("outside of memory", "mov.u64 %rd9, 0; st.global.u32 [%rd9], %r1;"),
+        ("misaligned", "ld.global.v4.u32 {%r5,%r6,%r7,%r8}, [%rd3];"),
+        ("misaligned", "st.global.u32 [%rd3+2], %r1;"),
+        ("for ever",
+         "setp.lt.u32 %p1, %r1, 5; @%p1 bra $end; shfl.sync.bfly.b32 %r8|%p2, %r1, 1, 31, -1;"
+         " $end:"),
+        ("register %r50 is read before it is written", "add.s32 %r51, %r50, 1;"),
+    ],
+)  # fmt: skip
+def test_machine_finds_mistakes(message, body):
+    with pytest.raises(_ptx_machine.PTXError, match=message):
+        run(body)
