@@ -329,20 +329,29 @@ def new_like(x: Any, a: Seen, layout: Layout) -> tuple[Any, Seen]:
 
 
 def permuted(x: Any, axes: tuple[int, ...]) -> Any:
+    """A view of `x` with its axes in another order."""
+    if _root(x) in ("numba", "numba_cuda"):  # whose transpose copies
+        from numba.cuda.cudadrv.devicearray import DeviceNDArray
+
+        shape, strides = (tuple(of[i] for i in axes) for of in (x.shape, x.strides))
+        return DeviceNDArray(shape, strides, x.dtype, stream=x.stream, gpu_data=x.gpu_data)
     return x.permute(axes) if hasattr(x, "permute") else x.transpose(axes)
 
 
-def new_rows(x: Any, a: Seen, layout: Layout, dtype: str) -> tuple[Any, Any]:
-    """One number for each row: in canonical form, and as the user sees it."""
+def new_rows(
+    x: Any, a: Seen, layout: Layout, dtype: str, shape: tuple[int, ...] | None = None
+) -> tuple[Any, Any]:
+    """One number for each row: in canonical form, and as the user sees it, in `shape` if given."""
     from .kernels.cuda._arrays import View
 
     outer, _, inner = layout.shape
     order = layout.rest_order
     if order is None:
-        result = empty(x, a, layout.rest_shape, dtype)
+        result = empty(x, a, layout.rest_shape if shape is None else shape, dtype)
     else:
         folded = empty(x, a, tuple(layout.rest_shape[i] for i in order), dtype)
         result = permuted(folded, tuple(int(i) for i in np.argsort(order))) if order else folded
+        result = result if shape is None else result.reshape(shape)
     seen = see(result, "result")
     return View(seen.address, (outer, inner), 0, dtype, a.stream, a.device), result
 

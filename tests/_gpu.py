@@ -9,7 +9,7 @@ import ml_dtypes  # noqa: F401 (registers bfloat16)
 import numba
 import numpy as np
 from numba import cuda, types
-from numba.cuda import dispatcher
+from numba.cuda import compiler, dispatcher
 
 from fastce import _dispatch, kernels
 from fastce import _gpu as _gpu_arrays
@@ -23,12 +23,21 @@ if not cuda.is_available():
 
 
 @functools.cache
+def _library_of(kernel, argument_types):
+    """A kernel in LLVM's language, of which PTX for any GPU is made. `cuda.compile` does the same,
+    but would begin from Python for each.
+    """
+    signature = types.void(*(types.float64 if t is float else types.int64 for t in argument_types))
+    library, _ = compiler._compile_pyfunc_with_fixup(
+        kernel.py_func, signature, device=False, abi="numba", cc=(9, 0)
+    )
+    return library
+
+
+@functools.cache
 def ptx_of(kernel, argument_types, cc):
     """The PTX of a `cuda.jit` kernel for a compute capability."""
-    signature = types.void(*(types.float64 if t is float else types.int64 for t in argument_types))
-    text, _ = cuda.compile(
-        kernel.py_func, signature, device=False, abi="numba", cc=cc, output="ptx"
-    )
+    (text,) = _library_of(kernel, argument_types).get_asm_strs(cc=cc)
     return text
 
 

@@ -168,13 +168,18 @@ class Memory:
 class Shared:
     """Shared memory of all blocks, which notices accesses that no barrier keeps apart."""
 
-    def __init__(self, blocks, size):
+    def __init__(self, blocks, size, threads):
         self.size = size
         self.bytes = np.zeros(blocks * size + 16, np.uint8)
         self.written = np.zeros(len(self.bytes), bool)
         # The thread that last wrote a byte, or read it, since the last barrier of its block.
         self.writer = np.full(len(self.bytes), -1)
         self.reader = np.full(len(self.bytes), -1)
+        # Of a byte that was copied, the group of the copy, and the thread, which must wait for it.
+        self.copy = np.full(len(self.bytes), -1)
+        self.copier = np.zeros(len(self.bytes), np.int64)
+        self.group = np.zeros(threads, np.int64)  # of each thread: the group that it is filling
+        self.arrived = np.zeros(threads, np.int64)  # and the first that may still be under way
 
     def barrier(self, blocks):
         for block in blocks:
@@ -191,6 +196,9 @@ class Shared:
             byte = at + i
             if reading and not self.written[byte].all():
                 raise PTXError(f"read before it was written: {text}")
+            copied = self.copy[byte]
+            if reading and (copied >= self.arrived[self.copier[byte]])[copied >= 0].any():
+                raise PTXError(f"read before its copy was waited for: {text}")
             writer = self.writer[byte]
             if ((writer >= 0) & (writer != threads)).any():
                 raise PTXError(f"race: {text}")
@@ -208,6 +216,8 @@ class Shared:
                 if (self.writer[byte] != threads).any():
                     raise PTXError(f"race: {text}")
                 self.written[byte] = True
+                self.copy[byte] = -1
+                self.copier[byte] = threads
         return at
 
     def load(self, at, type, offset=0):
@@ -373,7 +383,7 @@ class Launch:
             name: TYPES[type](argument % 2**64 if type[0] in "ub" else argument)
             for (type, name), argument in zip(program.parameters, arguments, strict=True)
         }
-        self.shared = Shared(blocks, program.shared_size + shared)
+        self.shared = Shared(blocks, program.shared_size + shared, self.count)
         self.registers = {}
         self.place = np.zeros(self.count, np.int64)  # of each thread: its next instruction
         self.waits = np.zeros(self.count, bool)
@@ -704,9 +714,16 @@ class Launch:
             space.store(at, values, i * item)
 
     def _do_cp(self, one, modes, now):
-        """cp.async: at once, as nothing may read before the wait anyway."""
+        """cp.async: at once, but nobody may read it before the thread has waited."""
+        if modes[1] == "commit_group":
+            self.shared.group[self.thread[now]] += 1
+            return
+        if modes[1] == "wait_group":
+            threads = self.thread[now]
+            self.shared.arrived[threads] = self.shared.group[threads] - int(one.operands[0])
+            return
         if modes[:2] != ["async", "cg"]:
-            return  # a wait, a commit
+            raise PTXError(f"an instruction that this machine does not know: {one.text}")
         to, source = one.operands[:2]
         size = int(one.operands[2])
         into, _ = self._address(to, now)
@@ -717,6 +734,8 @@ class Launch:
         )
         for i in range(0, size, 8):
             self.shared.store(there, self.memory.load(at, np.uint64, i), i)
+        for i in range(size):
+            self.shared.copy[there + i] = self.shared.group[self.thread[now]]
 
     def _do_shfl(self, one, modes, now):
         to, source, lanes, _, mask = one.operands

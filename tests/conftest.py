@@ -64,7 +64,6 @@ def pytest_configure(config):
     config.addinivalue_line("filterwarnings", "error::RuntimeWarning")  # NaN is data: no warning
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items):
     """With `pytest -n 2 --dist loadgroup` one process compiles Numba's kernels, and not both; one,
     the code of users that calls them; one, the CUDA kernels; and one builds a copy of the kernels.

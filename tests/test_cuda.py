@@ -228,6 +228,19 @@ def test_logsumexp_keeps_dims_and_takes_out(gpu):
     np.testing.assert_array_equal(gpu.get(out), gpu.get(result))
 
 
+def test_kernels_take_any_cuda_array(gpu):
+    """What has ``__cuda_array_interface__``, without fastce's functions around them."""
+    from fastce import kernels
+
+    x = np.random.default_rng(0).standard_normal((4, 70, 1)).astype(np.float32)
+    there, out = gpu.put(x), gpu.put(np.zeros_like(x))
+    kernels.load("log_softmax", "softmax", backend="cuda")(there, out, threads=1)
+    np.testing.assert_allclose(gpu.get(out), fastce.softmax(x, axis=1), rtol=1e-6)
+    wrong = gpu.put(x.reshape(2, 2, 70).transpose(0, 2, 1))
+    with pytest.raises(ValueError, match="planes must be C-contiguous"):
+        kernels.load("log_softmax", "softmax", backend="cuda")(wrong, out, threads=1)
+
+
 @pytest.mark.parametrize("integers", ["i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"])
 def test_labels_of_any_integer_type(gpu, integers):
     x = np.random.default_rng(0).standard_normal((6, 100)).astype(np.float32)

@@ -74,12 +74,12 @@ def softmaxes(x):
 # Compiling takes 10 s or more for each of many calls, dtypes and numbers of axes: few are tried.
 @pytest.mark.parametrize(
     ("shape", "dtype"),
-    [((4, 7), "f4"), ((300, 1000), "f4"), ((2, 0), "f4"), ((3, 5, 6), "f8"), ((0, 3), "f8")],
+    [((4, 7), "f4"), ((300, 1000), "f4"), ((2, 0), "f4"), ((0, 3), "f8"), ((6, 8), "f8")],
 )
 def test_softmax(shape, dtype):
     x = rng.standard_normal(shape).astype(dtype)
     x.reshape(-1)[:1] = np.nan
-    function = softmaxes if shape[0] else of_last_axis
+    function = softmaxes if dtype == "f4" else of_last_axis
     same(function(x), function.py_func(x))
 
 

@@ -152,6 +152,11 @@ def test_machine_runs():
         ("out of bounds", "st.shared.u32 [%r4+4], %r1;"),
         ("out of bounds", "st.global.u32 [%rd3+4], %r1;"),
         ("outside of memory", "mov.u64 %rd9, 0; st.global.u32 [%rd9], %r1;"),
+        ("read before its copy was waited for",
+         "mul.lo.u32 %r9, %r1, 16; add.s32 %r9, %r9, %r3; mul.wide.u32 %rd4, %r1, 16;"
+         " add.s64 %rd4, %rd1, %rd4; setp.gt.u32 %p1, %r1, 15; @%p1 bra $end;"
+         " cp.async.cg.shared.global [%r9], [%rd4], 16; cp.async.commit_group;"
+         " cp.async.wait_group 1; ld.shared.u32 %r7, [%r9]; $end:"),
         ("misaligned", "ld.global.v4.u32 {%r5,%r6,%r7,%r8}, [%rd3];"),
         ("misaligned", "st.global.u32 [%rd3+2], %r1;"),
         ("for ever",

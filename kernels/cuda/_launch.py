@@ -18,11 +18,14 @@ from ._storage import storage_of
 
 # Up to so many words in a row (16 bytes each): so many lanes for it. Up to 32 they are neighbours
 # in a warp, and a block of SMALL_BLOCK threads works on several rows.
-LANES = ((16, 4), (32, 8), (64, 16), (256, 32), (1024, 128), (2048, 256), (4096, 512))
+LANES = ((16, 4), (32, 8), (64, 16), (256, 32), (1024, 128), (2048, 256), (8192, 512))
 # Lanes of longer rows, by dtype: a multiprocessor has 65536 registers, and float64 needs up to 92
 # for a thread, the others 64 at most (tests/test_ptx.py).
 LONGEST = {"float64": 512, "float32": 1024, "float16": 1024, "bfloat16": 1024}
 SMALL_BLOCK = 128
+# Two blocks of so many lanes share a multiprocessor, so that one writes while the other reads.
+PAIRED = 512
+RESERVED = 1024  # bytes of shared memory that each block costs besides
 # Rows of up to so many numbers go through tiles.
 TILE_CLASSES = 64
 TILE_ROWS = 128
@@ -52,7 +55,7 @@ class Plan(NamedTuple):
 def plan_for(view, *, keeps=1, tiled=1, splits=True):
     """How to work on the rows of an array.
 
-    `keeps` is of how many arrays a row is read a second time, `tiled` how many a tile holds;
+    `keeps` is of how many arrays a row goes through shared memory, `tiled` how many a tile holds;
     `splits`, whether a row may be shared by blocks.
     """
     return _plan(view.shape, view.dtype, view.device, keeps, tiled, splits)
@@ -88,7 +91,10 @@ def _plan(shape, dtype, device, keeps, tiled, splits):
     groups = max(1, SMALL_BLOCK // lanes)
     capacity = 0
     if keeps:
-        capacity = min(words, (limits.shared - SCRATCH) // (16 * keeps * groups))
+        room = limits.shared - SCRATCH
+        if lanes == PAIRED and LONGEST[dtype] > PAIRED:
+            room = (limits.shared - RESERVED) // 2 - SCRATCH
+        capacity = min(words, room // (16 * keeps * groups))
     shared = SCRATCH + groups * capacity * 16 * keeps
     arguments = (lanes, 1, 0, 0, capacity)
     return Plan("rows", -(-count // groups), groups * lanes, shared, arguments, count)

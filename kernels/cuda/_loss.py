@@ -55,7 +55,8 @@ def loss_of(name, mode):
     """Functions for one dtype and one kind of target."""
     storage = storage_of(name)
     real, zero, one = storage.real, storage.real(0), storage.real(1)
-    half, inf = storage.real(0.5), storage.real(np.inf)
+    half, inf, nan = storage.real(0.5), storage.real(np.inf), storage.real(np.nan)
+    number, put_number = storage.real_size, storage.put_number
     exp_below, maximum, rescaled = storage.exp_below, storage.maximum, storage.rescaled
     rest_of = endings_of(name).rest_of
     is_probs, is_pick = mode == "probs", mode == "pick"
@@ -134,7 +135,26 @@ def loss_of(name, mode):
             return q * math.expm1((x - top) - log_total) + (pull - q) * p
         return pull * p - q
 
+    @device
+    def label_of(target, row, code, n, ignore_index):
+        if is_probs:
+            return np.int64(0), COUNTS
+        return read_label(target, row, code, n, ignore_index)
+
+    @device
+    def put_row(row, says, value, lse, losses, lses, denominator, stats):
+        """Write what a row costs, if every row has its own place, and its lse; give the loss."""
+        if says != COUNTS:
+            value = lse = zero if says == IGNORED else nan
+        if losses != 0:
+            put_number(losses + row * number, real(value / denominator_of(denominator, stats)))
+        if lses != 0:
+            put_number(lses + row * number, lse)
+        return np.float64(value)
+
     return SimpleNamespace(
+        label_of=label_of,
+        put_row=put_row,
         wanted=wanted,
         label_share=label_share,
         add_cost=add_cost,

@@ -100,20 +100,36 @@ copy_word_async = _instruction(
     "cp.async.cg.shared.global [$0], [$1], 16;",
     None,
     [_U, _I],
-    "Start to copy 16 bytes from global to shared memory; `wait_for_copies` ends it.",
+    "Begin to copy 16 bytes from global to shared memory.",
 )
 
 
-@intrinsic
-def wait_for_copies(typing):
-    """Wait until this thread's own `copy_word_async` have arrived, and let it read them."""
+AHEAD = 8  # groups of copies that may be under way when `wait_for_copies` returns
 
-    def codegen(context, builder, signature, values):
-        function = ir.FunctionType(ir.VoidType(), [])
-        builder.call(ir.InlineAsm(function, "cp.async.wait_all;", "~{memory}", True), [])
-        return context.get_dummy_value()
 
-    return types.void(), codegen
+def _statement(text, doc):
+    """A device function that is an instruction without operands."""
+
+    def typer(typing):
+        def codegen(context, builder, signature, values):
+            function = ir.FunctionType(ir.VoidType(), [])
+            builder.call(ir.InlineAsm(function, text, "~{memory}", side_effect=True), [])
+            return context.get_dummy_value()
+
+        return types.void(), codegen
+
+    typer.__doc__ = doc
+    return intrinsic(typer)
+
+
+group_copies = _statement(
+    "cp.async.commit_group;",
+    "Make a group of the copies that this thread has begun since the last.",
+)
+wait_for_copies = _statement(
+    f"cp.async.wait_group {AHEAD};",
+    "Wait until all groups of this thread but the last AHEAD have arrived, and let it read them.",
+)
 
 
 @intrinsic

@@ -190,6 +190,8 @@ def storage_of(name):
         store=store,
         unpack=unpack,
         store_word=store_word,
+        get_number=_ptx.load_f64 if double else _ptx.load_f32,  # of the compute type
+        put_number=_ptx.store_f64 if double else _ptx.store_f32,
         shared_load=_ptx.shared_load_f64 if double else _ptx.shared_load_f32,
         shared_store=_ptx.shared_store_f64 if double else _ptx.shared_store_f32,
         **vars(math_of(real, size == 2)),

@@ -32,9 +32,7 @@ from ._tiles import tiles_of
 
 def logsumexp(x, out, *, threads):
     with _arrays.on_device((x,), (out,)) as (x, out):
-        _launch.run(
-            _forward(x.dtype, "logsumexp"), _launch.plan_for(x, keeps=0), x, (x, out), maps=False
-        )
+        _launch.run(_forward(x.dtype, "logsumexp"), _launch.plan_for(x), x, (x, out), maps=False)
 
 
 def log_softmax(x, out, *, threads):
@@ -228,6 +226,13 @@ def _backward(name, op):
         return total
 
     @device
+    def begin_copies(grad_words, y_words, w, kept, slots, y_slots):
+        if w < kept:
+            _ptx.copy_word_async(np.uint32(slots + 16 * w), grad_words + 16 * w)
+            _ptx.copy_word_async(np.uint32(y_slots + 16 * w), y_words + 16 * w)
+        _ptx.group_copies()
+
+    @device
     def write_word(grad_word, y_word, address, total):
         g, y = cuda.local.array(per_word, kind), cuda.local.array(per_word, kind)
         unpack(grad_word, g)
@@ -264,28 +269,28 @@ def _backward(name, op):
         slots = np.int64(_ptx.dynamic_shared()) + SCRATCH + group * capacity * 32
         y_slots = slots + capacity * 16
         grad_words, y_words, out_words = grad + head * size, y + head * size, out + head * size
-        w = lane
-        while w < kept:
-            _ptx.copy_word_async(np.uint32(slots + 16 * w), grad_words + 16 * w)
-            _ptx.copy_word_async(np.uint32(y_slots + 16 * w), y_words + 16 * w)
-            w += lanes
+        ahead = lane
+        for _ in range(_ptx.AHEAD):
+            begin_copies(grad_words, y_words, ahead, kept, slots, y_slots)
+            ahead += lanes
         total = zero
-        while w < words:
-            total += word_term(
-                _ptx.load_word(grad_words + 16 * w), _ptx.load_word(y_words + 16 * w)
-            )
-            w += lanes
         j = lane
         while j < edges:
             at = edge(j, head, words) * size
             total += term(load(grad + at), load(y + at))
             j += lanes
-        _ptx.wait_for_copies()
         w = lane
         while w < kept:
+            begin_copies(grad_words, y_words, ahead, kept, slots, y_slots)
+            _ptx.wait_for_copies()
             total += word_term(
                 _ptx.shared_load_word(np.uint32(slots + 16 * w)),
                 _ptx.shared_load_word(np.uint32(y_slots + 16 * w)),
+            )
+            w, ahead = w + lanes, ahead + lanes
+        while w < words:
+            total += word_term(
+                _ptx.load_word(grad_words + 16 * w), _ptx.load_word(y_words + 16 * w)
             )
             w += lanes
         total = group_sum(total, lanes)
@@ -328,7 +333,8 @@ def _backward(name, op):
                 at = first + k * number
                 one = term(shared_load(np.uint32(at)), shared_load(np.uint32(at + to_y)))
                 total, lost = add_compensated(total, lost, one)
-            total += lost
+            if lost == lost:  # else the sum is infinite, and stays so
+                total += lost
             for k in range(n):
                 at = first + k * number
                 g = value(shared_load(np.uint32(at)), shared_load(np.uint32(at + to_y)), total)
