@@ -60,10 +60,14 @@ peers: $(VENV)/dev.stamp
 accuracy: $(VENV)/dev.stamp
 	$(BIN)/python tests/accuracy.py
 
+HAS_GPU = $(BIN)/python -c 'import fastce; fastce.use_backend("cuda").__enter__()'
+
 gpu-test: $(VENV)/dev.stamp
+	$(HAS_GPU)
 	$(BIN)/python -m pytest tests -m gpu $(ARGS)
 
 gpu-sanitize: $(VENV)/dev.stamp
+	$(HAS_GPU)
 	for tool in memcheck racecheck; do \
 		compute-sanitizer --tool $$tool --error-exitcode 1 $(BIN)/python -m pytest tests/test_cuda.py \
 			-m gpu -q -k "test_cases and f32 or test_in_place or test_rows_in_kernels" || exit 1; \

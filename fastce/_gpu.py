@@ -157,10 +157,10 @@ def _numpy_dtype(name: str) -> np.dtype:
 
 
 def _see_any(x: Any) -> Seen:
-    """By ``__cuda_array_interface__``, else by DLPack: then the owner's work is put before that on
-    the legacy default stream, which is used here.
+    """By DLPack: the owner's work is put before that on the legacy default stream, which is used
+    here. Else by ``__cuda_array_interface__``, which names no GPU: the current one, then.
     """
-    if hasattr(x, "__cuda_array_interface__"):
+    if not hasattr(x, "__dlpack__"):
         interface = x.__cuda_array_interface__
         dtype, shape = np.dtype(interface["typestr"]), tuple(interface["shape"])
         address, readonly = interface["data"]
@@ -303,18 +303,20 @@ def check_out(out: Any, shape: tuple[int, ...], dtype: str) -> Seen:
 
 def check_apart(a: Seen, out: Seen, name: str) -> None:
     """`out` may be `a`, but not a part of it: nothing is copied on a GPU."""
-    same = a.address == out.address and a.strides == out.strides and a.dtype == out.dtype
-    if same or a.address + _reach(a) <= out.address or out.address + _reach(out) <= a.address:
+    if a.address == out.address and a.strides == out.strides and a.dtype == out.dtype:
         return
-    raise ValueError(f"out overlaps {name} in part")
+    (low, high), (out_low, out_high) = _extent(a), _extent(out)
+    if low < out_high and out_low < high:
+        raise ValueError(f"out overlaps {name} in part")
 
 
-def _reach(a: Seen) -> int:
+def _extent(a: Seen) -> tuple[int, int]:
+    """The first byte of an array, and the one after its last."""
     if 0 in a.shape:
-        return 0
-    return (
-        sum((n - 1) * max(s, 0) for n, s in zip(a.shape, a.strides, strict=True)) + _SIZES[a.dtype]
-    )
+        return a.address, a.address
+    steps = [(n - 1) * s for n, s in zip(a.shape, a.strides, strict=True)]
+    low = a.address + sum(s for s in steps if s < 0)
+    return low, a.address + sum(s for s in steps if s > 0) + _SIZES[a.dtype]
 
 
 def new_like(x: Any, a: Seen, layout: Layout) -> tuple[Any, Seen]:

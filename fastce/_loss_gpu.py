@@ -33,6 +33,7 @@ class GPULossInputs:
         name: str = "logits",
     ) -> None:
         ignore_index = check_options(ignore_index, reduction, label_smoothing, z_loss)
+        gpu_kernel("cross_entropy", "cross_entropy")  # raises, and says why, if it is not there
         self.kind, self.name, self.reduction = logits, name, reduction
         self.seen = shaped = _gpu.floating(logits, name)
         self.result, self.result_seen = out, None  # type: Any, Any
@@ -46,7 +47,6 @@ class GPULossInputs:
         self.target = self._target(target, ignore_index)
         self._ignore_index = ignore_index
         self._denominator = self._denominator_of()
-        gpu_kernel("cross_entropy", "cross_entropy")  # that it is there, before anything is written
 
     @property
     def options(self) -> dict[str, Any]:

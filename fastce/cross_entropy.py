@@ -67,7 +67,8 @@ def cross_entropy(
     Raises
     ------
     IndexError
-        For a label that is neither a class nor `ignore_index`. It names the first bad one.
+        For a label that is neither a class nor `ignore_index`. It names the first bad one. (On a
+        GPU its row becomes NaN instead, see `set_validation`.)
     TypeError, ValueError
         For shapes, dtypes or options that do not fit. The message shows what was received.
 

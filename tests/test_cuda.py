@@ -132,7 +132,7 @@ def test_rows_of_any_length(backend, case):
 
 
 @pytest.mark.parametrize("limits", [(1, 227), (1, 20), (132, 227)])
-@pytest.mark.parametrize("dtype", ["f64", "f32", "bf16"])
+@pytest.mark.parametrize("dtype", ["f64", "bf16"])
 @pytest.mark.parametrize("case", [c for c in CASES if c.name in ("", "ignore")], ids=str)
 def test_long_rows(monkeypatch, case, dtype, limits):
     """Kept in shared memory, kept in part, and shared by blocks."""
@@ -151,8 +151,16 @@ def on(gpu, arguments):
     return [gpu.put(a) if isinstance(a, np.ndarray) else a for a in arguments]
 
 
-@pytest.mark.parametrize("dtype", ["f32", "bf16"])
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize(
+    ("case", "dtype"),
+    [
+        (c, d)
+        for c in CASES
+        for d in ("f32", "bf16")
+        if d == "f32" or c.name in ("", "mean", "probs")
+    ],
+    ids=str,
+)
 def test_arrays_on_the_gpu(gpu, case, dtype):
     """The same kind of array comes out, and what is in it is right."""
     if gpu.machine is None and dtype == "bf16":
@@ -212,6 +220,9 @@ def test_slices_and_orders(gpu):
         fastce.logsumexp(x.transpose(2, 0, 1), axis=0),
         rtol=1e-6,
     )
+    backwards = rows._again((3, 90), (-400, 4), 1200)
+    with pytest.raises(ValueError, match="out overlaps x in part"):
+        fastce.softmax(backwards, out=rows._again((3, 90), (400, 4)))
     with pytest.raises(ValueError, match="out overlaps x in part"):
         fastce.softmax(
             whole._again((40, 100), (400, 4)), out=whole._again((40, 100), (400, 4), 400)
@@ -314,7 +325,7 @@ def test_errors(gpu):
          lambda: fastce.cross_entropy(there, labels)),
         (TypeError, "weight must be on the GPU",
          lambda: fastce.cross_entropy(there, there_labels, weight=np.ones(5))),
-        (TypeError, "on a GPU, where the others are not",
+        (TypeError, "on a GPU, and the other arrays are not",
          lambda: fastce.cross_entropy(x, there_labels)),
         (TypeError, "out must be on the GPU", lambda: fastce.softmax(there, out=x)),
         (TypeError, "x must be float64, float32, float16 or bfloat16, got int64",

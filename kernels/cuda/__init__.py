@@ -52,5 +52,5 @@ def _reason():
     try:
         cuda.current_context()
     except Exception as error:  # whatever kind it is, it is passed on in words
-        return " ".join(str(error).split())
+        return " ".join(str(error).split()).rstrip(" :")
     return "the driver and this version of numba-cuda do not fit"
