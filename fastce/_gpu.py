@@ -123,7 +123,8 @@ def _empty_torch(x: Any, seen: Seen, shape: tuple[int, ...], dtype: str) -> Any:
 def _see_cupy(x: Any) -> Seen:
     import cupy
 
-    stream = cupy.cuda.get_current_stream().ptr
+    with x.device:
+        stream = cupy.cuda.get_current_stream().ptr
     return Seen(x.data.ptr, x.shape, x.strides, _name(x.dtype), x.device.id, stream)
 
 
@@ -145,7 +146,8 @@ def _see_numba(x: Any) -> Seen:
 def _empty_numba(x: Any, seen: Seen, shape: tuple[int, ...], dtype: str) -> Any:
     from numba import cuda
 
-    return cuda.device_array(shape, _numpy_dtype(dtype), stream=getattr(x, "stream", 0))
+    with cuda.gpus[seen.device]:
+        return cuda.device_array(shape, _numpy_dtype(dtype), stream=getattr(x, "stream", 0))
 
 
 def _numpy_dtype(name: str) -> np.dtype:
@@ -238,6 +240,9 @@ def planes(a: Seen, layout: Layout, name: str) -> Any:
             f"{name} of shape {a.shape} and strides {a.strides} bytes cannot be used without a "
             "copy, and on a GPU nothing is copied: make it contiguous first"
         )
+    outer, n, inner = layout.shape
+    if name == "out" and outer > 1 and abs(step) < n * inner:
+        raise ValueError(f"out with shape {a.shape} and strides {a.strides} bytes overlaps itself")
     return View(a.address, layout.shape, step, a.dtype, a.stream, a.device)
 
 
@@ -303,8 +308,10 @@ def check_out(out: Any, shape: tuple[int, ...], dtype: str) -> Seen:
 
 def check_apart(a: Seen, out: Seen, name: str) -> None:
     """`out` may be `a`, but not a part of it: nothing is copied on a GPU."""
-    if a.address == out.address and a.strides == out.strides and a.dtype == out.dtype:
-        return
+    if a.address == out.address and (a.shape, a.dtype) == (out.shape, out.dtype):
+        pairs = zip(a.strides, out.strides, a.shape, strict=True)
+        if all(one == other or n == 1 for one, other, n in pairs):
+            return
     (low, high), (out_low, out_high) = _extent(a), _extent(out)
     if low < out_high and out_low < high:
         raise ValueError(f"out overlaps {name} in part")
@@ -341,19 +348,22 @@ def permuted(x: Any, axes: tuple[int, ...]) -> Any:
 
 
 def new_rows(
-    x: Any, a: Seen, layout: Layout, dtype: str, shape: tuple[int, ...] | None = None
+    x: Any, a: Seen, layout: Layout, dtype: str, keepdims: bool = False
 ) -> tuple[Any, Any]:
-    """One number for each row: in canonical form, and as the user sees it, in `shape` if given."""
+    """One number for each row: in canonical form, and as the user sees it."""
     from .kernels.cuda._arrays import View
 
     outer, _, inner = layout.shape
-    order = layout.rest_order
-    if order is None:
-        result = empty(x, a, layout.rest_shape if shape is None else shape, dtype)
+    at, shape = layout.axis, layout.rest_shape
+    order = layout.rest_order or tuple(range(len(shape)))
+    folded = tuple(shape[i] for i in order) + (1,) * keepdims
+    axes = [int(i) for i in np.argsort(order)] if order else []
+    if keepdims:
+        axes.insert(at, len(order))
+    if layout.rest_order is None:  # C-contiguous, where an axis of length 1 may stand anywhere
+        result = empty(x, a, tuple(folded[i] for i in axes), dtype)
     else:
-        folded = empty(x, a, tuple(layout.rest_shape[i] for i in order), dtype)
-        result = permuted(folded, tuple(int(i) for i in np.argsort(order))) if order else folded
-        result = result if shape is None else result.reshape(shape)
+        result = permuted(empty(x, a, folded, dtype), tuple(axes))
     seen = see(result, "result")
     return View(seen.address, (outer, inner), 0, dtype, a.stream, a.device), result
 

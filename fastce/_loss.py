@@ -23,7 +23,7 @@ def check_options(ignore_index: Any, reduction: str, label_smoothing: float, z_l
     if not math.isfinite(z_loss):
         raise ValueError(f"z_loss must be finite, got {z_loss!r}")
     try:
-        ignore_index = operator.index(ignore_index)
+        ignore_index = int(operator.index(ignore_index))  # of a bool, a bool
     except TypeError:
         raise TypeError(f"ignore_index must be an integer, got {ignore_index!r}") from None
     if not -(2**63) <= ignore_index < 2**63:

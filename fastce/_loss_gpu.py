@@ -103,11 +103,13 @@ class GPULossInputs:
             return float(outer * inner) if mean else 1.0
         if not (mean or get_validation()):
             return 1.0
-        stats = _gpu.empty(self.kind, self.seen, (2,), "float64")
-        self._kept = stats  # until the kernels are on their way
-        view = _gpu.see(stats, "stats")
+        from .kernels.cuda import _device
+
+        # Kept until the kernels that use it are on their way. No array of the user's library, which
+        # may have no float64.
+        self._stats = _device.allocate(16, self.seen.stream, self.seen.device)
         stats_view = self.logits._replace(
-            address=view.address, shape=(1, 2), step=0, dtype="float64"
+            address=_device.address(self._stats), shape=(1, 2), step=0, dtype="float64"
         )
         gpu_kernel("cross_entropy", "scan_target")(
             self.target,
@@ -125,12 +127,12 @@ class GPULossInputs:
         from .kernels.cuda import _device
 
         found = np.empty(2)
-        _device.read(stats.address, found, stats.stream)
+        _device.read(stats.address, found, stats.stream, stats.device)
         if found[0] < 0:
             return
         row, size = int(found[0]), np.dtype(self.target.dtype).itemsize
         label = np.empty(1, self.target.dtype)
-        _device.read(self.target.address + row * size, label, stats.stream)
+        _device.read(self.target.address + row * size, label, stats.stream, stats.device)
         raise IndexError(
             f"target of row {row} is {label[0]}, out of range for {self.layout.shape[1]} classes "
             f"(ignore_index is {self._ignore_index})"
@@ -168,7 +170,8 @@ class GPULossInputs:
         """The upstream gradient: one per row, or (1, 1), or a number of the host."""
         if not _gpu.is_on_gpu(grad_loss):
             number = np.asarray(grad_loss)
-            if number.size != 1 or number.dtype.kind not in "fiu":
+            fits = number.ndim == 0 or (number.size == 1 and self.reduction != "none")
+            if not fits or number.dtype.kind not in "fiu":
                 raise TypeError(
                     "grad_loss must be a number, or on the GPU as the logits are, got "
                     f"{type(grad_loss).__name__} of shape {number.shape}"

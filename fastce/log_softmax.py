@@ -211,7 +211,7 @@ def _gpu_logsumexp(x: Any, axis: int, keepdims: bool, out: Any) -> Any:
     if keepdims:
         shape = (*shape[: layout.axis], 1, *shape[layout.axis :])
     if out is None:
-        rows, result = _gpu.new_rows(x, a, layout, a.dtype, shape)
+        rows, result = _gpu.new_rows(x, a, layout, a.dtype, keepdims)
     else:
         result, to = out, _gpu.check_out(out, shape, a.dtype)
         _gpu.check_device(a, to, "out")

@@ -85,10 +85,11 @@ class Machine:
             self.memory.write(buffer.handle, array)
         return buffer
 
-    def read(self, address, array, stream):
+    def read(self, address, array, stream, device):
         self.memory.read(address, array)
 
     def launch(self, kernel, blocks, threads, shared, stream, device, arguments):
+        assert {*map(type, arguments)} <= {int, float}
         program = program_of(kernel, tuple(map(type, arguments)))
         self.launches.append(SimpleNamespace(kernel=kernel, blocks=blocks, stream=stream))
         assert shared + program.shared_size <= self._limits.shared
@@ -138,9 +139,6 @@ class Array:
 
     def transpose(self, axes):
         return self._again(tuple(self.shape[i] for i in axes), tuple(self.strides[i] for i in axes))
-
-    def reshape(self, shape):
-        return self._again(shape, _dense(shape, self.dtype.itemsize))
 
     def _again(self, shape, strides, offset=0):
         address = self.address + offset

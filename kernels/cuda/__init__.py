@@ -46,6 +46,9 @@ def require():
     """Raise ImportError where there is no GPU to compute with, and say why."""
     if not cuda.is_available():
         raise ImportError(f"there is no NVIDIA GPU: {_reason()}")
+    capability = cuda.get_current_device().compute_capability
+    if capability < (8, 0):
+        raise ImportError(f"GPUs from compute capability 8.0 on are needed, this has {capability}")
 
 
 def _reason():

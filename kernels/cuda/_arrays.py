@@ -55,10 +55,10 @@ def on_device(inputs, outputs) -> Iterator[tuple]:
     yield (*(place(a, True) for a in inputs), *(place(a, False) for a in outputs))
     for buffer, out in written:
         if out.flags.c_contiguous:
-            _device.read(_device.address(buffer), out, stream)
+            _device.read(_device.address(buffer), out, stream, device)
         else:
             host = np.empty(out.shape, out.dtype)
-            _device.read(_device.address(buffer), host, stream)
+            _device.read(_device.address(buffer), host, stream, device)
             out[...] = host
 
 

@@ -4,6 +4,8 @@ Nothing here waits for the GPU but `read` and `upload`, which copy, and are call
 and where labels are validated.
 """
 
+import threading
+from contextlib import contextmanager
 from functools import cache
 from types import SimpleNamespace
 
@@ -27,15 +29,35 @@ def limits(device):
 @cache
 def _device(number):
     device = Device(number)
-    device.set_current()  # makes its primary context
-    return device
+    with _current(number):
+        return device
+
+
+@contextmanager
+def _current(number):
+    """Make a GPU current in this thread, and then the one that was; with one GPU, once."""
+    if _gpus() == 1:
+        if not hasattr(_thread, "is_ready"):
+            Device(number).set_current()
+            _thread.is_ready = True
+        yield
+        return
+    before = Device()
+    Device(number).set_current()
+    try:
+        yield
+    finally:
+        if before.device_id != number:
+            before.set_current()
+
+
+_thread = threading.local()
 
 
 def current():
     """The number of the GPU that is current in this thread; the first one, where none is."""
-    device = Device()
-    device.set_current()
-    return device.device_id
+    with _current(Device().device_id):
+        return Device().device_id
 
 
 @cache
@@ -50,7 +72,8 @@ def _stream(handle):
 
 def allocate(size, stream, device):
     """Memory of the GPU, given back when the buffer is forgotten, in the order of the stream."""
-    return _device(device).allocate(max(size, 1), stream=_stream(stream))
+    with _current(device):
+        return _device(device).allocate(max(size, 1), stream=_stream(stream))
 
 
 def address(buffer):
@@ -62,25 +85,27 @@ def upload(array, stream, device):
     array = np.ascontiguousarray(array)
     buffer = allocate(array.nbytes, stream, device)
     if array.nbytes:
-        _check(driver.cuMemcpyHtoDAsync(address(buffer), array.ctypes.data, array.nbytes, stream))
-        _stream(stream).sync()  # the array may go, or change, once we return
+        with _current(device):
+            to = address(buffer)
+            _check(driver.cuMemcpyHtoDAsync(to, array.ctypes.data, array.nbytes, stream))
+            _stream(stream).sync()  # the array may go, or change, once we return
     return buffer
 
 
-def read(address, array, stream):
+def read(address, array, stream, device):
     """Copy from the GPU to a C-contiguous NumPy array; it is there when this returns."""
     if array.nbytes:
-        _check(driver.cuMemcpyDtoHAsync(array.ctypes.data, address, array.nbytes, stream))
-        _stream(stream).sync()
+        with _current(device):
+            _check(driver.cuMemcpyDtoHAsync(array.ctypes.data, address, array.nbytes, stream))
+            _stream(stream).sync()
 
 
 def launch(kernel, blocks, threads, shared, stream, device, arguments):
     """Run a kernel of `cuda.jit` with integers (int64) and floats (float64)."""
-    if _gpus() > 1:
-        _device(device).set_current()
-    compiled = _compiled(kernel, tuple(map(type, arguments)), device, shared > 48 * 1024)
-    config = _config(blocks, threads, shared)
-    _launch(_stream(stream), config, compiled, *arguments)
+    with _current(device):
+        compiled = _compiled(kernel, tuple(map(type, arguments)), device, shared > 48 * 1024)
+        config = _config(blocks, threads, shared)
+        _launch(_stream(stream), config, compiled, *arguments)
 
 
 @cache
@@ -90,7 +115,6 @@ def _config(blocks, threads, shared):
 
 @cache
 def _compiled(kernel, types, device, much_shared):
-    _device(device).set_current()
     code = kernel.compile(_signature(types))._codelibrary.get_cufunc().kernel
     if much_shared:  # more than 48 KB must be asked for, once for each kernel
         attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
@@ -100,6 +124,8 @@ def _compiled(kernel, types, device, much_shared):
 
 
 def _signature(types):
+    if not {*types} <= {int, float}:  # what else comes would be taken for the bits of an integer
+        raise TypeError(f"a kernel takes int and float, got {types}")
     return nb.void(*(nb.float64 if t is float else nb.int64 for t in types))
 
 

@@ -84,7 +84,7 @@ def _plan(shape, dtype, device, keeps, tiled, splits):
     words = -(-n * storage.size // 16)
     lanes = next((lanes for most, lanes in LANES if words <= most), LONGEST[dtype])
     parts = 1
-    if splits and count < limits.multiprocessors and words >= 2 * PART_WORDS:
+    if splits and 0 < count < limits.multiprocessors and words >= 2 * PART_WORDS:
         parts = min(2 * limits.multiprocessors // count, words // PART_WORDS)
     if parts > 1:
         return Plan("rows", count, PART_LANES, SCRATCH, (PART_LANES,), count, parts)

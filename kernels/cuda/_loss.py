@@ -29,6 +29,8 @@ COUNTS, IGNORED, BAD = 0, 1, 2  # what a label says of its row
 def read_label(target, row, code, n, ignore_index):
     """(class, what it says of the row)"""
     y = load_label(target, row, code)
+    if code == 8 and y < 0:  # beyond int64, and no ignore_index
+        return y, BAD
     if y == ignore_index:
         return y, IGNORED
     if y < 0 or y >= n:

@@ -126,6 +126,7 @@ def _run(
 ):
     """Work on all rows, and add up their losses where `loss` is one number."""
     denominator, ignore_index, label_smoothing, z_loss = options
+    label_smoothing = float(label_smoothing)
     outer, n, inner = logits.shape
     upstream, stats = 1.0, 0
     if isinstance(grad_loss, float):
