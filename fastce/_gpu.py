@@ -1,7 +1,7 @@
 """Arrays on a GPU: from what a user passes to what the cuda kernels take, and back.
 
 What `_arrays.py` is for arrays on the host, but that nothing is copied and nobody waits: a layout
-that the kernels cannot take is an error. Each library's arrays are known by three functions in
+that the kernels cannot take is an error. Each library's arrays are known by two functions in
 `LIBRARIES`; what is not there but has ``__cuda_array_interface__``, or DLPack, is viewed through
 cuda.core. Nothing here is imported before an array is seen that needs it.
 """
@@ -9,7 +9,6 @@ cuda.core. Nothing here is imported before an array is seen that needs it.
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -34,10 +33,6 @@ class Seen(NamedTuple):
     device: int
     stream: int  # on which its owner works with it now
     readonly: bool = False
-
-    @property
-    def nbytes(self) -> int:
-        return math.prod(self.shape) * _SIZES[self.dtype]
 
 
 class Library(NamedTuple):
@@ -379,15 +374,8 @@ def check_device(a: Seen, other: Seen, name: str) -> None:
 def map_rows(x: Any, axis: int, out: Any) -> tuple[Any, Any, Any]:
     """Canonical input, canonical output and result, for an op from a shape to the same shape."""
     a = floating(x, "x")
-    if out is None:
-        layout = layout_of(a, axis, "x")
-        result, to = new_like(x, a, layout)
-    else:
-        result, to = out, check_out(out, a.shape, a.dtype)
-        check_device(a, to, "out")
-        check_apart(a, to, "x")
-        layout = layout_of(to, axis, "x")
-    return planes(a, layout, "x"), planes(to, layout, "out")._replace(stream=a.stream), result
+    layout, to, result = _room(x, a, {"x": a}, axis, out)
+    return planes(a, layout, "x"), to, result
 
 
 def map_pairs(grad: Any, y: Any, axis: int, out: Any) -> tuple[Any, Any, Any, Any]:
@@ -399,14 +387,22 @@ def map_pairs(grad: Any, y: Any, axis: int, out: Any) -> tuple[Any, Any, Any, An
             f"{g.shape} {g.dtype} and {p.shape} {p.dtype}"
         )
     check_device(g, p, "y")
+    layout, to, result = _room(y, p, {"grad": g, "y": p}, axis, out)
+    return planes(g, layout, "grad"), planes(p, layout, "y"), to, result
+
+
+def _room(x: Any, a: Seen, inputs: dict[str, Seen], axis: int, out: Any) -> tuple[Layout, Any, Any]:
+    """The layout of a result like `x`, seen as `a`; its canonical form; and itself, which is
+    `out` where that was given. It goes on the stream of the first input.
+    """
+    name, first = next(iter(inputs.items()))
     if out is None:
-        layout = layout_of(p, axis, "grad")
-        result, to = new_like(y, p, layout)
+        layout = layout_of(a, axis, name)
+        result, to = new_like(x, a, layout)
     else:
-        result, to = out, check_out(out, g.shape, g.dtype)
-        check_device(g, to, "out")
-        check_apart(g, to, "grad")
-        check_apart(p, to, "y")
-        layout = layout_of(to, axis, "grad")
-    to = to._replace(stream=g.stream)
-    return planes(g, layout, "grad"), planes(p, layout, "y"), planes(to, layout, "out"), result
+        result, to = out, check_out(out, a.shape, a.dtype)
+        check_device(first, to, "out")
+        for which, seen in inputs.items():
+            check_apart(seen, to, which)
+        layout = layout_of(to, axis, name)
+    return layout, planes(to, layout, "out")._replace(stream=first.stream), result

@@ -665,6 +665,13 @@ class Launch:
         )
         self._set(to, chosen, now)
 
+    def _checked(self, shared, where, size, text, now, reading):
+        """The memory that is meant, and the places in it, once they are found to be allowed."""
+        if not shared:
+            return self.memory, self.memory.check(where, size, text, reading)
+        threads, blocks = self.thread[now], self.block[now]
+        return self.shared, self.shared.check(where, size, text, threads, blocks, reading)
+
     def _do_ld(self, one, modes, now):
         to, address = one.operands
         type = modes[-1]
@@ -676,14 +683,7 @@ class Launch:
         kind = TYPES[type]
         item = np.dtype(kind).itemsize
         size = item * len(registers)
-        if "shared" in modes:
-            at = self.shared.check(
-                where, size, one.text, self.thread[now], self.block[now], reading=True
-            )
-            space = self.shared
-        else:
-            at = self.memory.check(where, size, one.text, reading=True)
-            space = self.memory
+        space, at = self._checked("shared" in modes, where, size, one.text, now, reading=True)
         for i, register in enumerate(registers):
             values = space.load(at, kind, i * item)
             if item < 4:
@@ -698,14 +698,7 @@ class Launch:
         where, _ = self._address(address, now)
         item = np.dtype(TYPES[type]).itemsize
         size = item * len(registers)
-        if "shared" in modes:
-            at = self.shared.check(
-                where, size, one.text, self.thread[now], self.block[now], reading=False
-            )
-            space = self.shared
-        else:
-            at = self.memory.check(where, size, one.text, reading=False)
-            space = self.memory
+        space, at = self._checked("shared" in modes, where, size, one.text, now, reading=False)
         for i, register in enumerate(registers):
             wider = f"b{max(32, item * 8)}" if item < 4 and register.startswith("%r") else type
             if register.startswith("%rs"):
@@ -754,18 +747,3 @@ class Launch:
         """Nothing: memory is in order here."""
 
     _do_fence = _do_membar
-
-    def _do_atom(self, one, modes, now):
-        to, address, operand = one.operands
-        where, _ = self._address(address, now)
-        at = self.memory.check(where, 4, one.text, reading=True)
-        last = self._get(operand, "u32", now)
-        old = np.empty(len(now), np.uint32)
-        cells = self.memory.bytes.view(np.uint32)
-        for i in np.random.default_rng(0).permutation(len(now)):  # no order is promised
-            cell = at[i] // 4
-            old[i] = cells[cell]
-            cells[cell] = {"inc": 0 if old[i] >= last[i] else old[i] + 1, "add": old[i] + last[i]}[
-                modes[1]
-            ]
-        self._set(to, old, now)

@@ -172,9 +172,3 @@ pack_half = _instruction(
 pack_bfloat16 = _instruction(
     "cvt.rn.bf16x2.f32 $0, $2, $1;", _U, [_F, _F], "Two bfloat16, the first one low.", pure=True
 )
-
-# The old value, or 0 and a new beginning after `last`: counts blocks, and is ready for the next
-# launch when all have come.
-take_ticket = _instruction(
-    "atom.global.inc.u32 $0, [$1], $2;", _U, [_I, _U], "Count up at an address, from 0 to last."
-)

@@ -1,6 +1,6 @@
 """How numbers lie in memory: float64, float32, float16 and bfloat16.
 
-`Storage` has, for one dtype, what moves it between memory and the type in which it is computed:
+`storage_of` gives, for one dtype, what moves it between memory and the type of computation:
 float64 for float64, else float32. A word is 16 bytes, the most that one instruction moves.
 float16 and bfloat16 are never Numba values: their bits are unpacked as they come.
 """
