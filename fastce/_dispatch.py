@@ -13,7 +13,6 @@ from contextvars import ContextVar
 BACKENDS = ("cython", "numba", "reference")  # of processors, fastest first
 GPU = "cuda"  # for arrays on a GPU; others are copied there where it is asked for by name
 OPS = ("log_softmax", "cross_entropy", "attention")
-GPU_OPS = ("log_softmax", "cross_entropy")
 
 _chosen: ContextVar[str | None] = ContextVar(
     "fastce_backend", default=os.environ.get("FASTCE_BACKEND") or None
@@ -54,10 +53,6 @@ def check_name(backend: str) -> None:
         raise ValueError(f"unknown backend {backend!r}; there are {', '.join((*BACKENDS, GPU))}")
 
 
-def _ops(backend: str) -> tuple[str, ...]:
-    return GPU_OPS if backend == GPU else OPS
-
-
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
     """Compute with one backend inside a ``with`` block; without ``with`` it does nothing.
@@ -85,7 +80,7 @@ def use_backend(name: str) -> Iterator[None]:
     array([0.5, 0.5])
     """
     check_name(name)
-    for op in _ops(name):
+    for op in OPS:
         _load(name, op, op)
     token = _chosen.set(name)
     try:
@@ -119,7 +114,7 @@ def available_backends() -> dict[str, str | None]:
     reasons: dict[str, str | None] = {}
     for backend in (*BACKENDS, GPU):
         try:
-            for op in _ops(backend):
+            for op in OPS:
                 _load(backend, op, op)
             reasons[backend] = None
         except (BackendError, ValueError) as error:  # ValueError: a FASTCE_ISA that is not there

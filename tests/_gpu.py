@@ -14,7 +14,8 @@ from numba.cuda import compiler, dispatcher
 from fastce import _dispatch, kernels
 from fastce import _gpu as _gpu_arrays
 from fastce.kernels import cuda as cuda_kernels
-from fastce.kernels.cuda import _device, _launch
+from fastce.kernels.cuda import _attention_arrays, _device, _launch
+from fastce.kernels.cuda._attention_work import Problem
 
 # Where there is no GPU, Numba cannot know for which one to compile the functions that a kernel
 # calls. What it makes of them is the same for all.
@@ -27,9 +28,8 @@ def _library_of(kernel, argument_types):
     """A kernel in LLVM's language, of which PTX for any GPU is made. `cuda.compile` does the same,
     but would begin from Python for each.
     """
-    signature = types.void(*(types.float64 if t is float else types.int64 for t in argument_types))
     library, _ = compiler._compile_pyfunc_with_fixup(
-        kernel.py_func, signature, device=False, abi="numba", cc=(9, 0)
+        kernel.py_func, _device.signature(argument_types), device=False, abi="numba", cc=(9, 0)
     )
     return library
 
@@ -41,13 +41,14 @@ def ptx_of(kernel, argument_types, cc):
     return text
 
 
-FLOATS = ("upstream", "denominator", "keep", "spread", "z_loss")
+FLOATS = ("upstream", "denominator", "keep", "spread", "z_loss", "scale", "softcap")
 
 
 def argument_types(kernel):
     """As a launch has them, by the names of the parameters."""
     names = inspect.signature(kernel.py_func).parameters
-    return tuple(float if name in FLOATS else int for name in names)
+    kinds = {"p": Problem, **dict.fromkeys(FLOATS, float)}
+    return tuple(kinds.get(name, int) for name in names)
 
 
 @functools.cache
@@ -89,11 +90,12 @@ class Machine:
         self.memory.read(address, array)
 
     def launch(self, kernel, blocks, threads, shared, stream, device, arguments):
-        assert {*map(type, arguments)} <= {int, float}
         program = program_of(kernel, tuple(map(type, arguments)))
         self.launches.append(SimpleNamespace(kernel=kernel, blocks=blocks, stream=stream))
         assert shared + program.shared_size <= self._limits.shared
-        _ptx_machine.Launch(program, self.memory, blocks, threads, shared, arguments).run()
+        numbers = [*_device.flat(arguments)]
+        assert {*map(type, numbers)} <= {int, float}
+        _ptx_machine.Launch(program, self.memory, blocks, threads, shared, numbers).run()
 
     def install(self, monkeypatch):
         for name in _DEVICE:
@@ -109,6 +111,7 @@ def forget():
     """What was loaded is loaded again: whether there is a GPU is asked then."""
     kernels.load.cache_clear()
     _launch._plan.cache_clear()
+    _attention_arrays._buffer.cache_clear()
     _dispatch._load.cache_clear()
 
 

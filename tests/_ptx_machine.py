@@ -9,7 +9,8 @@ is fast is not seen here, nor what `ptxas` makes of the text. But it is stricter
 - two threads of a block that touch the same byte of shared memory, one of them writing, must have
   a barrier between them;
 - the lanes that a shuffle names must all take part, and the threads of a block in its barrier;
-- ``ex2.approx`` may err by 2**-22 on hardware, and here does, one way or the other.
+- ``ex2.approx`` may err by 2**-22 on hardware, and here does, one way or the other, but for whole
+  numbers.
 
 Instructions that no kernel has used yet are a KeyError. See the PTX ISA for what they do.
 """
@@ -147,11 +148,11 @@ class Memory:
         at = addresses.astype(np.int64) - BASE
         if (at < 0).any() or (at + size > len(self.bytes)).any():
             raise PTXError(f"outside of memory: {text}")
-        for i in range(size):
-            if not self.allocated[at + i].all():
-                raise PTXError(f"out of bounds: {text}")
-            if reading and not self.written[at + i].all():
-                raise PTXError(f"read before it was written: {text}")
+        at_bytes = at[:, None] + np.arange(size)
+        if not self.allocated[at_bytes].all():
+            raise PTXError(f"out of bounds: {text}")
+        if reading and not self.written[at_bytes].all():
+            raise PTXError(f"read before it was written: {text}")
         return at
 
     def load(self, addresses, type, offset=0):
@@ -163,6 +164,9 @@ class Memory:
         self.bytes.view(values.dtype)[(at + offset) // values.itemsize] = values
         for i in range(values.itemsize):
             self.written[at + offset + i] = True
+
+
+_WARPS, _ALL = 1 << 40, 1 << 50  # readers of one warp: _WARPS + its number; of several: _ALL
 
 
 class Shared:
@@ -181,6 +185,17 @@ class Shared:
         self.group = np.zeros(threads, np.int64)  # of each thread: the group that it is filling
         self.arrived = np.zeros(threads, np.int64)  # and the first that may still be under way
 
+    def warp_barrier(self, warps):
+        """The lanes of these warps see what the others of theirs have written."""
+        mine = np.zeros(len(self.group) // 32, bool)
+        mine[warps] = True
+        known = np.flatnonzero(self.writer >= 0)
+        self.writer[known[mine[self.writer[known] >> 5]]] = -1
+        known = np.flatnonzero((self.reader >= 0) & (self.reader < _ALL))
+        reader = self.reader[known]
+        warp = np.where(reader >= _WARPS, reader - _WARPS, reader >> 5)
+        self.reader[known[mine[warp]]] = -1
+
     def barrier(self, blocks):
         for block in blocks:
             self.writer[block * self.size : (block + 1) * self.size] = -1
@@ -192,32 +207,37 @@ class Shared:
         if (addresses + size > self.size).any():
             raise PTXError(f"out of bounds: {text}")
         at = addresses.astype(np.int64) + blocks * self.size
-        for i in range(size):
-            byte = at + i
-            if reading and not self.written[byte].all():
-                raise PTXError(f"read before it was written: {text}")
-            copied = self.copy[byte]
-            if reading and (copied >= self.arrived[self.copier[byte]])[copied >= 0].any():
-                raise PTXError(f"read before its copy was waited for: {text}")
-            writer = self.writer[byte]
-            if ((writer >= 0) & (writer != threads)).any():
+        byte = at[:, None] + np.arange(size)
+        threads = np.broadcast_to(threads[:, None], byte.shape)
+        if reading and not self.written[byte].all():
+            raise PTXError(f"read before it was written: {text}")
+        copied = self.copy[byte]
+        if reading and (copied >= self.arrived[self.copier[byte]])[copied >= 0].any():
+            raise PTXError(f"read before its copy was waited for: {text}")
+        writer = self.writer[byte]
+        if ((writer >= 0) & (writer != threads)).any():
+            raise PTXError(f"race: {text}")
+        if reading:
+            # Of several readers, whether they are of one warp is remembered.
+            reader = self.reader[byte]
+            self.reader[byte] = threads
+            mixed = (reader >= 0) & (reader != threads) | (self.reader[byte] != threads)
+            if mixed.any():
+                warp = _WARPS + (threads >> 5)
+                self.reader[byte[mixed]] = warp[mixed]
+                one = (reader < 0) | (reader == warp) | (reader >> 5 == threads >> 5)
+                many = mixed & (~one | (self.reader[byte] != warp))
+                self.reader[byte[many]] = _ALL
+        else:
+            reader = self.reader[byte]
+            if ((reader >= 0) & (reader != threads)).any():
                 raise PTXError(f"race: {text}")
-            if reading:
-                # Of several readers, one that is not the next writer is remembered.
-                other = (self.reader[byte] >= 0) & (self.reader[byte] != threads)
-                self.reader[byte] = np.where(other, 1 << 40, threads)
-                repeated = self.reader[byte] != threads
-                self.reader[byte[repeated]] = 1 << 40
-            else:
-                reader = self.reader[byte]
-                if ((reader >= 0) & (reader != threads)).any():
-                    raise PTXError(f"race: {text}")
-                self.writer[byte] = threads
-                if (self.writer[byte] != threads).any():
-                    raise PTXError(f"race: {text}")
-                self.written[byte] = True
-                self.copy[byte] = -1
-                self.copier[byte] = threads
+            self.writer[byte] = threads
+            if (self.writer[byte] != threads).any():
+                raise PTXError(f"race: {text}")
+            self.written[byte] = True
+            self.copy[byte] = -1
+            self.copier[byte] = threads
         return at
 
     def load(self, at, type, offset=0):
@@ -276,6 +296,7 @@ def _ex2_approx(a, ftz):
     exact = np.exp2(a.astype(np.float64))
     # As wrong as the instruction may be: up or down by the bits of its argument.
     sign = np.where(a.view(np.uint32) * np.uint32(2654435761) >> np.uint32(31), 1.0, -1.0)
+    sign = np.where(a == np.rint(a), 0, sign)  # libdevice's tanh relies on that
     result = (exact * (1 + sign * 2.0**-22.5)).astype(np.float32)
     return np.where(np.abs(result) < 2.0**-126, np.float32(0), result) if ftz else result
 
@@ -331,6 +352,21 @@ def _convert(a, to, source, modes):
     return a.astype(to)
 
 
+def _listed(operand):
+    """The registers in braces."""
+    return [r.strip() for r in operand.strip("{}").split(",")]
+
+
+def _halves(bits):
+    return np.stack([bits & np.uint32(0xFFFF), bits >> np.uint32(16)], -1)
+
+
+# What the tensor cores take the bits of a register for.
+_TENSOR_NUMBERS = {
+    "f16": lambda bits: _halves(bits).astype(np.uint16).view(np.float16).astype(np.float64),
+    "bf16": lambda bits: (_halves(bits) << np.uint32(16)).view(np.float32).astype(np.float64),
+    "tf32": lambda bits: (bits & np.uint32(0xFFFFE000)).view(np.float32).astype(np.float64)[..., None],
+}
 _COMPARE = {
     "eq": np.equal, "ne": np.not_equal, "lt": np.less, "le": np.less_equal,
     "gt": np.greater, "ge": np.greater_equal, "lo": np.less, "ls": np.less_equal,
@@ -447,6 +483,8 @@ class Launch:
                 self._execute(one, place, go)
             elif "warp" not in one.opcode:
                 self.shared.barrier(np.unique(self.block[go]))
+            else:
+                self.shared.warp_barrier(np.unique(go >> 5))
             self.waits[go] = False
             self.place[go] = place + 1
         if not progressed and not (~self.waits & alive).any():
@@ -626,6 +664,10 @@ class Launch:
     def _do_cvt(self, one, modes, now):
         to, *sources = one.operands
         into, source = modes[-2:]
+        if into == "tf32":  # to the nearest, ties away from zero
+            bits = self._get(sources[0], "b32", now)
+            self._set(to, (bits + np.uint32(0x1000)) & np.uint32(0xFFFFE000), now)
+            return
         if into in ("f16x2", "bf16x2"):
             high, low = (self._get(s, "f32", now) for s in sources)
             if into == "bf16x2":
@@ -708,27 +750,89 @@ class Launch:
 
     def _do_cp(self, one, modes, now):
         """cp.async: at once, but nobody may read it before the thread has waited."""
+        threads = self.thread[now]
         if modes[1] == "commit_group":
-            self.shared.group[self.thread[now]] += 1
+            self.shared.group[threads] += 1
             return
         if modes[1] == "wait_group":
-            threads = self.thread[now]
             self.shared.arrived[threads] = self.shared.group[threads] - int(one.operands[0])
             return
-        if modes[:2] != ["async", "cg"]:
+        if modes[1] == "wait_all":
+            self.shared.group[threads] += 1
+            self.shared.arrived[threads] = self.shared.group[threads]
+            return
+        if modes[:1] != ["async"] or modes[1] not in ("cg", "ca"):
             raise PTXError(f"an instruction that this machine does not know: {one.text}")
-        to, source = one.operands[:2]
-        size = int(one.operands[2])
+        to, source, size = one.operands[:3]
+        size = int(size)
         into, _ = self._address(to, now)
         from_, _ = self._address(source, now)
-        at = self.memory.check(from_, size, one.text, reading=True)
-        there = self.shared.check(
-            into, size, one.text, self.thread[now], self.block[now], reading=False
-        )
-        for i in range(0, size, 8):
-            self.shared.store(there, self.memory.load(at, np.uint64, i), i)
-        for i in range(size):
-            self.shared.copy[there + i] = self.shared.group[self.thread[now]]
+        given = np.full(len(now), size)
+        if len(one.operands) > 3:  # zeros behind so many bytes
+            given = self._get(one.operands[3], "u32", now).astype(np.int64)
+        if (given > size).any() or (from_ % size)[given > 0].any():
+            raise PTXError(f"misaligned: {one.text}")
+        there = self.shared.check(into, size, one.text, threads, self.block[now], reading=False)
+        byte, column = there[:, None] + np.arange(size), np.arange(size)
+        live = column < given[:, None]
+        source = (from_[:, None] + column)[live]
+        self.shared.bytes[byte] = 0
+        self.shared.bytes[byte[live]] = self.memory.bytes[
+            self.memory.check(source, 1, one.text, reading=True)
+        ]
+        self.shared.copy[byte] = self.shared.group[threads][:, None]
+
+    def _warps(self, one, now):
+        """How many whole warps these threads are: some instructions need all lanes."""
+        if len(now) % 32 or (now.reshape(-1, 32) != now[::32, None] // 32 * 32 + np.arange(32)).any():
+            raise PTXError(f"not all lanes of a warp take part: {one.text}")
+        return len(now) // 32
+
+    def _do_ldmatrix(self, one, modes, now):
+        """Four matrices of 8 rows of 16 bytes, whose addresses are in the lanes."""
+        to, address = one.operands
+        if "x4" not in modes:
+            raise PTXError(f"an instruction that this machine does not know: {one.text}")
+        warps = self._warps(one, now)
+        where, _ = self._address(address, now)
+        _, at = self._checked(True, where, 16, one.text, now, reading=True)
+        rows = self.shared.bytes[at[:, None] + np.arange(16)].view(np.uint16)
+        matrices = rows.reshape(warps, 4, 8, 8)
+        if "trans" in modes:
+            matrices = matrices.swapaxes(2, 3)
+        pairs = np.ascontiguousarray(matrices).view(np.uint32).reshape(warps, 4, 32)
+        for i, register in enumerate(_listed(to)):
+            self._set(register, pairs[:, i].reshape(-1), now)
+
+    def _do_mma(self, one, modes, now):
+        """D = A B + C of whole warps. The PTX ISA says which lane has what."""
+        d, a, b, c = map(_listed, one.operands)
+        shape, kind = modes[2], modes[-2]
+        if modes[3:5] != ["row", "col"] or shape not in ("m16n8k16", "m16n8k8"):
+            raise PTXError(f"an instruction that this machine does not know: {one.text}")
+        warps = self._warps(one, now)
+        per_register = 2 if shape == "m16n8k16" else 1
+        g, t = np.arange(32) >> 2, np.arange(32) & 3
+
+        def numbers(register):
+            bits = self._get(register, "b32", now).reshape(warps, 32)
+            return _TENSOR_NUMBERS[kind](bits)  # (warps, 32, numbers in a register)
+
+        depth = 8 * per_register
+        left, right = np.zeros((warps, 16, depth)), np.zeros((warps, depth, 8))
+        total = np.zeros((warps, 16, 8))
+        for e in range(per_register):
+            for i, register in enumerate(a):
+                column = per_register * t + e + (i >> 1) * depth // 2
+                left[:, g + 8 * (i & 1), column] = numbers(register)[..., e]
+            for i, register in enumerate(b):
+                right[:, per_register * t + e + i * depth // 2, g] = numbers(register)[..., e]
+        for i, register in enumerate(c):
+            values = self._get(register, "f32", now).reshape(warps, 32)
+            total[:, g + 8 * (i >> 1), 2 * t + (i & 1)] = values
+        total = (left @ right + total).astype(np.float32)
+        for i, register in enumerate(d):
+            self._set(register, total[:, g + 8 * (i >> 1), 2 * t + (i & 1)].reshape(-1), now)
 
     def _do_shfl(self, one, modes, now):
         to, source, lanes, _, mask = one.operands

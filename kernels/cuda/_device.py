@@ -101,11 +101,20 @@ def read(address, array, stream, device):
 
 
 def launch(kernel, blocks, threads, shared, stream, device, arguments):
-    """Run a kernel of `cuda.jit` with integers (int64) and floats (float64)."""
+    """Run a kernel of `cuda.jit` with integers (int64), floats (float64) and structures of integers."""
     with _current(device):
         compiled = _compiled(kernel, tuple(map(type, arguments)), device, shared > 48 * 1024)
         config = _config(blocks, threads, shared)
-        _launch(_stream(stream), config, compiled, *arguments)
+        _launch(_stream(stream), config, compiled, *flat(arguments))
+
+
+def flat(arguments):
+    """The numbers that a kernel gets: a structure is passed as its fields."""
+    for a in arguments:
+        if isinstance(a, tuple):
+            yield from a
+        else:
+            yield a
 
 
 @cache
@@ -115,7 +124,7 @@ def _config(blocks, threads, shared):
 
 @cache
 def _compiled(kernel, types, device, much_shared):
-    code = kernel.compile(_signature(types))._codelibrary.get_cufunc().kernel
+    code = kernel.compile(signature(types))._codelibrary.get_cufunc().kernel
     if much_shared:  # more than 48 KB must be asked for, once for each kernel
         attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
         room = limits(device).shared
@@ -123,10 +132,16 @@ def _compiled(kernel, types, device, much_shared):
     return code
 
 
-def _signature(types):
-    if not {*types} <= {int, float}:  # what else comes would be taken for the bits of an integer
-        raise TypeError(f"a kernel takes int and float, got {types}")
-    return nb.void(*(nb.float64 if t is float else nb.int64 for t in types))
+def signature(types):
+    return nb.void(*map(_type, types))
+
+
+def _type(t):
+    if t in (int, float):
+        return nb.int64 if t is int else nb.float64
+    if not issubclass(t, tuple):  # what else comes would be taken for the bits of an integer
+        raise TypeError(f"a kernel takes int, float and structures of int, got {t}")
+    return nb.NamedUniTuple(nb.int64, len(t._fields), t)
 
 
 def _check(answer):

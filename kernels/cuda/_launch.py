@@ -12,6 +12,8 @@ from functools import cache
 from typing import NamedTuple
 
 from . import _device
+from ._attention_forward import shared_size as forward_shared
+from ._attention_tiles import Tiling, width_of
 from ._columns import HEIGHT, PLACES, WIDTH
 from ._reduce import SCRATCH
 from ._storage import storage_of
@@ -152,3 +154,80 @@ def over_rows(first, second, count, width, where, arguments, last):
     partial = _device.address(buffer)
     launch(first, blocks, (*arguments, count, SUM_ROWS, partial, *last))
     launch(second, 1, (partial, blocks, blocks, 0, *last))
+
+
+# ---- attention -------------------------------------------------------------------------------
+
+# (warps, 16 rows of each, columns in a step) of the forward, for up to so many rows, by the bytes of
+# a number and up to so many numbers in a row. Tiles of more rows share what they read of keys, but
+# results are in registers, of which a thread has 255: 2 x 128 and 1 x 256 float32 results of 16 rows
+# are half of them.
+FORWARD = {
+    2: (
+        (16, ((128, (1, 1, 32)), (256, (1, 1, 16)))),
+        (64, ((64, (4, 1, 64)), (256, (4, 1, 32)))),
+        (None, ((64, (4, 2, 64)), (128, (4, 2, 32)), (256, (8, 1, 32)))),
+    ),
+    4: (
+        (16, ((128, (1, 1, 32)), (256, (1, 1, 16)))),
+        (None, ((128, (4, 1, 32)), (256, (4, 1, 16)))),
+    ),
+    8: (
+        (16, ((128, (1, 1, 16)), (256, (1, 1, 16)))),
+        (None, ((128, (4, 1, 16)), (256, (2, 1, 16)))),
+    ),
+}
+# Columns of results that a block has, at most; the others have blocks of their own.
+FORWARD_PART = {2: 256, 4: 128, 8: 64}
+# Keys are split where there are fewer blocks than this many for each multiprocessor, in parts of so
+# many steps at least.
+WANTED_BLOCKS = 4
+PART_STEPS = 8
+MOST_SPLITS = 64
+MERGE_THREADS = 128
+
+
+def _chosen(table, rows, width):
+    by_width = next(t for most, t in table if most is None or rows <= most)
+    return next(choice for most, choice in by_width if width <= most)
+
+
+def attention_forward(dtype, p, general, device):
+    """The `Tiling` of a forward, and how the work of a `Problem` is cut."""
+    size = storage_of(dtype).size
+    width = width_of(p.width // size, p.value_width // size)
+    few = p.queries <= FORWARD[size][0][0]
+    pack = p.group if few else 1
+    warps, row_tiles, columns = _chosen(FORWARD[size], p.queries * pack, width)
+    part = min(width, FORWARD_PART[size])
+    tiling = Tiling(dtype, width, part, warps, row_tiles, columns, general)
+    cut = _cut(p, tiling.rows, p.queries, pack, -(-width // part))
+    blocks = cut["parts"] * cut["tiles"] * (p.heads // pack) * (1 if p.packed else p.entries)
+    steps = -(-p.keys // columns)
+    wanted = WANTED_BLOCKS * _device.limits(device).multiprocessors // blocks
+    cut["splits"] = max(1, min(wanted, steps // PART_STEPS, MOST_SPLITS))
+    return tiling, cut
+
+
+def _cut(p, rows, count, pack, parts):
+    tiles = -(-count * pack // rows)
+    if p.packed:
+        tiles = count * pack // rows + p.entries
+    return {"tiles": tiles, "pack": pack, "parts": parts}
+
+
+def over_tiles(kernel, tiling, p, where, options, *, heads=None, shared=forward_shared):
+    """Launch a kernel of attention, a block for each tile of `heads` heads."""
+    heads = heads or p.heads // p.pack
+    blocks = p.parts * p.splits * p.tiles * heads * (1 if p.packed else p.entries)
+    if blocks:
+        room = shared(tiling)
+        _device.launch(
+            kernel, blocks, tiling.threads, room, where.stream, where.device, (p, *options)
+        )
+
+
+def over_all_rows(kernel, p, where):
+    """Launch a kernel that has a warp for each query of each head."""
+    blocks = -(-p.all_rows // (MERGE_THREADS // 32))
+    _device.launch(kernel, blocks, MERGE_THREADS, 0, where.stream, where.device, (p,))

@@ -1,6 +1,6 @@
 """PTX instructions that Numba has no name for, as functions of device code.
 
-The only file with inline PTX. Each function is one instruction, inlined where it is called, so
+All inline PTX is here and in `_tensor_cores.py`. Each function is one instruction, inlined where it is called, so
 the PTX of a kernel shows it as it stands here. Addresses are plain int64 numbers: that is what a
 caller's array, whatever library it is from, comes down to, and a number costs a launch less than
 an array does (`_launch.py`). See the PTX ISA, sections 9.7.9 (moving data), 9.7.3 (floats).
@@ -32,15 +32,16 @@ _REGISTER = {
 WORD = types.UniTuple(types.uint32, 4)
 
 
-def _instruction(text, result, arguments, doc, *, pure=False):
+def instruction(text, result, arguments, doc, *, pure=False, together=False):
     """A device function that is the one PTX instruction `text`.
 
     ``result`` is None, a number type, or a tuple of them; ``pure`` instructions may be moved,
-    merged and dropped by the compiler, the others stay where they stand.
+    merged and dropped by the compiler, the others stay where they stand. ``together``: it touches no
+    memory, but may not be moved into a branch, as all lanes of the warp must take part.
     """
     outputs = tuple(result) if isinstance(result, types.BaseTuple) else (result,) if result else ()
     constraints = ["=" + _REGISTER[t] for t in outputs] + [_REGISTER[t] for t in arguments]
-    if not pure:
+    if not (pure or together):
         constraints.append("~{memory}")
     if not outputs:
         returned = ir.VoidType()
@@ -62,7 +63,7 @@ def _instruction(text, result, arguments, doc, *, pure=False):
 
     signature = (result or types.void)(*arguments)
     # An intrinsic must name its parameters.
-    names = ", ".join("abcdef"[: len(arguments)])
+    names = ", ".join(f"x{i}" for i in range(len(arguments)))
     scope = {"signature": signature, "codegen": codegen}
     exec(f"def typer(typing, {names}):\n    return signature, codegen", scope)
     scope["typer"].__doc__ = doc
@@ -71,36 +72,69 @@ def _instruction(text, result, arguments, doc, *, pure=False):
 
 _I, _F, _D, _U, _L = types.int64, types.float32, types.float64, types.uint32, types.uint64
 
-load_word = _instruction(
+load_word = instruction(
     "ld.global.v4.u32 {$0, $1, $2, $3}, [$4];", WORD, [_I], "The 16 bytes at an aligned address."
 )
-store_word = _instruction(
+store_word = instruction(
     "st.global.v4.u32 [$0], {$1, $2, $3, $4};", None, [_I, _U, _U, _U, _U], "Write 16 bytes."
 )
-load_u8 = _instruction("ld.global.u8 $0, [$1];", _U, [_I], "One byte, unsigned.")
-load_u16 = _instruction("ld.global.u16 $0, [$1];", _U, [_I], "Two bytes, unsigned.")
-load_u32 = _instruction("ld.global.u32 $0, [$1];", _U, [_I], "Four bytes, unsigned.")
-load_i64 = _instruction("ld.global.u64 $0, [$1];", _I, [_I], "Eight bytes.")
-load_f32 = _instruction("ld.global.f32 $0, [$1];", _F, [_I], "A float32.")
-load_f64 = _instruction("ld.global.f64 $0, [$1];", _D, [_I], "A float64.")
-store_u16 = _instruction("st.global.u16 [$0], $1;", None, [_I, _U], "Write two bytes.")
-store_f32 = _instruction("st.global.f32 [$0], $1;", None, [_I, _F], "Write a float32.")
-store_f64 = _instruction("st.global.f64 [$0], $1;", None, [_I, _D], "Write a float64.")
+load_u8 = instruction("ld.global.u8 $0, [$1];", _U, [_I], "One byte, unsigned.")
+load_u16 = instruction("ld.global.u16 $0, [$1];", _U, [_I], "Two bytes, unsigned.")
+load_u32 = instruction("ld.global.u32 $0, [$1];", _U, [_I], "Four bytes, unsigned.")
+load_i64 = instruction("ld.global.u64 $0, [$1];", _I, [_I], "Eight bytes.")
+load_f32 = instruction("ld.global.f32 $0, [$1];", _F, [_I], "A float32.")
+load_f64 = instruction("ld.global.f64 $0, [$1];", _D, [_I], "A float64.")
+store_u32 = instruction("st.global.u32 [$0], $1;", None, [_I, _U], "Write four bytes.")
+store_u16 = instruction("st.global.u16 [$0], $1;", None, [_I, _U], "Write two bytes.")
+store_i64 = instruction("st.global.u64 [$0], $1;", None, [_I, _I], "Write eight bytes.")
+store_f32 = instruction("st.global.f32 [$0], $1;", None, [_I, _F], "Write a float32.")
+store_f64 = instruction("st.global.f64 [$0], $1;", None, [_I, _D], "Write a float64.")
 
 # Shared memory. Its addresses are those of its own window, 32 bits wide.
-shared_load_word = _instruction(
+shared_load_word = instruction(
     "ld.shared.v4.u32 {$0, $1, $2, $3}, [$4];", WORD, [_U], "16 bytes of shared memory."
 )
-shared_load_f32 = _instruction("ld.shared.f32 $0, [$1];", _F, [_U], "A float32 of shared memory.")
-shared_load_f64 = _instruction("ld.shared.f64 $0, [$1];", _D, [_U], "A float64 of shared memory.")
-shared_store_f32 = _instruction("st.shared.f32 [$0], $1;", None, [_U, _F], "Write a float32 there.")
-shared_store_f64 = _instruction("st.shared.f64 [$0], $1;", None, [_U, _D], "Write a float64 there.")
+shared_load_f32 = instruction("ld.shared.f32 $0, [$1];", _F, [_U], "A float32 of shared memory.")
+shared_load_f64 = instruction("ld.shared.f64 $0, [$1];", _D, [_U], "A float64 of shared memory.")
+shared_load_f32_pair = instruction(
+    "ld.shared.v2.f32 {$0, $1}, [$2];", types.UniTuple(_F, 2), [_U], "Two neighbours of float32."
+)
+shared_load_f64_pair = instruction(
+    "ld.shared.v2.f64 {$0, $1}, [$2];", types.UniTuple(_D, 2), [_U], "Two neighbours of float64."
+)
+shared_load_u16 = instruction("ld.shared.u16 $0, [$1];", _U, [_U], "Two bytes, unsigned.")
+shared_load_u32 = instruction("ld.shared.u32 $0, [$1];", _U, [_U], "Four bytes, unsigned.")
+shared_load_i64 = instruction("ld.shared.u64 $0, [$1];", _I, [_U], "Eight bytes.")
+shared_store_u16 = instruction("st.shared.u16 [$0], $1;", None, [_U, _U], "Write two bytes there.")
+shared_store_u32 = instruction("st.shared.u32 [$0], $1;", None, [_U, _U], "Write four bytes there.")
+shared_store_i64 = instruction("st.shared.u64 [$0], $1;", None, [_U, _I], "Write eight bytes there.")
+shared_store_f32 = instruction("st.shared.f32 [$0], $1;", None, [_U, _F], "Write a float32 there.")
+shared_store_f64 = instruction("st.shared.f64 [$0], $1;", None, [_U, _D], "Write a float64 there.")
 # .cg: through L2 only, as nobody reads these bytes a second time from global memory.
-copy_word_async = _instruction(
+copy_word_async = instruction(
     "cp.async.cg.shared.global [$0], [$1], 16;",
     None,
     [_U, _I],
     "Begin to copy 16 bytes from global to shared memory.",
+)
+# The same for the first `bytes` of 16, and zeros for the others.
+copy_part_async = instruction(
+    "cp.async.cg.shared.global [$0], [$1], 16, $2;",
+    None,
+    [_U, _I, _U],
+    "Begin to copy up to 16 bytes from global to shared memory, and zeros behind them.",
+)
+copy_f32_async = instruction(
+    "cp.async.ca.shared.global [$0], [$1], 4, $2;",
+    None,
+    [_U, _I, _U],
+    "Begin to copy a float32, or zero where 0 bytes are asked for.",
+)
+copy_f64_async = instruction(
+    "cp.async.ca.shared.global [$0], [$1], 8, $2;",
+    None,
+    [_U, _I, _U],
+    "Begin to copy a float64, or zero where 0 bytes are asked for.",
 )
 
 
@@ -131,6 +165,13 @@ wait_for_copies = _statement(
     "Wait until all groups of this thread but the last AHEAD have arrived, and let it read them.",
 )
 
+wait_for_all_copies = _statement(
+    "cp.async.wait_all;", "Wait until all copies of this thread have arrived, and let it read them."
+)
+stay = _statement(
+    "", "Nothing, which may not be moved: so a branch that is seldom taken stays a branch."
+)
+
 
 @intrinsic
 def dynamic_shared(typing):
@@ -144,31 +185,34 @@ def dynamic_shared(typing):
         else:
             memory = ir.GlobalVariable(module, ir.ArrayType(ir.IntType(8), 0), name, space)
             memory.linkage = "external"
-            memory.align = 16
+            memory.align = 1024  # so that a swizzle by address is one by row
         return builder.ptrtoint(memory, ir.IntType(32))
 
     return types.uint32(), codegen
 
 
 # max.f32 drops a NaN, this one keeps it. There is none for float64: see `_math.py`.
-max_nan_f32 = _instruction(
+max_nan_f32 = instruction(
     "max.NaN.f32 $0, $1, $2;", _F, [_F, _F], "The larger, or NaN if one is NaN.", pure=True
 )
 
-bits_to_f32 = _instruction("mov.b32 $0, $1;", _F, [_U], "Float32 of these bits.", pure=True)
-f32_to_bits = _instruction("mov.b32 $0, $1;", _U, [_F], "Bits of a float32.", pure=True)
-bits_to_f64 = _instruction(
+exp2_approx = instruction(
+    "ex2.approx.ftz.f32 $0, $1;", _F, [_F], "2**x, to 2 ULP; below 2**-126 it is 0.", pure=True
+)
+bits_to_f32 = instruction("mov.b32 $0, $1;", _F, [_U], "Float32 of these bits.", pure=True)
+f32_to_bits = instruction("mov.b32 $0, $1;", _U, [_F], "Bits of a float32.", pure=True)
+bits_to_f64 = instruction(
     "mov.b64 $0, {$1, $2};", _D, [_U, _U], "Float64 of a low and a high half.", pure=True
 )
-f64_to_bits = _instruction(
+f64_to_bits = instruction(
     "mov.b64 {$0, $1}, $2;", types.UniTuple(_U, 2), [_D], "Low and high half.", pure=True
 )
-half_to_f32 = _instruction(
+half_to_f32 = instruction(
     "cvt.f32.f16 $0, $1;", _F, [types.uint16], "Float32 of the float16 bits.", pure=True
 )
-pack_half = _instruction(
+pack_half = instruction(
     "cvt.rn.f16x2.f32 $0, $2, $1;", _U, [_F, _F], "Two float16, the first one low.", pure=True
 )
-pack_bfloat16 = _instruction(
+pack_bfloat16 = instruction(
     "cvt.rn.bf16x2.f32 $0, $2, $1;", _U, [_F, _F], "Two bfloat16, the first one low.", pure=True
 )

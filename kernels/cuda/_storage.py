@@ -171,6 +171,8 @@ _PARTS = {
         _store_pairs(_ptx.pack_bfloat16),
     ),
 }
+# float32 whose products are those of tensor cores: a dtype of views only.
+_PARTS["tfloat32"] = _PARTS["float32"]
 
 
 @cache

@@ -1,0 +1,275 @@
+"""Attention on a GPU: one pass over the keys, without an array of queries by keys.
+
+A block has some queries of a head and goes over the keys, in steps; the keys and values of the next
+step are copied to shared memory while it computes. A row keeps the largest score so far, the sum of
+its weights and their sum times the values, which are rescaled when the largest grows (Milakov &
+Gimelshein 2018, Dao 2023).
+
+Where there are fewer queries than the GPU has room for, heads that share keys are rows of one tile,
+and the keys are split: each block leaves what its rows keep, and `merge` puts it together, in order.
+"""
+
+import math
+from functools import cache
+
+import numpy as np
+from numba import cuda
+
+from . import _ptx
+from ._attention_scores import scores_of
+from ._attention_tiles import (
+    loader_of,
+    pitch_of,
+    place_of_row,
+    products_of,
+    row_at,
+    scratch_of,
+    unrolled,
+    writer_of,
+)
+from ._attention_work import (
+    LSE,
+    MASK,
+    OF_K,
+    OF_OUT,
+    OF_Q,
+    OF_V,
+    OUT,
+    K,
+    Q,
+    V,
+    bounds,
+    locate,
+    row_number,
+    span,
+    start,
+)
+from ._math import device
+from ._storage import storage_of
+
+
+def shared_size(tiling):
+    """Bytes of shared memory of a block of `forward`: queries, two steps of keys and values, scratch."""
+    name, warps = tiling.dtype, tiling.warps
+    step = tiling.columns * (pitch_of(name, tiling.width) + pitch_of(name, tiling.part))
+    scratch = warps * scratch_of(name, tiling.row_tiles, tiling.columns)
+    return tiling.rows * pitch_of(name, tiling.width) + 2 * step + scratch
+
+
+@cache
+def forward_of(tiling):
+    name, width, part_width, warps, row_tiles, columns, general = tiling
+    storage, scores = storage_of(name), scores_of(tiling)
+    size, kind, real, number = storage.size, storage.type, storage.real, storage.real_size
+    zero, one, lowest = real(0), real(1), real(-np.inf)
+    rows, threads, lane_rows = tiling.rows, tiling.threads, 2 * row_tiles
+    warp_rows = 16 * row_tiles
+    score_count, result_count = row_tiles * columns // 2, row_tiles * part_width // 2
+    per_row = result_count // lane_rows
+    q_pitch, q_size = pitch_of(name, width), rows * pitch_of(name, width)
+    x_size = columns * pitch_of(name, width)
+    step_size = x_size + columns * pitch_of(name, part_width)
+    warp_scratch = scratch_of(name, row_tiles, columns)
+    load_q = loader_of(name, rows, width, threads)
+    load_k = loader_of(name, columns, width, threads)
+    load_v = loader_of(name, columns, part_width, threads)
+    products = products_of(name, row_tiles, columns, width, part_width, part_width)
+    multiply, accumulate = products.scores, products.values
+    unit_of, finish, row_max = scores.unit_of, scores.finish, scores.row_max
+    weight, weights, shared_sum = scores.weight, scores.weights, scores.shared_sum
+    write = writer_of(name, row_tiles, part_width, width)
+    store_number = storage.put_number
+
+    place_of, maximum = place_of_row(part_width), storage.maximum
+
+    @device
+    def add_step(r, s, acc, top, total, unit):
+        """Weights of a row in place of its scores `s`, and what it keeps by them."""
+        new = maximum(top[r], row_max(s, r))
+        known = zero if new == lowest else new * unit
+        factor = weight(top[r], known, unit)
+        top[r] = new
+        total[r] = total[r] * factor + weights(s, r, known, unit)
+        for e in range(per_row):
+            acc[place_of(r, e)] *= factor
+
+    @device
+    def finish_row(r, acc, top, total, natural, row, count, lse_at):
+        """The result of a row and, where `lse_at` is an address, its lse."""
+        total[r] = shared_sum(total[r])
+        row += 8 * r
+        if lse_at[0] != 0 and cuda.threadIdx.x & 3 == 0 and row < count:
+            lse = top[r] * natural + math.log(total[r]) if total[r] != zero else lowest
+            store_number(row_at(lse_at, row), lse)
+        divisor = total[r] if total[r] != zero else one
+        for e in range(per_row):
+            # A weight of 0 times an infinite value is NaN, but not where nothing is seen.
+            value = acc[place_of(r, e)] / divisor
+            acc[place_of(r, e)] = value if total[r] != zero else zero
+
+    @device
+    def keep_row(r, acc, top, total, natural, row, count, p, place, split, part):
+        """Leave what a row has to `merge`. `place` is (entry, head, first query)."""
+        total[r] = shared_sum(total[r])
+        row += 8 * r
+        if row < count:
+            entry, head, first_q = place
+            query, t = row // p.pack, np.int32(cuda.threadIdx.x) & 3
+            at = row_number(p, entry, head + row - query * p.pack, first_q + query)
+            at += split * p.all_rows
+            width = p.parts * part_width
+            to = p.partial + (at * width + part * part_width + 2 * t) * number
+            for e in range(per_row):
+                store_number(to + (8 * (e >> 1) + (e & 1)) * number, acc[place_of(r, e)])
+            if part == 0 and t == 0:
+                to = p.partial + (p.splits * p.all_rows * width + 2 * at) * number
+                store_number(to, top[r] * natural)
+                store_number(to + number, total[r])
+
+    @device
+    def sees(r, p, low, high, masks, row, count, keys, offset, entry, head):
+        """Which keys a row may see, and where its row of the mask is."""
+        row += 8 * r
+        query = row // p.pack
+        low_, high_ = bounds(query + offset, p.left, p.right, keys)
+        low[r], high[r] = np.int32(low_), np.int32(high_ if row < count else low_)
+        masks[r] = 0
+        if general and p.mask != 0:
+            masks[r] = p.mask + start(p, MASK, entry, p.mask_entry) + query * p.mask_row
+            masks[r] += (head + row - query * p.pack) * p.mask_head
+
+    add_all, finish_all = unrolled(lane_rows, add_step), unrolled(lane_rows, finish_row)
+    keep_all, see_all = unrolled(lane_rows, keep_row), unrolled(lane_rows, sees)
+
+    @cuda.jit
+    def forward(p, scale, softcap):
+        part, split, entry, head, tile = locate(p, rows, p.pack, 0)
+        first_q, queries, first_k, keys, offset = span(p, entry)
+        first = tile * rows
+        count = min(queries * p.pack - first, np.int64(rows))
+        if count <= 0:
+            return
+        kv_head, head = head * p.pack // p.group, head * p.pack
+        q = p.q + start(p, Q, entry, p.q_entry) + head * p.q_head + first_q * p.q_row
+        k = p.k + start(p, K, entry, p.k_entry) + kv_head * p.k_head + first_k * p.k_row
+        v = p.v + start(p, V, entry, p.v_entry) + kv_head * p.v_head + first_k * p.v_row
+        shift = part * part_width * size
+        v += shift
+
+        warp, g = np.int32(cuda.threadIdx.x >> 5), np.int32(cuda.threadIdx.x >> 2 & 7)
+        low, high = cuda.local.array(lane_rows, np.int32), cuda.local.array(lane_rows, np.int32)
+        masks = cuda.local.array(lane_rows, np.int64)
+        row, rows_there = first + warp * warp_rows + g, queries * p.pack
+        see_all(p, low, high, masks, row, rows_there, keys, offset, entry, head)
+        # What any row may see, and what every row may.
+        first_position = offset + first // p.pack
+        last_position = offset + (first + count - 1) // p.pack
+        tile_low, full_high = bounds(first_position, p.left, p.right, keys)
+        full_low, tile_high = bounds(last_position, p.left, p.right, keys)
+        begin = tile_low // columns
+        steps = max((tile_high + columns - 1) // columns - begin, np.int64(0))
+        end = begin + steps * (split + 1) // p.splits
+        begin += steps * split // p.splits
+
+        shared = np.int32(_ptx.dynamic_shared())
+        stage = np.int32(shared + q_size)
+        mine = np.int32(shared + warp * (warp_rows * q_pitch))
+        scratch = np.int32(stage + 2 * step_size + warp * warp_scratch)
+        load_q(shared, (q, p.q_row, p.q_head, p.pack), first, count, p.width, p.aligned & OF_Q)
+        k_at, v_at = (k, p.k_row, np.int64(0), 1), (v, p.v_row, np.int64(0), 1)
+        value_width = p.value_width - shift
+        if begin < end:
+            key = begin * columns
+            load_k(stage, k_at, key, keys - key, p.width, p.aligned & OF_K)
+            load_v(stage + x_size, v_at, key, keys - key, value_width, p.aligned & OF_V)
+
+        unit, natural = unit_of(scale)
+        acc = cuda.local.array(result_count, kind)
+        for e in range(result_count):
+            acc[e] = zero
+        top, total = cuda.local.array(lane_rows, kind), cuda.local.array(lane_rows, kind)
+        for r in range(lane_rows):
+            top[r], total[r] = lowest, zero
+        turn = np.int32(0)
+        for step in range(begin, end):
+            _ptx.wait_for_all_copies()
+            cuda.syncthreads()
+            this, turn = np.int32(stage + turn * step_size), np.int32(1 - turn)
+            key = step * columns
+            if step + 1 < end:
+                to, next_key = np.int32(stage + turn * step_size), key + columns
+                load_k(to, k_at, next_key, keys - next_key, p.width, p.aligned & OF_K)
+                load_v(to + x_size, v_at, next_key, keys - next_key, value_width, p.aligned & OF_V)
+            s = cuda.local.array(score_count, kind)
+            for e in range(score_count):
+                s[e] = zero
+            multiply(s, mine, this)
+            is_edge = key < full_low or key + columns > full_high
+            finish(s, p, scale, softcap, np.int32(key), is_edge, low, high, masks, p.mask_item)
+            add_all(s, acc, top, total, unit)
+            accumulate(acc, s, this + x_size, 0, scratch)
+
+        out_at = (
+            p.out + start(p, OUT, entry, p.out_entry) + head * p.out_head + first_q * p.out_row,
+            p.out_row,
+            p.out_head,
+            p.pack,
+        )
+        if p.splits > 1:
+            place = entry, head, first_q
+            keep_all(acc, top, total, natural, row, rows_there, p, place, split, part)
+            return
+        lse = np.int64(0)
+        if p.lse != 0 and part == 0:
+            lse = p.lse + start(p, LSE, entry, p.lse_entry) + head * p.lse_head
+            lse += first_q * p.lse_row
+        lse_at = lse, p.lse_row, p.lse_head, p.pack
+        finish_all(acc, top, total, natural, row, rows_there, lse_at)
+        row, live = first + warp * warp_rows, count - warp * warp_rows
+        write(acc, mine, out_at, row, live, shift, p.value_width, p.aligned & OF_OUT)
+
+    return forward
+
+
+@cache
+def merge_of(name, width):
+    """The kernel that puts the results of parts of the keys together; a warp for each row."""
+    storage = storage_of(name)
+    real, number, store = storage.real, storage.real_size, storage.store
+    get, put, exp_below = storage.get_number, storage.put_number, storage.exp_below
+    maximum, size = storage.maximum, storage.size
+    zero, lowest = real(0), real(-np.inf)
+
+    @cuda.jit
+    def merge(p):
+        lane = np.int64(cuda.threadIdx.x) & 31
+        at = np.int64(cuda.blockIdx.x) * (cuda.blockDim.x >> 5) + (cuda.threadIdx.x >> 5)
+        if at >= p.all_rows:
+            return
+        query, head = at % p.queries, at // p.queries
+        head, entry = head % p.heads, head // p.heads
+        kept = p.partial + p.splits * p.all_rows * width * number
+        top, total = lowest, zero
+        for split in range(p.splits):
+            top = maximum(top, get(kept + 2 * number * (split * p.all_rows + at)))
+        known = zero if top == lowest else top
+        for split in range(p.splits):
+            there = kept + 2 * number * (split * p.all_rows + at)
+            total += get(there + number) * exp_below(get(there), known)
+        if p.lse != 0 and lane == 0:
+            to = p.lse + start(p, LSE, entry, p.lse_entry) + head * p.lse_head + query * p.lse_row
+            put(to, top + math.log(total) if total != zero else lowest)
+        out = p.out + start(p, OUT, entry, p.out_entry) + head * p.out_head + query * p.out_row
+        column = lane
+        while column * size < p.value_width:
+            result = zero
+            for split in range(p.splits):
+                there = split * p.all_rows + at
+                factor = exp_below(get(kept + 2 * number * there), known)
+                value = get(p.partial + (there * width + column) * number)
+                # A part that sees nothing has no say, whatever its values are.
+                result += value * factor if factor != zero else zero
+            store(out + column * size, result / total if total != zero else zero)
+            column += 32
+
+    return merge

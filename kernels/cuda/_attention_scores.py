@@ -1,0 +1,148 @@
+"""From products of queries and keys to scores, and from scores to weights.
+
+A lane has `row_tiles * columns / 2` of them, in the order that `_attention_tiles.py` tells. Every
+function here goes over them in that order, in loops that are unrolled.
+
+On tensor cores, weights are made by ``ex2.approx``, of the scores in units of ln 2: one
+multiplication and addition each, as the products are not scaled before (`unit`). Weights of 16 bits
+are rounded to 2**-9 or worse after that. Others are exact to 1 ULP.
+"""
+
+import math
+from functools import cache
+from types import SimpleNamespace
+
+import numpy as np
+from numba import cuda
+
+from . import _ptx
+from ._attention_tiles import unrolled, uses_tensor_cores
+from ._math import device
+from ._storage import storage_of
+
+ALL = 0xFFFFFFFF
+_LOG2_E = np.float32(math.log2(math.e))
+
+
+@cache
+def scores_of(tiling):
+    storage = storage_of(tiling.dtype)
+    general, fast = tiling.general, uses_tensor_cores(tiling.dtype)
+    tiles = tiling.columns // 8
+    count = tiling.row_tiles * tiles * 4
+    real, load, maximum, exp_below = storage.real, storage.load, storage.maximum, storage.exp_below
+    zero, one, lowest = real(0), real(1), real(-np.inf)
+    is_raw = fast and not general
+
+    @device
+    def unit_of(scale):
+        """By what a score is multiplied in `weight`, and by what to have its true value."""
+        if is_raw:
+            return real(scale) * _LOG2_E, real(scale)
+        return (_LOG2_E if fast else one), one
+
+    @device
+    def weight(score, top, unit):
+        """exp(score - top), where `top` has been multiplied by `unit` already."""
+        if fast:
+            return _ptx.exp2_approx(score * unit - top)
+        return exp_below(score, top)
+
+    @device
+    def capped(score, softcap):
+        return real(softcap) * math.tanh(score / real(softcap))
+
+    @device
+    def seen(score, p, column, low, high, mask, step):
+        """A score, with its element of the mask; -inf where its column is not seen."""
+        if not low <= column < high:
+            return lowest
+        if general and p.mask != 0:
+            if p.of_bytes:
+                return score if _ptx.load_u8(mask + column * step) else lowest
+            return score + load(mask + column * step)
+        return score
+
+    @device
+    def finish_row(row, s, p, scale, softcap, first, is_edge, low, high, masks, step):
+        k = ((row >> 1) * tiles) * 4 + 2 * (row & 1)
+        if not is_raw:
+            for n in range(tiles):
+                s[k + 4 * n] *= real(scale)
+                s[k + 4 * n + 1] *= real(scale)
+        if general and softcap != 0:
+            for n in range(tiles):
+                s[k + 4 * n] = capped(s[k + 4 * n], softcap)
+                s[k + 4 * n + 1] = capped(s[k + 4 * n + 1], softcap)
+        if is_edge or (general and p.mask != 0):
+            t = np.int32(cuda.threadIdx.x) & 3
+            from_ = np.int32(low[row] - first - 2 * t)
+            to = np.int32(high[row] - first - 2 * t)
+            _ptx.stay()
+            at = masks[row] + (first + 2 * t) * step
+            for n in range(tiles):
+                s[k + 4 * n] = seen(s[k + 4 * n], p, 8 * n, from_, to, at, step)
+                s[k + 4 * n + 1] = seen(s[k + 4 * n + 1], p, 8 * n + 1, from_, to, at, step)
+
+    finish_rows = unrolled(2 * tiling.row_tiles, finish_row)
+
+    @device
+    def finish(s, p, scale, softcap, first, is_edge, low, high, masks, step):
+        """Scores of the products `s`, in place, of columns from `first` on; -inf where a row, which
+        may see the columns from `low` to before `high`, does not. `masks` are the addresses of the
+        rows of the mask, `step` the bytes from column to column.
+        """
+        finish_rows(s, p, scale, softcap, first, is_edge, low, high, masks, step)
+
+    @device
+    def slope(product, scale, softcap):
+        """d(score) / d(scaled product)."""
+        tanh = math.tanh(product * real(scale) / real(softcap))
+        return one - tanh * tanh
+
+    @device
+    def row_max(s, row):
+        """Of a row, known to the four lanes that share it."""
+        largest = lowest
+        for n in range(tiles):
+            k = ((row >> 1) * tiles + n) * 4 + 2 * (row & 1)
+            largest = maximum(largest, maximum(s[k], s[k + 1]))
+        largest = maximum(largest, cuda.shfl_xor_sync(ALL, largest, 1))
+        return maximum(largest, cuda.shfl_xor_sync(ALL, largest, 2))
+
+    @device
+    def shared_sum(value):
+        """Over the four lanes that share a row."""
+        value += cuda.shfl_xor_sync(ALL, value, 1)
+        return value + cuda.shfl_xor_sync(ALL, value, 2)
+
+    @device
+    def weights(s, row, top, unit):
+        """Weights of a row in place of its scores, and the sum of this lane's."""
+        total = zero
+        for n in range(tiles):
+            k = ((row >> 1) * tiles + n) * 4 + 2 * (row & 1)
+            s[k] = weight(s[k], top, unit)
+            s[k + 1] = weight(s[k + 1], top, unit)
+            total += s[k] + s[k + 1]
+        return total
+
+    @device
+    def given_weight(score, lse, unit, natural):
+        """exp(score - lse), at most 1, however lse was rounded; 0 for a row that sees nothing."""
+        gap = score * natural - lse
+        gap = zero if gap > zero else gap  # NaN stays
+        if lse == lowest:
+            return zero
+        return _ptx.exp2_approx(gap * _LOG2_E) if fast else exp_below(gap, zero)
+
+    return SimpleNamespace(
+        unit_of=unit_of,
+        weight=weight,
+        finish=finish,
+        slope=slope,
+        row_max=row_max,
+        shared_sum=shared_sum,
+        weights=weights,
+        given_weight=given_weight,
+    )

@@ -1,0 +1,174 @@
+"""What a kernel of attention is told, and which part of the work a block has.
+
+A block has a tile: some rows of one batch entry, of one head or of the heads that share keys, and
+goes over the columns in steps. In the forward and in the gradient of q rows are queries and columns
+are keys; in the gradients of k and v it is the other way round.
+
+Everything comes in one structure of integers, so that all kernels take the same. Addresses, and
+steps, which are in bytes: from batch entry to entry, head to head, row to row.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import cuda
+
+from . import _ptx
+from ._math import device
+
+SPAN = 5  # numbers for each batch entry: see kernels/__init__.py
+
+
+class Problem(NamedTuple):
+    q: int
+    k: int
+    v: int
+    out: int
+    lse: int  # 0 where it is not wanted
+    mask: int = 0
+    grad_out: int = 0
+    dq: int = 0
+    dk: int = 0
+    dv: int = 0
+    dmask: int = 0
+    delta: int = 0  # (entries, heads, rows), dense: see _attention_backward.py
+    partial: int = 0  # results of parts of the keys: see _attention_forward.py
+    spans: int = 0  # or 0, where all batch entries have all queries, all keys and one offset
+    starts: int = 0  # or 0; offsets of each entry in each array, where steps do not tell them
+
+    q_entry: int = 0
+    k_entry: int = 0
+    v_entry: int = 0
+    out_entry: int = 0
+    lse_entry: int = 0
+    mask_entry: int = 0
+    grad_out_entry: int = 0
+    dq_entry: int = 0
+    dk_entry: int = 0
+    dv_entry: int = 0
+    dmask_entry: int = 0
+    q_head: int = 0
+    k_head: int = 0
+    v_head: int = 0
+    out_head: int = 0
+    lse_head: int = 0
+    mask_head: int = 0
+    grad_out_head: int = 0
+    dq_head: int = 0
+    dk_head: int = 0
+    dv_head: int = 0
+    dmask_head: int = 0
+    q_row: int = 0
+    k_row: int = 0
+    v_row: int = 0
+    out_row: int = 0
+    lse_row: int = 0
+    mask_row: int = 0
+    grad_out_row: int = 0
+    dq_row: int = 0
+    dk_row: int = 0
+    dv_row: int = 0
+    dmask_row: int = 0
+    mask_item: int = 0
+    dmask_item: int = 0
+
+    entries: int = 0
+    heads: int = 0
+    group: int = 0  # heads that share keys
+    queries: int = 0  # of an entry; of packed sequences, of all together
+    keys: int = 0
+    offset: int = 0
+    left: int = -1
+    right: int = -1
+    width: int = 0  # bytes of a row of q or k
+    value_width: int = 0  # bytes of a row of v or out
+    of_bytes: int = 0  # whether the mask is boolean
+    aligned: int = 0  # one bit for each array: whether its rows are whole words of 16 bytes
+
+    packed: int = 0  # entries are sequences, one after the other in each array
+    pack: int = 1  # heads that are rows of one tile
+    tiles: int = 0  # of an entry; of packed sequences, of all together
+    splits: int = 1  # of the keys
+    all_rows: int = 0  # queries of all heads and entries
+    parts: int = 1  # of the columns of results
+
+
+#: The arrays of a problem, in the order of `Problem`, which is that of `starts`.
+ARRAYS = ("q", "k", "v", "out", "lse", "mask", "grad_out", "dq", "dk", "dv", "dmask")
+Q, K, V, OUT, LSE, MASK, GRAD_OUT, DQ, DK, DV, DMASK = range(len(ARRAYS))
+# Bits of `aligned`.
+OF_Q, OF_K, OF_V, OF_OUT, OF_GRAD_OUT, OF_DQ, OF_DK, OF_DV = (
+    1 << i for i in (Q, K, V, OUT, GRAD_OUT, DQ, DK, DV)
+)
+
+
+@device
+def start(p, which, entry, step):
+    """How far from the beginning of an array, in bytes, its batch entry begins."""
+    if p.starts == 0:
+        return entry * step
+    return _ptx.load_i64(p.starts + 8 * (entry * len(ARRAYS) + which))
+
+
+@device
+def span(p, entry):
+    """Of a batch entry: first query, queries, first key, keys, position of the first query."""
+    if p.spans == 0:
+        return np.int64(0), p.queries, np.int64(0), p.keys, p.offset
+    at = p.spans + 8 * SPAN * entry
+    first_q, last_q = _ptx.load_i64(at), _ptx.load_i64(at + 8)
+    first_k, last_k = _ptx.load_i64(at + 16), _ptx.load_i64(at + 24)
+    return first_q, last_q - first_q, first_k, last_k - first_k, _ptx.load_i64(at + 32)
+
+
+@device
+def locate(p, rows, per_row, which):
+    """(part, split, entry, head, tile) of this block, in tiles of so many rows.
+
+    Neighbouring blocks have neighbouring tiles of one head, the last ones first, which under
+    causality have the most keys. `per_row` rows belong to one query (or key); `which` is where in
+    a span the first of them is told.
+    """
+    b = np.int64(cuda.blockIdx.x)
+    part = b % p.parts
+    b //= p.parts
+    split = b % p.splits
+    b //= p.splits
+    unit = p.tiles - 1 - b % p.tiles
+    b //= p.tiles
+    heads = p.heads // per_row if which == 0 else p.heads // p.group
+    head, entry = b % heads, b // heads
+    if p.packed == 0:
+        return part, split, entry, head, unit
+    # The tiles of sequence i begin at number first // rows + i: that leaves room for all of them,
+    # and the GPU need not be asked how long the sequences are.
+    low, high = np.int64(0), p.entries - 1
+    while low < high:
+        middle = (low + high + 1) >> 1
+        if _first_tile(p, middle, rows, per_row, which) <= unit:
+            low = middle
+        else:
+            high = middle - 1
+    return part, split, low, head, unit - _first_tile(p, low, rows, per_row, which)
+
+
+@device
+def _first_tile(p, entry, rows, per_row, which):
+    first = _ptx.load_i64(p.spans + 8 * (SPAN * entry + which))
+    return first * per_row // rows + entry
+
+
+@device
+def row_number(p, entry, head, row):
+    """The number of a query among all of them, in arrays of one number for each."""
+    if p.packed:
+        entry = np.int64(0)
+    return (entry * p.heads + head) * p.queries + row
+
+
+@device
+def bounds(position, left, right, count):
+    """The columns that a row may see, [low, high)."""
+    low = min(max(position - left, np.int64(0)), count) if left >= 0 else np.int64(0)
+    high = min(max(position + right + 1, np.int64(0)), count) if right >= 0 else count
+    return low, max(low, high)
