@@ -28,7 +28,9 @@ _LOG2_E = np.float32(math.log2(math.e))
 def scores_of(tiling):
     storage = storage_of(tiling.dtype)
     general, fast = tiling.general, uses_tensor_cores(tiling.dtype)
-    tiles = tiling.columns // 8
+    columns, tiles, rows = tiling.columns, tiling.columns // 8, 2 * tiling.row_tiles
+    number = storage.real_size
+    load_pair = _ptx.shared_load_f64_pair if number == 8 else _ptx.shared_load_f32_pair
     count = tiling.row_tiles * tiles * 4
     real, load, maximum, exp_below = storage.real, storage.load, storage.maximum, storage.exp_below
     zero, one, lowest = real(0), real(1), real(-np.inf)
@@ -84,7 +86,7 @@ def scores_of(tiling):
                 s[k + 4 * n] = seen(s[k + 4 * n], p, 8 * n, from_, to, at, step)
                 s[k + 4 * n + 1] = seen(s[k + 4 * n + 1], p, 8 * n + 1, from_, to, at, step)
 
-    finish_rows = unrolled(2 * tiling.row_tiles, finish_row)
+    finish_rows = unrolled(rows, finish_row)
 
     @device
     def finish(s, p, scale, softcap, first, is_edge, low, high, masks, step):
@@ -93,12 +95,6 @@ def scores_of(tiling):
         rows of the mask, `step` the bytes from column to column.
         """
         finish_rows(s, p, scale, softcap, first, is_edge, low, high, masks, step)
-
-    @device
-    def slope(product, scale, softcap):
-        """d(score) / d(scaled product)."""
-        tanh = math.tanh(product * real(scale) / real(softcap))
-        return one - tanh * tanh
 
     @device
     def row_max(s, row):
@@ -127,22 +123,66 @@ def scores_of(tiling):
             total += s[k] + s[k + 1]
         return total
 
+    # ---- of gradients
+
     @device
-    def given_weight(score, lse, unit, natural):
+    def given_weight(score, lse, natural):
         """exp(score - lse), at most 1, however lse was rounded; 0 for a row that sees nothing."""
         gap = score * natural - lse
         gap = zero if gap > zero else gap  # NaN stays
-        if lse == lowest:
-            return zero
-        return _ptx.exp2_approx(gap * _LOG2_E) if fast else exp_below(gap, zero)
+        weight = _ptx.exp2_approx(gap * _LOG2_E) if fast else exp_below(gap, zero)
+        return zero if lse == lowest else weight
+
+    @device
+    def keep_slopes(s, slopes, scale, softcap):
+        """d(score) / d(scaled product), of the products `s`, where there is a softcap."""
+        if general and softcap != 0:
+            for e in range(count):
+                slopes[e] = slope(s[e], scale, softcap)
+
+    @device
+    def slope(product, scale, softcap):
+        tanh = math.tanh(product * real(scale) / real(softcap))
+        return one - tanh * tanh
+
+    @device
+    def grad(k, s, ds, slopes, lse, delta, natural, softcap):
+        """A weight in place of its score, the gradient of the score in place of dO V'."""
+        s[k] = given_weight(s[k], lse, natural)
+        ds[k] = s[k] * (ds[k] - delta)
+        if general and softcap != 0:
+            ds[k] *= slopes[k]
+
+    @device
+    def grads_of_row(row, s, ds, slopes, lse, delta, natural, softcap):
+        for n in range(tiles):
+            k = ((row >> 1) * tiles + n) * 4 + 2 * (row & 1)
+            grad(k, s, ds, slopes, lse[row], delta[row], natural, softcap)
+            grad(k + 1, s, ds, slopes, lse[row], delta[row], natural, softcap)
+
+    grads_of_rows = unrolled(rows, grads_of_row)
+
+    @device
+    def grads_of_column(n, s, ds, slopes, at, natural, softcap):
+        """The same, where columns are queries; their lse and delta are in shared memory."""
+        at += (8 * n + 2 * np.int32(cuda.threadIdx.x & 3)) * number
+        lse = load_pair(np.uint32(at))
+        delta = load_pair(np.uint32(at + columns * number))
+        for row in range(rows):
+            k = ((row >> 1) * tiles + n) * 4 + 2 * (row & 1)
+            grad(k, s, ds, slopes, lse[0], delta[0], natural, softcap)
+            grad(k + 1, s, ds, slopes, lse[1], delta[1], natural, softcap)
+
+    grads_of_columns = unrolled(tiles, grads_of_column)
 
     return SimpleNamespace(
         unit_of=unit_of,
         weight=weight,
         finish=finish,
-        slope=slope,
         row_max=row_max,
         shared_sum=shared_sum,
         weights=weights,
-        given_weight=given_weight,
+        keep_slopes=keep_slopes,
+        grads_of_rows=grads_of_rows,
+        grads_of_columns=grads_of_columns,
     )

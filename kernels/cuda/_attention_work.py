@@ -111,6 +111,12 @@ def start(p, which, entry, step):
 
 
 @device
+def rows_of_head(p, which, address, entry, entry_step, head, head_step, row, row_step):
+    """The address of a row of a head of a batch entry."""
+    return address + start(p, which, entry, entry_step) + head * head_step + row * row_step
+
+
+@device
 def span(p, entry):
     """Of a batch entry: first query, queries, first key, keys, position of the first query."""
     if p.spans == 0:

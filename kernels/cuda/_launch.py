@@ -12,6 +12,7 @@ from functools import cache
 from typing import NamedTuple
 
 from . import _device
+from ._attention_backward import shared_size as backward_shared
 from ._attention_forward import shared_size as forward_shared
 from ._attention_tiles import Tiling, width_of
 from ._columns import HEIGHT, PLACES, WIDTH
@@ -187,6 +188,19 @@ MOST_SPLITS = 64
 MERGE_THREADS = 128
 
 
+# The same of the backward, of its two launches alike. A block that has two gradients has half as many
+# columns of each.
+BACKWARD = {
+    2: (
+        (64, ((64, (4, 1, 64)), (256, (4, 1, 32)))),
+        (None, ((64, (8, 1, 64)), (128, (8, 1, 32)), (256, (4, 1, 32)))),
+    ),
+    4: ((None, ((128, (4, 1, 16)), (256, (2, 1, 16)))),),
+    8: ((None, ((128, (4, 1, 16)), (256, (2, 1, 16)))),),
+}
+BACKWARD_PART = {2: 128, 4: 128, 8: 64}
+
+
 def _chosen(table, rows, width):
     by_width = next(t for most, t in table if most is None or rows <= most)
     return next(choice for most, choice in by_width if width <= most)
@@ -209,6 +223,17 @@ def attention_forward(dtype, p, general, device):
     return tiling, cut
 
 
+def attention_backward(dtype, p, general):
+    """Of the gradients of q, and of k and v: the `Tiling`, and how the work is cut."""
+    size = storage_of(dtype).size
+    width = width_of(p.width // size, p.value_width // size)
+    part = min(width, BACKWARD_PART[size])
+    for count in p.queries, p.keys:
+        warps, row_tiles, columns = _chosen(BACKWARD[size], count, width)
+        tiling = Tiling(dtype, width, part, warps, row_tiles, columns, general)
+        yield tiling, _cut(p, tiling.rows, count, 1, -(-width // part))
+
+
 def _cut(p, rows, count, pack, parts):
     tiles = -(-count * pack // rows)
     if p.packed:
@@ -216,18 +241,18 @@ def _cut(p, rows, count, pack, parts):
     return {"tiles": tiles, "pack": pack, "parts": parts}
 
 
-def over_tiles(kernel, tiling, p, where, options, *, heads=None, shared=forward_shared):
-    """Launch a kernel of attention, a block for each tile of `heads` heads."""
-    heads = heads or p.heads // p.pack
+def over_tiles(kernel, tiling, shared, p, heads, where, options):
+    """Launch a kernel of attention, a block for each tile of so many heads."""
     blocks = p.parts * p.splits * p.tiles * heads * (1 if p.packed else p.entries)
     if blocks:
-        room = shared(tiling)
+        arguments = p, *options
         _device.launch(
-            kernel, blocks, tiling.threads, room, where.stream, where.device, (p, *options)
+            kernel, blocks, tiling.threads, shared, where.stream, where.device, arguments
         )
 
 
 def over_all_rows(kernel, p, where):
     """Launch a kernel that has a warp for each query of each head."""
     blocks = -(-p.all_rows // (MERGE_THREADS // 32))
-    _device.launch(kernel, blocks, MERGE_THREADS, 0, where.stream, where.device, (p,))
+    if blocks:
+        _device.launch(kernel, blocks, MERGE_THREADS, 0, where.stream, where.device, (p,))

@@ -8,6 +8,7 @@ Every result is the same to the last bit every time: nothing is added by atomic 
 """
 
 from . import _attention_arrays, _device, _launch
+from ._attention_backward import backward_kv_of, backward_q_of, delta_of
 from ._attention_forward import forward_of, merge_of
 from ._storage import storage_of
 
@@ -22,11 +23,37 @@ def attention(q, k, v, mask, spans, out, lse, *, scale, left, right, softcap, th
         general = p.mask != 0 or softcap != 0 or scale <= 0
         tiling, cut = _launch.attention_forward(q.dtype, p, general, q.device)
         if cut["splits"] > 1:
-            numbers = cut["splits"] * p.all_rows * (tiling.part * cut["parts"] + 2)
+            count = cut["splits"] * p.all_rows * (tiling.part * cut["parts"] + 2)
             size = storage_of(q.dtype).real_size
-            kept.append(_device.allocate(numbers * size, q.stream, q.device))
+            kept.append(_device.allocate(count * size, q.stream, q.device))
             cut["partial"] = _device.address(kept[-1])
         p = p._replace(**cut)
-        _launch.over_tiles(forward_of(tiling), tiling, p, q, (float(scale), float(softcap)))
+        shared, heads = _launch.forward_shared(tiling), p.heads // p.pack
+        numbers = float(scale), float(softcap)
+        _launch.over_tiles(forward_of(tiling), tiling, shared, p, heads, q, numbers)
         if p.splits > 1:
             _launch.over_all_rows(merge_of(q.dtype, tiling.part * p.parts), p, q)
+
+
+def attention_backward(grad_out, q, k, v, mask, spans, out, lse, dq, dk, dv, dmask, *, scale, left,
+                       right, softcap, threads):  # fmt: skip
+    given = grad_out, q, k, v, mask, out, lse
+    with _attention_arrays.on_device(given, (dq, dk, dv, dmask), spans) as (views, spans):
+        names = "grad_out", "q", "k", "v", "mask", "out", "lse", "dq", "dk", "dv", "dmask"
+        arrays = dict(zip(names, views, strict=True))
+        q = arrays["q"]
+        p, kept = _attention_arrays.problem(arrays, spans, left=left, right=right)
+        general = p.mask != 0 or softcap != 0
+        size = storage_of(q.dtype).real_size
+        kept.append(_device.allocate(p.all_rows * size, q.stream, q.device))
+        p = p._replace(delta=_device.address(kept[-1]))
+        _launch.over_all_rows(delta_of(q.dtype), p, q)
+        numbers = float(scale), float(softcap)
+        of_q, of_kv = _launch.attention_backward(q.dtype, p, general)
+        for (tiling, cut), kernel_of, heads in (
+            (of_q, backward_q_of, p.heads),
+            (of_kv, backward_kv_of, p.heads // max(p.group, 1)),
+        ):
+            shared = _launch.backward_shared(tiling)
+            cut_p = p._replace(**cut)
+            _launch.over_tiles(kernel_of(tiling), tiling, shared, cut_p, heads, q, numbers)

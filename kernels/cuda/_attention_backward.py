@@ -1,0 +1,380 @@
+"""Gradients of attention on a GPU, in three launches, and a fourth for that of the mask.
+
+With P the weights, which lse gives back, and D = sum(dO * O) of each query,
+
+    dV = P' dO,   dS = P * (dO V' - D),   dQ = scale dS K,   dK = scale dS' Q
+
+`delta` makes D. `backward_q` has tiles of queries and goes over the keys, `backward_kv` has tiles of
+keys and goes over the queries of all heads that share them, with everything transposed; so each
+gradient is summed in registers, by one block, in one order. That takes seven products where one pass
+that adds to dQ from many blocks takes five, but its sums would depend on who comes first.
+"""
+
+from functools import cache
+
+import numpy as np
+from numba import cuda
+
+from . import _ptx
+from ._attention_scores import scores_of
+from ._attention_tiles import (
+    loader_of,
+    number_loader_of,
+    pitch_of,
+    place_of_row,
+    products_of,
+    scratch_of,
+    unrolled,
+    writer_of,
+)
+from ._attention_work import (
+    DK,
+    DQ,
+    DV,
+    GRAD_OUT,
+    LSE,
+    MASK,
+    OF_DK,
+    OF_DQ,
+    OF_DV,
+    OF_GRAD_OUT,
+    OF_K,
+    OF_Q,
+    OF_V,
+    OUT,
+    K,
+    Q,
+    V,
+    bounds,
+    locate,
+    row_number,
+    rows_of_head,
+    span,
+    start,
+)
+from ._math import device
+from ._reduce import reduce_of
+from ._storage import storage_of
+
+
+def shared_size(tiling):
+    """Bytes of shared memory of a block of `backward_q` or `backward_kv`: its rows of two arrays, two
+    steps of two others with two numbers for each column, scratch.
+    """
+    name = tiling.dtype
+    pitch, number = pitch_of(name, tiling.width), storage_of(name).real_size
+    scratch = tiling.warps * scratch_of(name, tiling.row_tiles, tiling.columns)
+    step = 2 * tiling.columns * (pitch + number)
+    return 2 * tiling.rows * pitch + 2 * step + scratch
+
+
+@cache
+def delta_of(name):
+    """The kernel of D; a warp for each query of each head."""
+    storage = storage_of(name)
+    size, load, put, number = storage.size, storage.load, storage.put_number, storage.real_size
+    zero, warp_sum = storage.real(0), reduce_of(name).warp_sum
+
+    @cuda.jit
+    def delta(p):
+        lane = np.int64(cuda.threadIdx.x) & 31
+        at = np.int64(cuda.blockIdx.x) * (cuda.blockDim.x >> 5) + (cuda.threadIdx.x >> 5)
+        if at >= p.all_rows:
+            return
+        query, head = at % p.queries, at // p.queries
+        head, entry = head % p.heads, head // p.heads
+        out = rows_of_head(p, OUT, p.out, entry, p.out_entry, head, p.out_head, query, p.out_row)
+        grad = rows_of_head(
+            p,
+            GRAD_OUT,
+            p.grad_out,
+            entry,
+            p.grad_out_entry,
+            head,
+            p.grad_out_head,
+            query,
+            p.grad_out_row,
+        )
+        total, column = zero, lane * size
+        while column < p.value_width:
+            total += load(out + column) * load(grad + column)
+            column += 32 * size
+        total = warp_sum(total, 32)
+        if lane == 0:
+            put(p.delta + at * number, total)
+
+    return delta
+
+
+@cache
+def backward_q_of(tiling):
+    name, width, part_width, warps, row_tiles, columns, general = tiling
+    storage, scores = storage_of(name), scores_of(tiling)
+    size, kind, real, number = storage.size, storage.type, storage.real, storage.real_size
+    zero = real(0)
+    rows, threads, lane_rows = tiling.rows, tiling.threads, 2 * row_tiles
+    warp_rows = 16 * row_tiles
+    score_count, result_count = row_tiles * columns // 2, row_tiles * part_width // 2
+    pitch = pitch_of(name, width)
+    x_size = columns * pitch
+    warp_scratch = scratch_of(name, row_tiles, columns)
+    load_rows = loader_of(name, rows, width, threads)
+    load_step = loader_of(name, columns, width, threads)
+    products = products_of(name, row_tiles, columns, width, part_width, width)
+    multiply, accumulate = products.scores, products.values
+    unit_of, finish, grads = scores.unit_of, scores.finish, scores.grads_of_rows
+    keep_slopes = scores.keep_slopes
+    write = writer_of(name, row_tiles, part_width, width)
+    get_number = storage.get_number
+
+    @device
+    def known(r, p, lse, delta, low, high, masks, place, row, queries, keys, offset):
+        """Of a row: its lse and D, the keys that it may see, and where its row of the mask is."""
+        entry, head, first_q = place
+        row += 8 * r
+        low_, high_ = bounds(row + offset, p.left, p.right, keys)
+        low[r], high[r] = np.int32(low_), np.int32(high_)
+        lse[r] = delta[r] = zero
+        masks[r] = np.int64(0)
+        if row < queries:
+            query = first_q + row
+            lse[r] = get_number(
+                rows_of_head(p, LSE, p.lse, entry, p.lse_entry, head, p.lse_head, query, p.lse_row)
+            )
+            delta[r] = get_number(p.delta + row_number(p, entry, head, query) * number)
+        else:
+            high[r] = low[r]
+        if general and p.mask != 0:
+            masks[r] = rows_of_head(
+                p, MASK, p.mask, entry, p.mask_entry, head, p.mask_head, row, p.mask_row
+            )
+
+    known_all = unrolled(lane_rows, known)
+
+    @cuda.jit
+    def backward_q(p, scale, softcap):
+        part, _, entry, head, tile = locate(p, rows, np.int64(1), 0)
+        first_q, queries, first_k, keys, offset = span(p, entry)
+        first = tile * rows
+        count = min(queries - first, np.int64(rows))
+        if count <= 0:
+            return
+        kv_head = head // p.group
+        q = rows_of_head(p, Q, p.q, entry, p.q_entry, head, p.q_head, first_q, p.q_row)
+        k = rows_of_head(p, K, p.k, entry, p.k_entry, kv_head, p.k_head, first_k, p.k_row)
+        v = rows_of_head(p, V, p.v, entry, p.v_entry, kv_head, p.v_head, first_k, p.v_row)
+        g = rows_of_head(
+            p,
+            GRAD_OUT,
+            p.grad_out,
+            entry,
+            p.grad_out_entry,
+            head,
+            p.grad_out_head,
+            first_q,
+            p.grad_out_row,
+        )
+        dq = rows_of_head(p, DQ, p.dq, entry, p.dq_entry, head, p.dq_head, first_q, p.dq_row)
+
+        warp = np.int32(cuda.threadIdx.x >> 5)
+        low, high = cuda.local.array(lane_rows, np.int32), cuda.local.array(lane_rows, np.int32)
+        masks = cuda.local.array(lane_rows, np.int64)
+        lse, delta = cuda.local.array(lane_rows, kind), cuda.local.array(lane_rows, kind)
+        row = first + warp * warp_rows + np.int32(cuda.threadIdx.x >> 2 & 7)
+        place = entry, head, first_q
+        known_all(p, lse, delta, low, high, masks, place, row, queries, keys, offset)
+        tile_low, full_high = bounds(offset + first, p.left, p.right, keys)
+        full_low, tile_high = bounds(offset + first + count - 1, p.left, p.right, keys)
+        begin, end = tile_low // columns, (tile_high + columns - 1) // columns
+
+        shared = np.int32(_ptx.dynamic_shared())
+        g_tile = np.int32(shared + rows * pitch)
+        stage = np.int32(g_tile + rows * pitch)
+        mine = np.int32(warp * (warp_rows * pitch))
+        scratch = np.int32(stage + 4 * x_size + warp * warp_scratch)
+        one = np.int64(0)
+        g_at = g, p.grad_out_row, one, 1
+        load_rows(shared, (q, p.q_row, one, 1), first, count, p.width, p.aligned & OF_Q)
+        load_rows(g_tile, g_at, first, count, p.value_width, p.aligned & OF_GRAD_OUT)
+        k_at, v_at = (k, p.k_row, one, 1), (v, p.v_row, one, 1)
+        if begin < end:
+            key = begin * columns
+            load_step(stage, k_at, key, keys - key, p.width, p.aligned & OF_K)
+            load_step(stage + x_size, v_at, key, keys - key, p.value_width, p.aligned & OF_V)
+
+        _, natural = unit_of(scale)
+        acc = cuda.local.array(result_count, kind)
+        for e in range(result_count):
+            acc[e] = zero
+        turn = np.int32(0)
+        for step in range(begin, end):
+            _ptx.wait_for_all_copies()
+            cuda.syncthreads()
+            this, turn = np.int32(stage + turn * 2 * x_size), np.int32(1 - turn)
+            key = step * columns
+            if step + 1 < end:
+                to, next_key = np.int32(stage + turn * 2 * x_size), key + columns
+                left = keys - next_key
+                load_step(to, k_at, next_key, left, p.width, p.aligned & OF_K)
+                load_step(to + x_size, v_at, next_key, left, p.value_width, p.aligned & OF_V)
+            s, ds = cuda.local.array(score_count, kind), cuda.local.array(score_count, kind)
+            slopes = cuda.local.array(score_count, kind)
+            for e in range(score_count):
+                s[e] = ds[e] = zero
+            multiply(s, shared + mine, this)
+            multiply(ds, g_tile + mine, this + x_size)
+            is_edge = key < full_low or key + columns > full_high
+            keep_slopes(s, slopes, scale, softcap)
+            finish(s, p, scale, softcap, np.int32(key), is_edge, low, high, masks, p.mask_item)
+            grads(s, ds, slopes, lse, delta, natural, softcap)
+            accumulate(acc, ds, this, part * part_width, scratch)
+
+        for e in range(result_count):
+            acc[e] *= real(scale)
+        cuda.syncthreads()
+        row, live = first + warp * warp_rows, count - warp * warp_rows
+        shift = part * part_width * size
+        dq_at = dq, p.dq_row, one, 1
+        write(acc, shared + mine, dq_at, row, live, shift, p.width, p.aligned & OF_DQ)
+
+    return backward_q
+
+
+@cache
+def backward_kv_of(tiling):
+    name, width, part_width, warps, row_tiles, columns, general = tiling
+    storage, scores = storage_of(name), scores_of(tiling)
+    size, kind, real, number = storage.size, storage.type, storage.real, storage.real_size
+    zero = real(0)
+    rows, threads, lane_rows = tiling.rows, tiling.threads, 2 * row_tiles
+    warp_rows = 16 * row_tiles
+    score_count, result_count = row_tiles * columns // 2, row_tiles * part_width // 2
+    pitch = pitch_of(name, width)
+    x_size = columns * pitch
+    step_size = 2 * (x_size + columns * number)
+    warp_scratch = scratch_of(name, row_tiles, columns)
+    load_rows = loader_of(name, rows, width, threads)
+    load_step = loader_of(name, columns, width, threads)
+    load_numbers = number_loader_of(name, columns)
+    products = products_of(name, row_tiles, columns, width, part_width, width)
+    multiply, accumulate = products.scores, products.values
+    unit_of, finish, grads = scores.unit_of, scores.finish, scores.grads_of_columns
+    keep_slopes = scores.keep_slopes
+    write = writer_of(name, row_tiles, part_width, width)
+
+    @device
+    def known(r, p, low, high, row, queries, keys, offset):
+        """The queries that may see a key."""
+        row += 8 * r
+        low_, high_ = bounds(row - offset, p.right, p.left, queries)
+        low[r], high[r] = np.int32(low_), np.int32(high_ if row < keys else low_)
+
+    @device
+    def column_of_mask(r, p, masks, entry, head, row):
+        masks[r] = rows_of_head(
+            p, MASK, p.mask, entry, p.mask_entry, head, p.mask_head, row + 8 * r, p.mask_item
+        )
+
+    known_all, find_masks = unrolled(lane_rows, known), unrolled(lane_rows, column_of_mask)
+
+    @device
+    def load_queries(to, p, entry, head, first_q, query, queries):
+        """A step: queries, the gradients of their results, lse, D."""
+        one, left = np.int64(0), queries - query
+        q = rows_of_head(p, Q, p.q, entry, p.q_entry, head, p.q_head, first_q, p.q_row)
+        g = rows_of_head(
+            p,
+            GRAD_OUT,
+            p.grad_out,
+            entry,
+            p.grad_out_entry,
+            head,
+            p.grad_out_head,
+            first_q,
+            p.grad_out_row,
+        )
+        first = first_q + query
+        lse = rows_of_head(p, LSE, p.lse, entry, p.lse_entry, head, p.lse_head, first, p.lse_row)
+        delta = p.delta + row_number(p, entry, head, first) * number
+        g_at = g, p.grad_out_row, one, 1
+        load_step(to, (q, p.q_row, one, 1), query, left, p.width, p.aligned & OF_Q)
+        load_step(to + x_size, g_at, query, left, p.value_width, p.aligned & OF_GRAD_OUT)
+        load_numbers(to + 2 * x_size, lse, p.lse_row, left)
+        load_numbers(to + 2 * x_size + columns * number, delta, number, left)
+
+    @cuda.jit
+    def backward_kv(p, scale, softcap):
+        part, _, entry, kv_head, tile = locate(p, rows, np.int64(1), 2)
+        first_q, queries, first_k, keys, offset = span(p, entry)
+        first = tile * rows
+        count = min(keys - first, np.int64(rows))
+        if count <= 0:
+            return
+        k = rows_of_head(p, K, p.k, entry, p.k_entry, kv_head, p.k_head, first_k, p.k_row)
+        v = rows_of_head(p, V, p.v, entry, p.v_entry, kv_head, p.v_head, first_k, p.v_row)
+
+        warp = np.int32(cuda.threadIdx.x >> 5)
+        low, high = cuda.local.array(lane_rows, np.int32), cuda.local.array(lane_rows, np.int32)
+        masks = cuda.local.array(lane_rows, np.int64)
+        row = first + warp * warp_rows + np.int32(cuda.threadIdx.x >> 2 & 7)
+        known_all(p, low, high, row, queries, keys, offset)
+        tile_low, full_high = bounds(first - offset, p.right, p.left, queries)
+        full_low, tile_high = bounds(first + count - 1 - offset, p.right, p.left, queries)
+        begin = tile_low // columns
+        each = max((tile_high + columns - 1) // columns - begin, np.int64(0))  # steps of a head
+        end = each * p.group
+
+        shared = np.int32(_ptx.dynamic_shared())
+        v_tile = np.int32(shared + rows * pitch)
+        stage = np.int32(v_tile + rows * pitch)
+        mine = np.int32(warp * (warp_rows * pitch))
+        scratch = np.int32(stage + 2 * step_size + warp * warp_scratch)
+        one = np.int64(0)
+        load_rows(shared, (k, p.k_row, one, 1), first, count, p.width, p.aligned & OF_K)
+        load_rows(v_tile, (v, p.v_row, one, 1), first, count, p.value_width, p.aligned & OF_V)
+        if end > 0:
+            head = kv_head * p.group
+            load_queries(stage, p, entry, head, first_q, begin * columns, queries)
+
+        _, natural = unit_of(scale)
+        dk_acc, dv_acc = cuda.local.array(result_count, kind), cuda.local.array(result_count, kind)
+        for e in range(result_count):
+            dk_acc[e] = dv_acc[e] = zero
+        turn = np.int32(0)
+        for step in range(end):
+            _ptx.wait_for_all_copies()
+            cuda.syncthreads()
+            this, turn = np.int32(stage + turn * step_size), np.int32(1 - turn)
+            query = (begin + step % each) * columns
+            if step + 1 < end:
+                head = kv_head * p.group + (step + 1) // each
+                next_query = (begin + (step + 1) % each) * columns
+                to = np.int32(stage + turn * step_size)
+                load_queries(to, p, entry, head, first_q, next_query, queries)
+            if general and p.mask != 0:
+                find_masks(p, masks, entry, kv_head * p.group + step // each, row)
+            s, ds = cuda.local.array(score_count, kind), cuda.local.array(score_count, kind)
+            slopes = cuda.local.array(score_count, kind)
+            for e in range(score_count):
+                s[e] = ds[e] = zero
+            multiply(s, shared + mine, this)
+            multiply(ds, v_tile + mine, this + x_size)
+            is_edge = query < full_low or query + columns > full_high
+            keep_slopes(s, slopes, scale, softcap)
+            finish(s, p, scale, softcap, np.int32(query), is_edge, low, high, masks, p.mask_row)
+            grads(s, ds, slopes, this + 2 * x_size, natural, softcap)
+            accumulate(dv_acc, s, this + x_size, part * part_width, scratch)
+            accumulate(dk_acc, ds, this, part * part_width, scratch)
+
+        for e in range(result_count):
+            dk_acc[e] *= real(scale)
+        cuda.syncthreads()
+        dk = rows_of_head(p, DK, p.dk, entry, p.dk_entry, kv_head, p.dk_head, first_k, p.dk_row)
+        dv = rows_of_head(p, DV, p.dv, entry, p.dv_entry, kv_head, p.dv_head, first_k, p.dv_row)
+        row, live = first + warp * warp_rows, count - warp * warp_rows
+        shift = part * part_width * size
+        dk_at, dv_at = (dk, p.dk_row, one, 1), (dv, p.dv_row, one, 1)
+        write(dk_acc, shared + mine, dk_at, row, live, shift, p.width, p.aligned & OF_DK)
+        write(dv_acc, v_tile + mine, dv_at, row, live, shift, p.value_width, p.aligned & OF_DV)
+
+    return backward_kv
