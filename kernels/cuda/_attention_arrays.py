@@ -146,6 +146,19 @@ def problem(arrays, spans, *, left, right):
     return p, kept
 
 
+def members(a, device):
+    """How many parts the batch entries of an array have that lie in different places, and the address
+    of a table: that number, where each part begins in a list of entries, and the list.
+    """
+    at = np.zeros((), np.int64)
+    for n, stride in zip(a.shape[:-3], a.strides, strict=False):
+        at = at[..., None] + np.arange(n) * stride
+    _, group, counts = np.unique(at.ravel(), return_inverse=True, return_counts=True)
+    order = np.argsort(group, kind="stable")
+    table = np.concatenate([[len(counts), 0], np.cumsum(counts), order])
+    return len(counts), _constant(table.astype(np.int64).tobytes(), device)
+
+
 def _step(batch, strides):
     """From entry to entry, if one number tells it; else None."""
     step, expected = 0, None

@@ -107,25 +107,10 @@ def delta_of(name):
 
 
 @cache
-def backward_q_of(tiling):
-    name, width, part_width, warps, row_tiles, columns, general = tiling
-    storage, scores = storage_of(name), scores_of(tiling)
-    size, kind, real, number = storage.size, storage.type, storage.real, storage.real_size
-    zero = real(0)
-    rows, threads, lane_rows = tiling.rows, tiling.threads, 2 * row_tiles
-    warp_rows = 16 * row_tiles
-    score_count, result_count = row_tiles * columns // 2, row_tiles * part_width // 2
-    pitch = pitch_of(name, width)
-    x_size = columns * pitch
-    warp_scratch = scratch_of(name, row_tiles, columns)
-    load_rows = loader_of(name, rows, width, threads)
-    load_step = loader_of(name, columns, width, threads)
-    products = products_of(name, row_tiles, columns, width, part_width, width)
-    multiply, accumulate = products.scores, products.values
-    unit_of, finish, grads = scores.unit_of, scores.finish, scores.grads_of_rows
-    keep_slopes = scores.keep_slopes
-    write = writer_of(name, row_tiles, part_width, width)
-    get_number = storage.get_number
+def known_rows_of(tiling):
+    """Of the rows of a lane, where rows are queries: what is known before any product."""
+    storage, general = storage_of(tiling.dtype), tiling.general
+    get_number, number, zero = storage.get_number, storage.real_size, storage.real(0)
 
     @device
     def known(r, p, lse, delta, low, high, masks, place, row, queries, keys, offset):
@@ -149,7 +134,29 @@ def backward_q_of(tiling):
                 p, MASK, p.mask, entry, p.mask_entry, head, p.mask_head, row, p.mask_row
             )
 
-    known_all = unrolled(lane_rows, known)
+    return unrolled(2 * tiling.row_tiles, known)
+
+
+@cache
+def backward_q_of(tiling):
+    name, width, part_width, warps, row_tiles, columns, general = tiling
+    storage, scores = storage_of(name), scores_of(tiling)
+    size, kind, real, number = storage.size, storage.type, storage.real, storage.real_size
+    zero = real(0)
+    rows, threads, lane_rows = tiling.rows, tiling.threads, 2 * row_tiles
+    warp_rows = 16 * row_tiles
+    score_count, result_count = row_tiles * columns // 2, row_tiles * part_width // 2
+    pitch = pitch_of(name, width)
+    x_size = columns * pitch
+    warp_scratch = scratch_of(name, row_tiles, columns)
+    load_rows = loader_of(name, rows, width, threads)
+    load_step = loader_of(name, columns, width, threads)
+    products = products_of(name, row_tiles, columns, width, part_width, width)
+    multiply, accumulate = products.scores, products.values
+    unit_of, finish, grads = scores.unit_of, scores.finish, scores.grads_of_rows
+    keep_slopes = scores.keep_slopes
+    write = writer_of(name, row_tiles, part_width, width)
+    known_all = known_rows_of(tiling)
 
     @cuda.jit
     def backward_q(p, scale, softcap):

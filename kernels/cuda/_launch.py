@@ -14,6 +14,7 @@ from typing import NamedTuple
 from . import _device
 from ._attention_backward import shared_size as backward_shared
 from ._attention_forward import shared_size as forward_shared
+from ._attention_mask import shared_size as mask_shared
 from ._attention_tiles import Tiling, width_of
 from ._columns import HEIGHT, PLACES, WIDTH
 from ._reduce import SCRATCH
@@ -234,6 +235,13 @@ def attention_backward(dtype, p, general):
         yield tiling, _cut(p, tiling.rows, count, 1, -(-width // part))
 
 
+def mask_gradient(dtype, p):
+    """The `Tiling` of the gradient of the mask."""
+    size = storage_of(dtype).size
+    width = width_of(p.width // size, p.value_width // size)
+    return Tiling(dtype, width, width, 4, 1, 16 if size == 8 else 32, True)
+
+
 def _cut(p, rows, count, pack, parts):
     tiles = -(-count * pack // rows)
     if p.packed:
@@ -241,11 +249,13 @@ def _cut(p, rows, count, pack, parts):
     return {"tiles": tiles, "pack": pack, "parts": parts}
 
 
-def over_tiles(kernel, tiling, shared, p, heads, where, options):
-    """Launch a kernel of attention, a block for each tile of so many heads."""
-    blocks = p.parts * p.splits * p.tiles * heads * (1 if p.packed else p.entries)
+def tiles_of(p, heads):
+    """How many blocks a kernel of attention has, which goes over the tiles of so many heads."""
+    return p.parts * p.splits * p.tiles * heads * (1 if p.packed else p.entries)
+
+
+def over_tiles(kernel, tiling, shared, blocks, where, arguments):
     if blocks:
-        arguments = p, *options
         _device.launch(
             kernel, blocks, tiling.threads, shared, where.stream, where.device, arguments
         )

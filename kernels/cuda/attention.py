@@ -10,6 +10,7 @@ Every result is the same to the last bit every time: nothing is added by atomic 
 from . import _attention_arrays, _device, _launch
 from ._attention_backward import backward_kv_of, backward_q_of, delta_of
 from ._attention_forward import forward_of, merge_of
+from ._attention_mask import mask_gradient_of
 from ._storage import storage_of
 
 
@@ -28,9 +29,9 @@ def attention(q, k, v, mask, spans, out, lse, *, scale, left, right, softcap, th
             kept.append(_device.allocate(count * size, q.stream, q.device))
             cut["partial"] = _device.address(kept[-1])
         p = p._replace(**cut)
-        shared, heads = _launch.forward_shared(tiling), p.heads // p.pack
+        shared, blocks = _launch.forward_shared(tiling), _launch.tiles_of(p, p.heads // p.pack)
         numbers = float(scale), float(softcap)
-        _launch.over_tiles(forward_of(tiling), tiling, shared, p, heads, q, numbers)
+        _launch.over_tiles(forward_of(tiling), tiling, shared, blocks, q, (p, *numbers))
         if p.splits > 1:
             _launch.over_all_rows(merge_of(q.dtype, tiling.part * p.parts), p, q)
 
@@ -55,5 +56,24 @@ def attention_backward(grad_out, q, k, v, mask, spans, out, lse, dq, dk, dv, dma
             (of_kv, backward_kv_of, p.heads // max(p.group, 1)),
         ):
             shared = _launch.backward_shared(tiling)
-            cut_p = p._replace(**cut)
-            _launch.over_tiles(kernel_of(tiling), tiling, shared, cut_p, heads, q, numbers)
+            now = p._replace(**cut)
+            blocks = _launch.tiles_of(now, heads)
+            _launch.over_tiles(kernel_of(tiling), tiling, shared, blocks, q, (now, *numbers))
+        if arrays["dmask"] is not None:
+            _mask_gradient(p, arrays["dmask"], q, numbers)
+
+
+def _mask_gradient(p, dmask, q, numbers):
+    if 0 in dmask.shape:
+        return
+    tiling = _launch.mask_gradient(q.dtype, p)
+    keys = dmask.shape[-1]
+    # As many tiles as the mask has along an axis: one where it is broadcast.
+    heads = p.heads if p.dmask_head else 1
+    rows = -(-p.queries // tiling.rows) if p.dmask_row else 1
+    columns = -(-keys // tiling.columns) if p.dmask_item else 1
+    groups, members = _attention_arrays.members(dmask, q.device)
+    blocks = groups * heads * rows * columns
+    shared = _launch.mask_shared(tiling)
+    cut = members, heads, rows, columns, keys
+    _launch.over_tiles(mask_gradient_of(tiling), tiling, shared, blocks, q, (p, *numbers, *cut))
