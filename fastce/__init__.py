@@ -6,6 +6,7 @@ all CPU threads with results that are the same to the last bit for any number of
 
 from ._config import show_config
 from ._dispatch import BackendError, available_backends, use_backend
+from ._tf32 import set_allow_tf32
 from ._threads import get_num_threads, set_num_threads
 from ._validation import set_validation
 from ._version import __version__
@@ -47,6 +48,7 @@ __all__ = [
     "nll_loss_backward",
     "scaled_dot_product_attention",
     "scaled_dot_product_attention_backward",
+    "set_allow_tf32",
     "set_num_threads",
     "set_validation",
     "show_config",

@@ -62,14 +62,14 @@ def _name(dtype: np.dtype) -> str:
     return dtype.name
 
 
-def see(x: Any, name: str) -> Seen:
+def see(x: Any, name: str, booleans: bool = False) -> Seen:
     """Where the array `x` lies, and what it is."""
     if not is_on_gpu(x):
         raise TypeError(
             f"{name} must be on the GPU, as the other arrays are, got {type(x).__name__}"
         )
     seen = LIBRARIES.get(_root(x), _ANY).see(x)
-    size = _SIZES.get(seen.dtype)
+    size = 1 if booleans and seen.dtype == "bool" else _SIZES.get(seen.dtype)
     if size is None:
         raise TypeError(f"{name} must be of a floating or integer dtype, got {seen.dtype}")
     if any(number % size for number in (seen.address, *seen.strides)):

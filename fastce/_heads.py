@@ -31,10 +31,15 @@ def operands(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The three inputs as arrays of one dtype whose last axis is contiguous."""
     arrays = [_arrays.floating(a, name) for a, name in ((q, "q"), (k, "k"), (v, "v"))]
-    dtypes = [a.dtype for a in arrays]
+    check_operands([a.dtype for a in arrays], [a.shape for a in arrays], key_axis)
+    first, second, third = map(row_contiguous, arrays)
+    return first, second, third
+
+
+def check_operands(dtypes: list[Any], shapes: list[tuple[int, ...]], key_axis: int = -2) -> None:
+    """Whether q, k and v are of one dtype, and their widths and numbers of keys fit."""
     if len(set(dtypes)) > 1:
         raise TypeError(f"q, k and v must have one dtype, got {', '.join(map(str, dtypes))}")
-    shapes = [a.shape for a in arrays]
     if min(map(len, shapes)) < 2:
         raise ValueError(f"q, k and v must have at least 2 axes, got shapes {_listed(shapes)}")
     if shapes[0][-1] != shapes[1][-1]:
@@ -43,8 +48,6 @@ def operands(
         raise ValueError(f"k and v must hold as many keys, got {shapes[1]} and {shapes[2]}")
     if 0 in (shapes[0][-1], shapes[2][-1]):
         raise ValueError(f"the last axis may not be empty, got shapes {_listed(shapes)}")
-    first, second, third = map(row_contiguous, arrays)
-    return first, second, third
 
 
 def _listed(shapes: list[tuple[int, ...]]) -> str:
@@ -124,6 +127,46 @@ def _broadcast(shapes: list[tuple[int, ...]], what: str) -> tuple[int, ...]:
         raise ValueError(f"{what} do not broadcast: {_listed(shapes)}") from None
 
 
+def head_counts(
+    q: tuple[int, ...], k: tuple[int, ...], v: tuple[int, ...], enable_gqa: bool
+) -> tuple[tuple[int, ...], int, int]:
+    """From the shapes of a padded batch: its batch axes, heads of queries, heads of keys."""
+    batch = _broadcast([shape[:-3] for shape in (q, k, v)], "the batch axes of q, k and v")
+    heads, kv_heads = q[-3], k[-3]
+    if enable_gqa:
+        if k[-3] != v[-3] or not kv_heads or heads % kv_heads:
+            raise ValueError(
+                "with enable_gqa, k and v must have equally many heads, which divide those of q; "
+                f"got {heads}, {kv_heads} and {v[-3]}"
+            )
+        return batch, heads, kv_heads
+    sizes = {shape[-3] for shape in (q, k, v)} - {1} or {1}
+    if len(sizes) > 1:
+        raise ValueError(
+            f"q, k and v have {heads}, {kv_heads} and {v[-3]} heads; grouped heads need "
+            "enable_gqa=True"
+        )
+    heads = sizes.pop()
+    return batch, heads, heads
+
+
+def spans_of(
+    batch: tuple[int, ...], length: int, keys: int, q_offset: Any, kv_lengths: Any
+) -> np.ndarray:
+    """What each entry of a padded batch has of its queries and keys (see ``fastce.kernels``)."""
+    spans = np.zeros((math.prod(batch), 5), np.int64)
+    spans[:, 1] = length
+    spans[:, 3] = keys
+    if kv_lengths is not None:
+        spans[:, 3] = _per_entry(kv_lengths, batch, "kv_lengths")
+        bad = (spans[:, 3] < 0) | (spans[:, 3] > keys)
+        if bad.any():
+            wrong = np.broadcast_to(np.asarray(kv_lengths), batch).ravel()[bad.argmax()]
+            raise ValueError(f"kv_lengths must be from 0 to the {keys} keys, got {wrong}")
+    spans[:, 4] = _per_entry(q_offset, batch, "q_offset")
+    return spans
+
+
 def padded_batch(
     q: np.ndarray,
     k: np.ndarray,
@@ -140,36 +183,12 @@ def padded_batch(
     """Queries and keys as `scaled_dot_product_attention` takes them."""
     options = numbers(scale, window, softcap, is_causal, q.shape[-1])
     q, k, v = (a if a.ndim > 2 else a[None] for a in (q, k, v))
-    batch = _broadcast([a.shape[:-3] for a in (q, k, v)], "the batch axes of q, k and v")
-    heads, kv_heads = q.shape[-3], k.shape[-3]
-    if enable_gqa:
-        if k.shape[-3] != v.shape[-3] or not kv_heads or heads % kv_heads:
-            raise ValueError(
-                "with enable_gqa, k and v must have equally many heads, which divide those of q; "
-                f"got {heads}, {kv_heads} and {v.shape[-3]}"
-            )
-    else:
-        sizes = {a.shape[-3] for a in (q, k, v)} - {1} or {1}
-        if len(sizes) > 1:
-            raise ValueError(
-                f"q, k and v have {heads}, {kv_heads} and {v.shape[-3]} heads; grouped heads need "
-                "enable_gqa=True"
-            )
-        heads = kv_heads = sizes.pop()
+    batch, heads, kv_heads = head_counts(q.shape, k.shape, v.shape, enable_gqa)
     length, keys = q.shape[-2], k.shape[-2]
     mask = None
     if attn_mask is not None:
         mask = _mask(attn_mask, q.dtype, (*batch, heads, length, keys))
-    spans = np.zeros((math.prod(batch), 5), np.int64)
-    spans[:, 1] = length
-    spans[:, 3] = keys
-    if kv_lengths is not None:
-        spans[:, 3] = _per_entry(kv_lengths, batch, "kv_lengths")
-        bad = (spans[:, 3] < 0) | (spans[:, 3] > keys)
-        if bad.any():
-            wrong = np.broadcast_to(np.asarray(kv_lengths), batch).ravel()[bad.argmax()]
-            raise ValueError(f"kv_lengths must be from 0 to the {keys} keys, got {wrong}")
-    spans[:, 4] = _per_entry(q_offset, batch, "q_offset")
+    spans = spans_of(batch, length, keys, q_offset, kv_lengths)
     return Heads(
         spread(bits(q), (*batch, heads, *q.shape[-2:])),
         spread(bits(k), (*batch, kv_heads, *k.shape[-2:])),
@@ -181,15 +200,38 @@ def padded_batch(
     )
 
 
+def check_mask(dtype: Any, of_q: Any) -> None:
+    if dtype not in (bool, "bool", of_q):
+        raise TypeError(f"attn_mask must be boolean or have q's dtype {of_q}, got {dtype}")
+
+
+def check_mask_shape(mask: tuple[int, ...], scores: tuple[int, ...]) -> None:
+    if not mask or _broadcast([mask, scores], "attn_mask and the scores") != scores:
+        raise ValueError(f"attn_mask must broadcast to {scores}, got shape {mask}")
+
+
 def _mask(attn_mask: Any, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
     mask = _arrays.to_numpy(attn_mask, "attn_mask")
-    if mask.dtype != bool and mask.dtype.newbyteorder("=") != dtype:
-        raise TypeError(f"attn_mask must be boolean or have q's dtype {dtype}, got {mask.dtype}")
-    if mask.ndim == 0 or _broadcast([mask.shape, shape], "attn_mask and the scores") != shape:
-        raise ValueError(f"attn_mask must broadcast to {shape}, got shape {mask.shape}")
+    check_mask(mask.dtype if mask.dtype == bool else mask.dtype.newbyteorder("="), dtype)
+    check_mask_shape(mask.shape, shape)
     if not (mask.flags.aligned and mask.dtype.isnative):
         mask = mask.astype(mask.dtype.newbyteorder("="))
     return spread(bits(row_contiguous(mask)), shape)
+
+
+def check_packed(
+    q: tuple[int, ...], k: tuple[int, ...], v: tuple[int, ...], enable_gqa: bool
+) -> None:
+    """Whether the shapes of packed sequences fit."""
+    if not len(q) == len(k) == len(v) == 3:
+        raise ValueError(f"q, k and v must have 3 axes, got {_listed([q, k, v])}")
+    if k[1] != v[1] or not k[1] or q[1] % k[1]:
+        raise ValueError(
+            f"k and v must have equally many heads, which divide those of q; got {q[1]}, "
+            f"{k[1]} and {v[1]}"
+        )
+    if not enable_gqa and q[1] != k[1]:
+        raise ValueError(f"q has {q[1]} heads, k and v have {k[1]}: that needs enable_gqa=True")
 
 
 def packed(
@@ -206,30 +248,10 @@ def packed(
     softcap: float,
 ) -> Heads:
     """Queries and keys as `attention_varlen` takes them: each sequence is a batch entry."""
-    if not q.ndim == k.ndim == v.ndim == 3:
-        raise ValueError(f"q, k and v must have 3 axes, got {_listed([q.shape, k.shape, v.shape])}")
-    if k.shape[1] != v.shape[1] or not k.shape[1] or q.shape[1] % k.shape[1]:
-        raise ValueError(
-            f"k and v must have equally many heads, which divide those of q; got {q.shape[1]}, "
-            f"{k.shape[1]} and {v.shape[1]}"
-        )
-    if not enable_gqa and q.shape[1] != k.shape[1]:
-        raise ValueError(
-            f"q has {q.shape[1]} heads, k and v have {k.shape[1]}: that needs enable_gqa=True"
-        )
+    check_packed(q.shape, k.shape, v.shape, enable_gqa)
     options = numbers(scale, window, softcap, is_causal, q.shape[-1])
-    ends_q = _ends(cu_seqlens_q, q.shape[0], "cu_seqlens_q")
-    ends_k = _ends(cu_seqlens_k, k.shape[0], "cu_seqlens_k")
-    if len(ends_q) != len(ends_k):
-        raise ValueError(
-            f"cu_seqlens_q and cu_seqlens_k must be equally long, got {len(ends_q)} and "
-            f"{len(ends_k)}"
-        )
-    count = len(ends_q) - 1
-    spans = np.empty((count, 5), np.int64)
-    spans[:, 0], spans[:, 1] = ends_q[:-1], ends_q[1:]
-    spans[:, 2], spans[:, 3] = ends_k[:-1], ends_k[1:]
-    spans[:, 4] = _per_entry(q_offset, (count,), "q_offset")
+    spans = packed_spans(cu_seqlens_q, cu_seqlens_k, q.shape[0], k.shape[0], q_offset)
+    count = len(spans)
     return Heads(
         per_sequence(q, count),
         per_sequence(k, count),
@@ -239,6 +261,24 @@ def packed(
         options,
         (*q.shape[:2], v.shape[2]),
     )
+
+
+def packed_spans(
+    cu_seqlens_q: Any, cu_seqlens_k: Any, queries: int, keys: int, q_offset: Any
+) -> np.ndarray:
+    """What each packed sequence has of all queries and keys (see ``fastce.kernels``)."""
+    ends_q = _ends(cu_seqlens_q, queries, "cu_seqlens_q")
+    ends_k = _ends(cu_seqlens_k, keys, "cu_seqlens_k")
+    if len(ends_q) != len(ends_k):
+        raise ValueError(
+            f"cu_seqlens_q and cu_seqlens_k must be equally long, got {len(ends_q)} and "
+            f"{len(ends_k)}"
+        )
+    spans = np.empty((len(ends_q) - 1, 5), np.int64)
+    spans[:, 0], spans[:, 1] = ends_q[:-1], ends_q[1:]
+    spans[:, 2], spans[:, 3] = ends_k[:-1], ends_k[1:]
+    spans[:, 4] = _per_entry(q_offset, (len(spans),), "q_offset")
+    return spans
 
 
 def per_sequence(a: np.ndarray, count: int) -> np.ndarray:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from . import _arrays, _heads
+from . import _arrays, _attention_gpu, _gpu, _heads
 from ._dispatch import kernel
 from ._heads import Heads
 from ._threads import get_num_threads
@@ -100,10 +100,15 @@ def scaled_dot_product_attention(
     array([[[3.],
             [3.]]])
     """
-    arrays = _heads.operands(q, k, v)
-    p = _heads.padded_batch(
-        *arrays, attn_mask, is_causal, scale, enable_gqa, q_offset, kv_lengths, window, softcap
+    options = (
+        *(attn_mask, is_causal, scale, enable_gqa),
+        *(q_offset, kv_lengths, window, softcap),
     )
+    if type(q) is not np.ndarray and _gpu.is_on_gpu(q):
+        call = _attention_gpu.padded_batch(q, k, v, *options)
+        return _attention_gpu.forward(call, q, return_lse, out, attn_mask)
+    arrays = _heads.operands(q, k, v)
+    p = _heads.padded_batch(*arrays, *options)
     squeeze = max(a.ndim for a in arrays) == 2
     shape = p.shape[1:] if squeeze else p.shape
     if out is None:
@@ -178,10 +183,18 @@ def scaled_dot_product_attention_backward(
     >>> dv.ravel()  # two queries give a third of their attention to each
     array([0.66666667, 0.66666667, 0.66666667])
     """
-    arrays = _heads.operands(q, k, v)
-    p = _heads.padded_batch(
-        *arrays, attn_mask, is_causal, scale, enable_gqa, q_offset, kv_lengths, window, softcap
+    options = (
+        *(attn_mask, is_causal, scale, enable_gqa),
+        *(q_offset, kv_lengths, window, softcap),
     )
+    if type(q) is not np.ndarray and _gpu.is_on_gpu(q):
+        call = _attention_gpu.padded_batch(q, k, v, *options)
+        whole = kv_lengths is None
+        return _attention_gpu.backward(
+            call, (q, k, v), grad_out, out, lse, attn_mask, grad_mask, whole
+        )
+    arrays = _heads.operands(q, k, v)
+    p = _heads.padded_batch(*arrays, *options)
     squeeze = max(a.ndim for a in arrays) == 2
     shape = p.shape[1:] if squeeze else p.shape
     g, o, norm = _results(grad_out, out, lse, shape, shape[:-1], arrays[0].dtype)
@@ -253,10 +266,13 @@ def attention_varlen(
     >>> fastce.attention_varlen(q, k, v, [0, 2, 3], [0, 2, 3]).ravel()
     array([2., 2., 7.])
     """
+    ends = cu_seqlens_q, cu_seqlens_k
+    options = is_causal, scale, enable_gqa, q_offset, window, softcap
+    if type(q) is not np.ndarray and _gpu.is_on_gpu(q):
+        call = _attention_gpu.packed(q, k, v, *ends, *options)
+        return _attention_gpu.forward(call, q, return_lse, out)
     arrays = _heads.operands(q, k, v, 0)
-    p = _heads.packed(
-        *arrays, cu_seqlens_q, cu_seqlens_k, is_causal, scale, enable_gqa, q_offset, window, softcap
-    )
+    p = _heads.packed(*arrays, *ends, *options)
     if out is None:
         result = _heads.result_like(arrays[0], p.shape, arrays[0].dtype)
     else:
@@ -318,10 +334,13 @@ def attention_varlen_backward(
     >>> grads[2].ravel()
     array([1., 1., 1.])
     """
+    ends = cu_seqlens_q, cu_seqlens_k
+    options = is_causal, scale, enable_gqa, q_offset, window, softcap
+    if type(q) is not np.ndarray and _gpu.is_on_gpu(q):
+        call = _attention_gpu.packed(q, k, v, *ends, *options)
+        return _attention_gpu.backward(call, (q, k, v), grad_out, out, lse)
     arrays = _heads.operands(q, k, v, 0)
-    p = _heads.packed(
-        *arrays, cu_seqlens_q, cu_seqlens_k, is_causal, scale, enable_gqa, q_offset, window, softcap
-    )
+    p = _heads.packed(*arrays, *ends, *options)
     g, o, norm = _results(grad_out, out, lse, p.shape, p.shape[:-1], arrays[0].dtype)
     count = len(p.spans)
     grads = [_heads.result_like(a, a.shape, a.dtype, np.zeros) for a in arrays]

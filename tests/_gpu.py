@@ -56,7 +56,7 @@ def program_of(kernel, argument_types):
     return _ptx_machine.Program(ptx_of(kernel, argument_types, (9, 0)))
 
 
-_DEVICE = ("limits", "current", "allocate", "address", "upload", "read", "launch")
+_DEVICE = ("limits", "current", "allocate", "address", "upload", "read", "clear", "launch")
 
 
 class Machine:
@@ -88,6 +88,9 @@ class Machine:
 
     def read(self, address, array, stream, device):
         self.memory.read(address, array)
+
+    def clear(self, address, size, stream, device):
+        self.memory.write(address, np.zeros(size, np.uint8))
 
     def launch(self, kernel, blocks, threads, shared, stream, device, arguments):
         program = program_of(kernel, tuple(map(type, arguments)))

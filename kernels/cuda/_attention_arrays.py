@@ -146,16 +146,19 @@ def problem(arrays, spans, *, left, right):
     return p, kept
 
 
-def members(a, device):
-    """How many parts the batch entries of an array have that lie in different places, and the address
-    of a table: that number, where each part begins in a list of entries, and the list.
+def members(a, device, axes=None):
+    """In how many different places the entries along the first axes of an array lie (all axes in
+    front of heads, unless told), and the address of a table: that number; where the entries of each
+    place begin in a list of entries; that list; and how far from the array's begin each entry is.
     """
     at = np.zeros((), np.int64)
-    for n, stride in zip(a.shape[:-3], a.strides, strict=False):
+    axes = len(a.shape) - 3 if axes is None else axes
+    for n, stride in zip(a.shape[:axes], a.strides, strict=False):
         at = at[..., None] + np.arange(n) * stride
-    _, group, counts = np.unique(at.ravel(), return_inverse=True, return_counts=True)
-    order = np.argsort(group, kind="stable")
-    table = np.concatenate([[len(counts), 0], np.cumsum(counts), order])
+    at = at.ravel()
+    _, group, counts = np.unique(at, return_inverse=True, return_counts=True)
+    order = np.argsort(group.ravel(), kind="stable")
+    table = np.concatenate([[len(counts), 0], np.cumsum(counts), order, at])
     return len(counts), _constant(table.astype(np.int64).tobytes(), device)
 
 

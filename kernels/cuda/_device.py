@@ -100,6 +100,13 @@ def read(address, array, stream, device):
             _stream(stream).sync()
 
 
+def clear(address, size, stream, device):
+    """Write zeros."""
+    if size:
+        with _current(device):
+            _check(driver.cuMemsetD8Async(address, 0, size, stream))
+
+
 def launch(kernel, blocks, threads, shared, stream, device, arguments):
     """Run a kernel of `cuda.jit` with integers (int64), floats (float64) and structures of integers."""
     with _current(device):
