@@ -212,8 +212,9 @@ class Shared:
         if reading and not self.written[byte].all():
             raise PTXError(f"read before it was written: {text}")
         copied = self.copy[byte]
-        if reading and (copied >= self.arrived[self.copier[byte]])[copied >= 0].any():
-            raise PTXError(f"read before its copy was waited for: {text}")
+        if (copied >= self.arrived[self.copier[byte]])[copied >= 0].any():
+            verb = "read" if reading else "written"
+            raise PTXError(f"{verb} before its copy was waited for: {text}")
         writer = self.writer[byte]
         if ((writer >= 0) & (writer != threads)).any():
             raise PTXError(f"race: {text}")

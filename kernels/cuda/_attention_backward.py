@@ -63,7 +63,7 @@ def shared_size(tiling):
     """
     name = tiling.dtype
     pitch, number = pitch_of(name, tiling.width), storage_of(name).real_size
-    scratch = tiling.warps * scratch_of(name, tiling.row_tiles, tiling.columns)
+    scratch = tiling.warps * scratch_of(name, tiling.row_tiles, tiling.columns) + 8 * tiling.rows
     step = 2 * tiling.columns * (pitch + number)
     return 2 * tiling.rows * pitch + 2 * step + scratch
 
@@ -109,30 +109,23 @@ def delta_of(name):
 @cache
 def known_rows_of(tiling):
     """Of the rows of a lane, where rows are queries: what is known before any product."""
-    storage, general = storage_of(tiling.dtype), tiling.general
+    storage, keep_limits = storage_of(tiling.dtype), scores_of(tiling).keep_limits
     get_number, number, zero = storage.get_number, storage.real_size, storage.real(0)
 
     @device
-    def known(r, p, lse, delta, low, high, masks, place, row, queries, keys, offset):
-        """Of a row: its lse and D, the keys that it may see, and where its row of the mask is."""
+    def known(r, p, lse, delta, limits, place, row, queries, keys, offset):
+        """Of a row: its lse and D, and the keys that it may see."""
         entry, head, first_q = place
         row += 8 * r
-        low_, high_ = bounds(row + offset, p.left, p.right, keys)
-        low[r], high[r] = np.int32(low_), np.int32(high_)
+        low, high = bounds(row + offset, p.left, p.right, keys)
+        keep_limits(limits, r, low, high if row < queries else low)
         lse[r] = delta[r] = zero
-        masks[r] = np.int64(0)
         if row < queries:
             query = first_q + row
             lse[r] = get_number(
                 rows_of_head(p, LSE, p.lse, entry, p.lse_entry, head, p.lse_head, query, p.lse_row)
             )
             delta[r] = get_number(p.delta + row_number(p, entry, head, query) * number)
-        else:
-            high[r] = low[r]
-        if general and p.mask != 0:
-            masks[r] = rows_of_head(
-                p, MASK, p.mask, entry, p.mask_entry, head, p.mask_head, row, p.mask_row
-            )
 
     return unrolled(2 * tiling.row_tiles, known)
 
@@ -181,33 +174,37 @@ def backward_q_of(tiling):
             first_q,
             p.grad_out_row,
         )
-        dq = rows_of_head(p, DQ, p.dq, entry, p.dq_entry, head, p.dq_head, first_q, p.dq_row)
 
         warp = np.int32(cuda.threadIdx.x >> 5)
-        low, high = cuda.local.array(lane_rows, np.int32), cuda.local.array(lane_rows, np.int32)
-        masks = cuda.local.array(lane_rows, np.int64)
         lse, delta = cuda.local.array(lane_rows, kind), cuda.local.array(lane_rows, kind)
         row = first + warp * warp_rows + np.int32(cuda.threadIdx.x >> 2 & 7)
         place = entry, head, first_q
-        known_all(p, lse, delta, low, high, masks, place, row, queries, keys, offset)
         tile_low, full_high = bounds(offset + first, p.left, p.right, keys)
         full_low, tile_high = bounds(offset + first + count - 1, p.left, p.right, keys)
-        begin, end = tile_low // columns, (tile_high + columns - 1) // columns
+        begin, end = np.int32(tile_low // columns), np.int32((tile_high + columns - 1) // columns)
+        last_key, full_low, full_high = np.int32(keys), np.int32(full_low), np.int32(full_high)
 
         shared = np.int32(_ptx.dynamic_shared())
         g_tile = np.int32(shared + rows * pitch)
         stage = np.int32(g_tile + rows * pitch)
         mine = np.int32(warp * (warp_rows * pitch))
-        scratch = np.int32(stage + 4 * x_size + warp * warp_scratch)
+        limits = np.int32(stage + 4 * x_size + warp * (8 * warp_rows))
+        scratch = np.int32(stage + 4 * x_size + 8 * rows + warp * warp_scratch)
+        known_all(p, lse, delta, limits, place, row, queries, keys, offset)
+        masks = np.int64(0), p.mask_row, np.int64(0), 1
+        if general and p.mask != 0:
+            mask = p.mask + start(p, MASK, entry, p.mask_entry) + head * p.mask_head
+            masks = mask, p.mask_row, np.int64(0), 1
         one = np.int64(0)
         g_at = g, p.grad_out_row, one, 1
         load_rows(shared, (q, p.q_row, one, 1), first, count, p.width, p.aligned & OF_Q)
         load_rows(g_tile, g_at, first, count, p.value_width, p.aligned & OF_GRAD_OUT)
         k_at, v_at = (k, p.k_row, one, 1), (v, p.v_row, one, 1)
         if begin < end:
-            key = begin * columns
-            load_step(stage, k_at, key, keys - key, p.width, p.aligned & OF_K)
-            load_step(stage + x_size, v_at, key, keys - key, p.value_width, p.aligned & OF_V)
+            key = np.int32(begin * columns)
+            left = last_key - key
+            load_step(stage, k_at, key, left, p.width, p.aligned & OF_K)
+            load_step(stage + x_size, v_at, key, left, p.value_width, p.aligned & OF_V)
 
         _, natural = unit_of(scale)
         acc = cuda.local.array(result_count, kind)
@@ -218,10 +215,10 @@ def backward_q_of(tiling):
             _ptx.wait_for_all_copies()
             cuda.syncthreads()
             this, turn = np.int32(stage + turn * 2 * x_size), np.int32(1 - turn)
-            key = step * columns
+            key = np.int32(step * columns)
             if step + 1 < end:
-                to, next_key = np.int32(stage + turn * 2 * x_size), key + columns
-                left = keys - next_key
+                to, next_key = np.int32(stage + turn * 2 * x_size), np.int32(key + columns)
+                left = last_key - next_key
                 load_step(to, k_at, next_key, left, p.width, p.aligned & OF_K)
                 load_step(to + x_size, v_at, next_key, left, p.value_width, p.aligned & OF_V)
             s, ds = cuda.local.array(score_count, kind), cuda.local.array(score_count, kind)
@@ -232,13 +229,20 @@ def backward_q_of(tiling):
             multiply(ds, g_tile + mine, this + x_size)
             is_edge = key < full_low or key + columns > full_high
             keep_slopes(s, slopes, scale, softcap)
-            finish(s, p, scale, softcap, np.int32(key), is_edge, low, high, masks, p.mask_item)
+            finish(s, p, scale, softcap, key, is_edge, limits, masks, row, p.mask_item)
             grads(s, ds, slopes, lse, delta, natural, softcap)
             accumulate(acc, ds, this, part * part_width, scratch)
 
         for e in range(result_count):
             acc[e] *= real(scale)
+        _ptx.wait_for_all_copies()  # where nothing is seen, that of the rows may be under way
         cuda.syncthreads()
+        # Found again, rather than kept in registers while products need them.
+        part, _, entry, head, tile = locate(p, rows, np.int64(1), 0)
+        first_q, queries, _, _, _ = span(p, entry)
+        first = tile * rows
+        count = min(queries - first, np.int64(rows))
+        dq = rows_of_head(p, DQ, p.dq, entry, p.dq_entry, head, p.dq_head, first_q, p.dq_row)
         row, live = first + warp * warp_rows, count - warp * warp_rows
         shift = part * part_width * size
         dq_at = dq, p.dq_row, one, 1
@@ -266,23 +270,18 @@ def backward_kv_of(tiling):
     products = products_of(name, row_tiles, columns, width, part_width, width)
     multiply, accumulate = products.scores, products.values
     unit_of, finish, grads = scores.unit_of, scores.finish, scores.grads_of_columns
+    keep_limits = scores.keep_limits
     keep_slopes = scores.keep_slopes
     write = writer_of(name, row_tiles, part_width, width)
 
     @device
-    def known(r, p, low, high, row, queries, keys, offset):
+    def known(r, p, limits, row, queries, keys, offset):
         """The queries that may see a key."""
         row += 8 * r
-        low_, high_ = bounds(row - offset, p.right, p.left, queries)
-        low[r], high[r] = np.int32(low_), np.int32(high_ if row < keys else low_)
+        low, high = bounds(row - offset, p.right, p.left, queries)
+        keep_limits(limits, r, low, high if row < keys else low)
 
-    @device
-    def column_of_mask(r, p, masks, entry, head, row):
-        masks[r] = rows_of_head(
-            p, MASK, p.mask, entry, p.mask_entry, head, p.mask_head, row + 8 * r, p.mask_item
-        )
-
-    known_all, find_masks = unrolled(lane_rows, known), unrolled(lane_rows, column_of_mask)
+    known_all = unrolled(lane_rows, known)
 
     @device
     def load_queries(to, p, entry, head, first_q, query, queries):
@@ -321,27 +320,30 @@ def backward_kv_of(tiling):
         v = rows_of_head(p, V, p.v, entry, p.v_entry, kv_head, p.v_head, first_k, p.v_row)
 
         warp = np.int32(cuda.threadIdx.x >> 5)
-        low, high = cuda.local.array(lane_rows, np.int32), cuda.local.array(lane_rows, np.int32)
-        masks = cuda.local.array(lane_rows, np.int64)
         row = first + warp * warp_rows + np.int32(cuda.threadIdx.x >> 2 & 7)
-        known_all(p, low, high, row, queries, keys, offset)
         tile_low, full_high = bounds(first - offset, p.right, p.left, queries)
         full_low, tile_high = bounds(first + count - 1 - offset, p.right, p.left, queries)
         begin = tile_low // columns
-        each = max((tile_high + columns - 1) // columns - begin, np.int64(0))  # steps of a head
-        end = each * p.group
+        begin = np.int32(begin)
+        # Steps of a head, and of all.
+        each = np.int32(max((tile_high + columns - 1) // columns - begin, np.int64(0)))
+        end = np.int32(each * p.group)
+        full_low, full_high = np.int32(full_low), np.int32(full_high)
 
         shared = np.int32(_ptx.dynamic_shared())
         v_tile = np.int32(shared + rows * pitch)
         stage = np.int32(v_tile + rows * pitch)
         mine = np.int32(warp * (warp_rows * pitch))
-        scratch = np.int32(stage + 2 * step_size + warp * warp_scratch)
+        limits = np.int32(stage + 2 * step_size + warp * (8 * warp_rows))
+        scratch = np.int32(stage + 2 * step_size + 8 * rows + warp * warp_scratch)
+        known_all(p, limits, row, queries, keys, offset)
         one = np.int64(0)
         load_rows(shared, (k, p.k_row, one, 1), first, count, p.width, p.aligned & OF_K)
         load_rows(v_tile, (v, p.v_row, one, 1), first, count, p.value_width, p.aligned & OF_V)
+        first_query = np.int32(begin * columns)
+        next_query, next_head = first_query, kv_head * p.group
         if end > 0:
-            head = kv_head * p.group
-            load_queries(stage, p, entry, head, first_q, begin * columns, queries)
+            load_queries(stage, p, entry, next_head, first_q, first_query, queries)
 
         _, natural = unit_of(scale)
         dk_acc, dv_acc = cuda.local.array(result_count, kind), cuda.local.array(result_count, kind)
@@ -352,14 +354,17 @@ def backward_kv_of(tiling):
             _ptx.wait_for_all_copies()
             cuda.syncthreads()
             this, turn = np.int32(stage + turn * step_size), np.int32(1 - turn)
-            query = (begin + step % each) * columns
+            query, head = next_query, next_head
+            next_query = np.int32(next_query + columns)
+            if next_query >= first_query + each * columns:
+                next_query, next_head = first_query, next_head + 1
             if step + 1 < end:
-                head = kv_head * p.group + (step + 1) // each
-                next_query = (begin + (step + 1) % each) * columns
                 to = np.int32(stage + turn * step_size)
-                load_queries(to, p, entry, head, first_q, next_query, queries)
+                load_queries(to, p, entry, next_head, first_q, next_query, queries)
+            masks = np.int64(0), p.mask_item, np.int64(0), 1
             if general and p.mask != 0:
-                find_masks(p, masks, entry, kv_head * p.group + step // each, row)
+                mask = p.mask + start(p, MASK, entry, p.mask_entry) + head * p.mask_head
+                masks = mask, p.mask_item, np.int64(0), 1
             s, ds = cuda.local.array(score_count, kind), cuda.local.array(score_count, kind)
             slopes = cuda.local.array(score_count, kind)
             for e in range(score_count):
@@ -368,14 +373,20 @@ def backward_kv_of(tiling):
             multiply(ds, v_tile + mine, this + x_size)
             is_edge = query < full_low or query + columns > full_high
             keep_slopes(s, slopes, scale, softcap)
-            finish(s, p, scale, softcap, np.int32(query), is_edge, low, high, masks, p.mask_row)
+            finish(s, p, scale, softcap, query, is_edge, limits, masks, row, p.mask_row)
             grads(s, ds, slopes, this + 2 * x_size, natural, softcap)
             accumulate(dv_acc, s, this + x_size, part * part_width, scratch)
             accumulate(dk_acc, ds, this, part * part_width, scratch)
 
         for e in range(result_count):
             dk_acc[e] *= real(scale)
+        _ptx.wait_for_all_copies()
         cuda.syncthreads()
+        # Found again, rather than kept in registers while products need them.
+        part, _, entry, kv_head, tile = locate(p, rows, np.int64(1), 2)
+        _, _, first_k, keys, _ = span(p, entry)
+        first = tile * rows
+        count = min(keys - first, np.int64(rows))
         dk = rows_of_head(p, DK, p.dk, entry, p.dk_entry, kv_head, p.dk_head, first_k, p.dk_row)
         dv = rows_of_head(p, DV, p.dv, entry, p.dv_entry, kv_head, p.dv_head, first_k, p.dv_row)
         row, live = first + warp * warp_rows, count - warp * warp_rows

@@ -52,7 +52,7 @@ def shared_size(tiling):
     """Bytes of shared memory of a block of `forward`: queries, two steps of keys and values, scratch."""
     name, warps = tiling.dtype, tiling.warps
     step = tiling.columns * (pitch_of(name, tiling.width) + pitch_of(name, tiling.part))
-    scratch = warps * scratch_of(name, tiling.row_tiles, tiling.columns)
+    scratch = warps * scratch_of(name, tiling.row_tiles, tiling.columns) + 8 * tiling.rows
     return tiling.rows * pitch_of(name, tiling.width) + 2 * step + scratch
 
 
@@ -76,6 +76,7 @@ def forward_of(tiling):
     products = products_of(name, row_tiles, columns, width, part_width, part_width)
     multiply, accumulate = products.scores, products.values
     unit_of, finish, row_max = scores.unit_of, scores.finish, scores.row_max
+    keep_limits = scores.keep_limits
     weight, weights, shared_sum = scores.weight, scores.weights, scores.shared_sum
     write = writer_of(name, row_tiles, part_width, width)
     store_number = storage.put_number
@@ -101,11 +102,12 @@ def forward_of(tiling):
         if lse_at[0] != 0 and cuda.threadIdx.x & 3 == 0 and row < count:
             lse = top[r] * natural + math.log(total[r]) if total[r] != zero else lowest
             store_number(row_at(lse_at, row), lse)
-        divisor = total[r] if total[r] != zero else one
+        # A factor, as divisions take registers that are not there. The sum is 1 or more.
+        factor, sees_any = one / total[r], total[r] != zero
         for e in range(per_row):
             # A weight of 0 times an infinite value is NaN, but not where nothing is seen.
-            value = acc[place_of(r, e)] / divisor
-            acc[place_of(r, e)] = value if total[r] != zero else zero
+            value = acc[place_of(r, e)] * factor
+            acc[place_of(r, e)] = value if sees_any else zero
 
     @device
     def keep_row(r, acc, top, total, natural, row, count, p, place, split, part):
@@ -127,19 +129,14 @@ def forward_of(tiling):
                 store_number(to + number, total[r])
 
     @device
-    def sees(r, p, low, high, masks, row, count, keys, offset, entry, head):
-        """Which keys a row may see, and where its row of the mask is."""
+    def see(r, p, limits, row, count, keys, offset):
+        """Which keys a row may see."""
         row += 8 * r
-        query = row // p.pack
-        low_, high_ = bounds(query + offset, p.left, p.right, keys)
-        low[r], high[r] = np.int32(low_), np.int32(high_ if row < count else low_)
-        masks[r] = 0
-        if general and p.mask != 0:
-            masks[r] = p.mask + start(p, MASK, entry, p.mask_entry) + query * p.mask_row
-            masks[r] += (head + row - query * p.pack) * p.mask_head
+        low, high = bounds(row // p.pack + offset, p.left, p.right, keys)
+        keep_limits(limits, r, low, high if row < count else low)
 
     add_all, finish_all = unrolled(lane_rows, add_step), unrolled(lane_rows, finish_row)
-    keep_all, see_all = unrolled(lane_rows, keep_row), unrolled(lane_rows, sees)
+    keep_all, see_all = unrolled(lane_rows, keep_row), unrolled(lane_rows, see)
 
     @cuda.jit
     def forward(p, scale, softcap):
@@ -157,10 +154,7 @@ def forward_of(tiling):
         v += shift
 
         warp, g = np.int32(cuda.threadIdx.x >> 5), np.int32(cuda.threadIdx.x >> 2 & 7)
-        low, high = cuda.local.array(lane_rows, np.int32), cuda.local.array(lane_rows, np.int32)
-        masks = cuda.local.array(lane_rows, np.int64)
         row, rows_there = first + warp * warp_rows + g, queries * p.pack
-        see_all(p, low, high, masks, row, rows_there, keys, offset, entry, head)
         # What any row may see, and what every row may.
         first_position = offset + first // p.pack
         last_position = offset + (first + count - 1) // p.pack
@@ -168,20 +162,27 @@ def forward_of(tiling):
         full_low, tile_high = bounds(last_position, p.left, p.right, keys)
         begin = tile_low // columns
         steps = max((tile_high + columns - 1) // columns - begin, np.int64(0))
-        end = begin + steps * (split + 1) // p.splits
-        begin += steps * split // p.splits
+        end = np.int32(begin + steps * (split + 1) // p.splits)
+        begin = np.int32(begin + steps * split // p.splits)
+        last_key, full_low, full_high = np.int32(keys), np.int32(full_low), np.int32(full_high)
 
         shared = np.int32(_ptx.dynamic_shared())
         stage = np.int32(shared + q_size)
         mine = np.int32(shared + warp * (warp_rows * q_pitch))
-        scratch = np.int32(stage + 2 * step_size + warp * warp_scratch)
+        limits = np.int32(stage + 2 * step_size + warp * (8 * warp_rows))
+        scratch = np.int32(stage + 2 * step_size + 8 * rows + warp * warp_scratch)
+        see_all(p, limits, row, rows_there, keys, offset)
+        masks = np.int64(0), p.mask_row, p.mask_head, p.pack
+        if general and p.mask != 0:
+            mask = p.mask + start(p, MASK, entry, p.mask_entry) + head * p.mask_head
+            masks = mask, p.mask_row, p.mask_head, p.pack
         load_q(shared, (q, p.q_row, p.q_head, p.pack), first, count, p.width, p.aligned & OF_Q)
         k_at, v_at = (k, p.k_row, np.int64(0), 1), (v, p.v_row, np.int64(0), 1)
         value_width = p.value_width - shift
         if begin < end:
-            key = begin * columns
-            load_k(stage, k_at, key, keys - key, p.width, p.aligned & OF_K)
-            load_v(stage + x_size, v_at, key, keys - key, value_width, p.aligned & OF_V)
+            key = np.int32(begin * columns)
+            load_k(stage, k_at, key, last_key - key, p.width, p.aligned & OF_K)
+            load_v(stage + x_size, v_at, key, last_key - key, value_width, p.aligned & OF_V)
 
         unit, natural = unit_of(scale)
         acc = cuda.local.array(result_count, kind)
@@ -195,20 +196,31 @@ def forward_of(tiling):
             _ptx.wait_for_all_copies()
             cuda.syncthreads()
             this, turn = np.int32(stage + turn * step_size), np.int32(1 - turn)
-            key = step * columns
+            key = np.int32(step * columns)
             if step + 1 < end:
-                to, next_key = np.int32(stage + turn * step_size), key + columns
-                load_k(to, k_at, next_key, keys - next_key, p.width, p.aligned & OF_K)
-                load_v(to + x_size, v_at, next_key, keys - next_key, value_width, p.aligned & OF_V)
+                to, next_key = np.int32(stage + turn * step_size), np.int32(key + columns)
+                left = last_key - next_key
+                load_k(to, k_at, next_key, left, p.width, p.aligned & OF_K)
+                load_v(to + x_size, v_at, next_key, left, value_width, p.aligned & OF_V)
             s = cuda.local.array(score_count, kind)
             for e in range(score_count):
                 s[e] = zero
             multiply(s, mine, this)
             is_edge = key < full_low or key + columns > full_high
-            finish(s, p, scale, softcap, np.int32(key), is_edge, low, high, masks, p.mask_item)
+            finish(s, p, scale, softcap, key, is_edge, limits, masks, row, p.mask_item)
             add_all(s, acc, top, total, unit)
             accumulate(acc, s, this + x_size, 0, scratch)
 
+        _ptx.wait_for_all_copies()  # where no key is seen, that of the queries may be under way
+        cuda.syncthreads()
+        # Found again, rather than kept in registers while products need them.
+        part, split, entry, head, tile = locate(p, rows, p.pack, 0)
+        first_q, queries, _, _, _ = span(p, entry)
+        head *= p.pack
+        first = tile * rows
+        count = min(queries * p.pack - first, np.int64(rows))
+        shift = part * part_width * size
+        row, rows_there = first + warp * warp_rows + g, queries * p.pack
         out_at = (
             p.out + start(p, OUT, entry, p.out_entry) + head * p.out_head + first_q * p.out_row,
             p.out_row,

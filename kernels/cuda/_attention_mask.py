@@ -18,6 +18,7 @@ from ._attention_tiles import loader_of, pitch_of, products_of, unrolled
 from ._attention_work import (
     DMASK,
     GRAD_OUT,
+    MASK,
     OF_GRAD_OUT,
     OF_K,
     OF_Q,
@@ -28,6 +29,7 @@ from ._attention_work import (
     bounds,
     rows_of_head,
     span,
+    start,
 )
 from ._math import device
 from ._storage import storage_of
@@ -37,7 +39,8 @@ ALL = 0xFFFFFFFF
 
 def shared_size(tiling):
     """Bytes of shared memory of a block: rows and columns of two arrays each."""
-    return 2 * (tiling.rows + tiling.columns) * pitch_of(tiling.dtype, tiling.width)
+    pitch = pitch_of(tiling.dtype, tiling.width)
+    return 2 * (tiling.rows + tiling.columns) * pitch + 8 * tiling.rows
 
 
 @cache
@@ -117,6 +120,7 @@ def mask_gradient_of(tiling):
         g_tile = np.int32(shared + rows * pitch)
         k_tile = np.int32(g_tile + rows * pitch)
         v_tile = np.int32(k_tile + columns * pitch)
+        limits = np.int32(v_tile + columns * pitch + warp * (8 * warp_rows))
         mine = np.int32(warp * (warp_rows * pitch))
         my_row = warp * warp_rows + np.int32(cuda.threadIdx.x >> 2 & 7)
         _, natural = unit_of(scale)
@@ -156,13 +160,12 @@ def mask_gradient_of(tiling):
                 there = keys - key
                 load_columns(k_tile, (k, p.k_row, one, 1), key, there, p.width, p.aligned & OF_K)
                 load_columns(v_tile, v_at, key, there, p.value_width, p.aligned & OF_V)
-                low = cuda.local.array(lane_rows, np.int32)
-                high = cuda.local.array(lane_rows, np.int32)
-                masks = cuda.local.array(lane_rows, np.int64)
                 lse, delta = cuda.local.array(lane_rows, kind), cuda.local.array(lane_rows, kind)
                 place = entry, head, first_q
                 row = first + my_row
-                known_all(p, lse, delta, low, high, masks, place, row, queries, keys, offset)
+                known_all(p, lse, delta, limits, place, row, queries, keys, offset)
+                mask = p.mask + start(p, MASK, entry, p.mask_entry) + head * p.mask_head
+                masks = mask, p.mask_row, one, 1
                 s, ds = cuda.local.array(score_count, kind), cuda.local.array(score_count, kind)
                 for e in range(score_count):
                     s[e] = ds[e] = zero
@@ -170,7 +173,7 @@ def mask_gradient_of(tiling):
                 cuda.syncthreads()
                 multiply(s, shared + mine, k_tile)
                 multiply(ds, g_tile + mine, v_tile)
-                finish(s, p, scale, softcap, np.int32(key), True, low, high, masks, p.mask_item)
+                finish(s, p, scale, softcap, np.int32(key), True, limits, masks, row, p.mask_item)
                 # No slopes: the mask comes after the softcap.
                 grads(s, ds, s, lse, delta, natural, 0.0)
                 for e in range(score_count):

@@ -16,7 +16,7 @@ import numpy as np
 from numba import cuda
 
 from . import _ptx
-from ._attention_tiles import unrolled, uses_tensor_cores
+from ._attention_tiles import row_at, unrolled, uses_tensor_cores
 from ._math import device
 from ._storage import storage_of
 
@@ -66,7 +66,7 @@ def scores_of(tiling):
         return score
 
     @device
-    def finish_row(row, s, p, scale, softcap, first, is_edge, low, high, masks, step):
+    def finish_row(row, s, p, scale, softcap, first, is_edge, limits, masks, first_row, step):
         k = ((row >> 1) * tiles) * 4 + 2 * (row & 1)
         if not is_raw:
             for n in range(tiles):
@@ -77,11 +77,14 @@ def scores_of(tiling):
                 s[k + 4 * n] = capped(s[k + 4 * n], softcap)
                 s[k + 4 * n + 1] = capped(s[k + 4 * n + 1], softcap)
         if is_edge or (general and p.mask != 0):
-            t = np.int32(cuda.threadIdx.x) & 3
-            from_ = np.int32(low[row] - first - 2 * t)
-            to = np.int32(high[row] - first - 2 * t)
             _ptx.stay()
-            at = masks[row] + (first + 2 * t) * step
+            column = first + 2 * np.int32(cuda.threadIdx.x & 3)
+            at = np.uint32(limits + 8 * (8 * row + np.int32(cuda.threadIdx.x >> 2 & 7)))
+            from_ = np.int32(np.int32(_ptx.shared_load_u32(at)) - column)
+            to = np.int32(np.int32(_ptx.shared_load_u32(np.uint32(at + 4))) - column)
+            at = np.int64(0)
+            if general and p.mask != 0:
+                at = row_at(masks, first_row + 8 * row) + column * step
             for n in range(tiles):
                 s[k + 4 * n] = seen(s[k + 4 * n], p, 8 * n, from_, to, at, step)
                 s[k + 4 * n + 1] = seen(s[k + 4 * n + 1], p, 8 * n + 1, from_, to, at, step)
@@ -89,12 +92,23 @@ def scores_of(tiling):
     finish_rows = unrolled(rows, finish_row)
 
     @device
-    def finish(s, p, scale, softcap, first, is_edge, low, high, masks, step):
-        """Scores of the products `s`, in place, of columns from `first` on; -inf where a row, which
-        may see the columns from `low` to before `high`, does not. `masks` are the addresses of the
-        rows of the mask, `step` the bytes from column to column.
+    def finish(s, p, scale, softcap, first, is_edge, limits, masks, first_row, step):
+        """Scores of the products `s`, in place, of columns from `first` on; -inf where a row does not
+        see a column. `limits` is where in shared memory `keep_limits` has left them for the warp,
+        `masks` tells where the rows of the mask are (`row_at`), of which `first_row` is the lane's
+        first, and `step` the bytes from column to column.
         """
-        finish_rows(s, p, scale, softcap, first, is_edge, low, high, masks, step)
+        finish_rows(s, p, scale, softcap, first, is_edge, limits, masks, first_row, step)
+
+    @device
+    def keep_limits(limits, row, low, high):
+        """Leave the columns that a row may see, [low, high), in shared memory: registers are full,
+        and only tiles at an edge need them.
+        """
+        if cuda.threadIdx.x & 3 == 0:
+            at = limits + 8 * (8 * row + np.int32(cuda.threadIdx.x >> 2 & 7))
+            _ptx.shared_store_u32(np.uint32(at), np.uint32(low))
+            _ptx.shared_store_u32(np.uint32(at + 4), np.uint32(high))
 
     @device
     def row_max(s, row):
@@ -179,6 +193,7 @@ def scores_of(tiling):
         unit_of=unit_of,
         weight=weight,
         finish=finish,
+        keep_limits=keep_limits,
         row_max=row_max,
         shared_sum=shared_sum,
         weights=weights,

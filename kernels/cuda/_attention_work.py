@@ -11,7 +11,6 @@ steps, which are in bytes: from batch entry to entry, head to head, row to row.
 from typing import NamedTuple
 
 import numpy as np
-from numba import cuda
 
 from . import _ptx
 from ._math import device
@@ -128,6 +127,13 @@ def span(p, entry):
 
 
 @device
+def divided(a, b):
+    """Quotient, as uint32, and rest. (64 bits would take a hundred instructions.)"""
+    quotient = np.uint32(a // np.uint32(b))
+    return quotient, np.int64(a) - np.int64(quotient) * b
+
+
+@device
 def locate(p, rows, per_row, which):
     """(part, split, entry, head, tile) of this block, in tiles of so many rows.
 
@@ -135,15 +141,13 @@ def locate(p, rows, per_row, which):
     causality have the most keys. `per_row` rows belong to one query (or key); `which` is where in
     a span the first of them is told.
     """
-    b = np.int64(cuda.blockIdx.x)
-    part = b % p.parts
-    b //= p.parts
-    split = b % p.splits
-    b //= p.splits
-    unit = p.tiles - 1 - b % p.tiles
-    b //= p.tiles
+    b, part = divided(_ptx.block_here(), p.parts)
+    b, split = divided(b, p.splits)
+    b, unit = divided(b, p.tiles)
+    unit = p.tiles - 1 - unit
     heads = p.heads // per_row if which == 0 else p.heads // p.group
-    head, entry = b % heads, b // heads
+    entry, head = divided(b, heads)
+    entry = np.int64(entry)
     if p.packed == 0:
         return part, split, entry, head, unit
     # The tiles of sequence i begin at number first // rows + i: that leaves room for all of them,

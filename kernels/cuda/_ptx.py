@@ -199,6 +199,8 @@ max_nan_f32 = instruction(
 exp2_approx = instruction(
     "ex2.approx.ftz.f32 $0, $1;", _F, [_F], "2**x, to 2 ULP; below 2**-126 it is 0.", pure=True
 )
+# Asked anew by every call: what is made of it is not kept in registers from one use to the next.
+block_here = instruction("mov.u32 $0, %ctaid.x;", _U, [], "Number of the block.", together=True)
 bits_to_f32 = instruction("mov.b32 $0, $1;", _F, [_U], "Float32 of these bits.", pure=True)
 f32_to_bits = instruction("mov.b32 $0, $1;", _U, [_F], "Bits of a float32.", pure=True)
 bits_to_f64 = instruction(
