@@ -15,6 +15,7 @@ from fastce import _dispatch, kernels
 from fastce import _gpu as _gpu_arrays
 from fastce.kernels import cuda as cuda_kernels
 from fastce.kernels.cuda import _attention_arrays, _device, _launch
+from fastce.kernels.cuda._attention_extras import Spans
 from fastce.kernels.cuda._attention_work import Problem
 
 # Where there is no GPU, Numba cannot know for which one to compile the functions that a kernel
@@ -47,7 +48,7 @@ FLOATS = ("upstream", "denominator", "keep", "spread", "z_loss", "scale", "softc
 def argument_types(kernel):
     """As a launch has them, by the names of the parameters."""
     names = inspect.signature(kernel.py_func).parameters
-    kinds = {"p": Problem, **dict.fromkeys(FLOATS, float)}
+    kinds = {"p": Problem, "spans": Spans, **dict.fromkeys(FLOATS, float)}
     return tuple(kinds.get(name, int) for name in names)
 
 

@@ -68,7 +68,8 @@ def pytest_collection_modifyitems(items):
     """With `pytest -n 2 --dist loadgroup` one process compiles Numba's kernels, and not both; one,
     the code of users that calls them; one, the CUDA kernels; and one builds a copy of the kernels.
     """
-    groups = {"test_vendoring.py": "vendoring", "test_cuda.py": "cuda", "test_ptx.py": "cuda"}
+    groups = {"test_vendoring.py": "vendoring"}
+    groups |= dict.fromkeys(("test_cuda.py", "test_cuda_attention.py", "test_ptx.py"), "cuda")
     for item in items:
         group = groups.get(item.path.name)
         if group is None and "numba" in item.nodeid:

@@ -4,6 +4,7 @@
 the inner loops are looked for in the PTX.
 """
 
+import functools
 import re
 import subprocess
 
@@ -15,9 +16,14 @@ import _gpu
 import _ptx_machine
 from cuda.pathfinder import find_nvidia_binary_utility
 
-from fastce.kernels.cuda import _launch
+from fastce.kernels.cuda import _device, _launch
 from fastce.kernels.cuda import cross_entropy as ce
 from fastce.kernels.cuda import log_softmax as ls
+from fastce.kernels.cuda._attention_backward import backward_kv_of, backward_q_of, delta_of
+from fastce.kernels.cuda._attention_extras import _fill_spans, _summing
+from fastce.kernels.cuda._attention_forward import forward_of, merge_of
+from fastce.kernels.cuda._attention_mask import mask_gradient_of
+from fastce.kernels.cuda._storage import storage_of
 
 DTYPES = ("float64", "float32", "float16", "bfloat16")
 ARCHITECTURES = ((8, 0), (9, 0))
@@ -86,6 +92,90 @@ def test_resources_of_reductions(kernel, cc):
     stack, spilled, registers = assemble(_gpu.ptx_of(kernel, _gpu.argument_types(kernel), cc), cc)
     assert (stack, spilled) == (0, 0)
     assert registers <= 64
+
+
+# ---- attention -------------------------------------------------------------------------------
+
+# dtype, numbers in a row, queries, and whether there is a mask or a softcap. Widths in between have
+# the tiles of the next one here.
+ATTENTION = (
+    ("bfloat16", 64, 4096, False),
+    ("bfloat16", 128, 4096, False),
+    ("bfloat16", 128, 4096, True),
+    ("bfloat16", 128, 1, False),
+    ("tfloat32", 128, 4096, False),
+    ("float32", 128, 4096, False),
+    ("float64", 128, 4096, False),
+)
+_DISASSEMBLER = "nvdisasm comes with the package nvidia-cuda-nvdisasm"
+
+
+def attention_kernels(name, width, queries, general):
+    """(what it is, tiling, bytes of shared memory, kernel) of a forward and its gradients."""
+    size = storage_of(name).size
+    p = _gpu.Problem(0, 0, 0, 0, width=width * size, value_width=width * size)
+    p = p._replace(queries=queries, keys=4096, heads=32, group=1, entries=2)
+    tiling, cut = _launch.attention_forward(name, p, general, 0)
+    yield "forward", tiling, _launch.forward_shared(tiling), forward_of(tiling)
+    if cut["splits"] > 1:
+        return  # few queries: their gradients have tiles like those of many
+    of_q, of_kv = (tiling for tiling, _ in _launch.attention_backward(name, p, general, 0))
+    yield "gradient of q", of_q, _launch.backward_shared(of_q), backward_q_of(of_q)
+    yield "gradient of k, v", of_kv, _launch.backward_shared(of_kv), backward_kv_of(of_kv)
+
+
+def machine_code(ptx, cc, path):
+    """The instructions of a kernel for a GPU."""
+    (path / "kernel.ptx").write_text(ptx)
+    run = functools.partial(subprocess.run, check=True, text=True, capture_output=True, cwd=path)
+    ptxas, nvdisasm = map(find_nvidia_binary_utility, ("ptxas", "nvdisasm"))
+    assert nvdisasm, _DISASSEMBLER
+    run([ptxas, f"-arch=sm_{cc[0]}{cc[1]}", "-o", "kernel.cubin", "kernel.ptx"])
+    return run([nvdisasm, "-c", "kernel.cubin"]).stdout
+
+
+@pytest.mark.parametrize(("name", "width", "queries", "general"), ATTENTION)
+def test_resources_of_attention(monkeypatch, tmp_path, name, width, queries, general):
+    """Nothing is spilled, and products of tensor formats are those of tensor cores."""
+    monkeypatch.setattr(_device, "limits", _gpu.Machine().limits)
+    for what, tiling, shared, kernel in attention_kernels(name, width, queries, general):
+        for cc in ARCHITECTURES:
+            ptx = _gpu.ptx_of(kernel, _gpu.argument_types(kernel), cc)
+            stack, spilled, registers = assemble(ptx, cc)
+            found = f"{what} {tiling}, sm_{cc[0]}{cc[1]}: {stack} {spilled} {registers}"
+            assert (stack, spilled) == (0, 0), found
+            assert ".local" not in ptx, found
+            assert registers * tiling.threads <= 65536, found
+            assert shared <= 227 * 1024, found
+        code = machine_code(ptx, cc, tmp_path)
+        kind = {"bfloat16": "HMMA.16816.F32.BF16", "float16": "HMMA.16816.F32 "}.get(name)
+        kind = "HMMA.1688.F32.TF32" if name == "tfloat32" else kind
+        if kind is None:
+            assert "HMMA" not in code, found
+            assert code.count("DFMA" if name == "float64" else "FFMA") > 200, found
+        else:
+            assert code.count(kind) >= tiling.columns // 8 * tiling.row_tiles, found
+            assert "LDSM.16.M88.4" in code, found
+        assert "LDGSTS.E.BYPASS.128" in code, found
+
+
+@pytest.mark.parametrize("cc", ARCHITECTURES, ids=lambda cc: f"sm_{cc[0]}{cc[1]}")
+def test_resources_around_attention(monkeypatch, cc):
+    monkeypatch.setattr(_device, "limits", _gpu.Machine().limits)
+    p = _gpu.Problem(0, 0, 0, 0, width=256, value_width=256)
+    tiling = _launch.mask_gradient("bfloat16", p, 0)
+    for most, kernel in (
+        (255, mask_gradient_of(tiling)),
+        (64, merge_of("bfloat16", 128)),
+        (64, delta_of("bfloat16")),
+        (64, _summing("float32", "bfloat16")),
+        (64, _fill_spans),
+    ):
+        stack, spilled, registers = assemble(
+            _gpu.ptx_of(kernel, _gpu.argument_types(kernel), cc), cc
+        )
+        assert (stack, spilled) == (0, 0), kernel
+        assert registers <= most, kernel
 
 
 # ---- the machine -----------------------------------------------------------------------------

@@ -23,7 +23,7 @@ class Problem(NamedTuple):
     k: int
     v: int
     out: int
-    lse: int  # 0 where it is not wanted
+    lse: int = 0  # where it is wanted
     mask: int = 0
     grad_out: int = 0
     dq: int = 0

@@ -15,7 +15,7 @@ from . import _device
 from ._attention_backward import shared_size as backward_shared
 from ._attention_forward import shared_size as forward_shared
 from ._attention_mask import shared_size as mask_shared
-from ._attention_tiles import Tiling, width_of
+from ._attention_tiles import Tiling, uses_tensor_cores, width_of
 from ._columns import HEIGHT, PLACES, WIDTH
 from ._reduce import SCRATCH
 from ._storage import storage_of
@@ -207,6 +207,25 @@ def _chosen(table, rows, width):
     return next(choice for most, choice in by_width if width <= most)
 
 
+def _fitting(tiling, shared_of, device):
+    """The tiling, or a smaller one where a block cannot have so much shared memory."""
+    least = 16 if uses_tensor_cores(tiling.dtype) else 8
+    while shared_of(tiling) > _device.limits(device).shared:
+        if tiling.columns > least:
+            tiling = tiling._replace(columns=tiling.columns // 2)
+        elif tiling.row_tiles > 1:
+            tiling = tiling._replace(row_tiles=tiling.row_tiles // 2)
+        elif tiling.warps > 1:
+            tiling = tiling._replace(warps=tiling.warps // 2)
+        else:
+            width = tiling.width * storage_of(tiling.dtype).size
+            raise ValueError(
+                f"attention with rows of {width} bytes needs {shared_of(tiling)} bytes of shared "
+                f"memory, this GPU has {_device.limits(device).shared}"
+            )
+    return tiling
+
+
 def attention_forward(dtype, p, general, device):
     """The `Tiling` of a forward, and how the work of a `Problem` is cut."""
     size = storage_of(dtype).size
@@ -216,15 +235,16 @@ def attention_forward(dtype, p, general, device):
     warps, row_tiles, columns = _chosen(FORWARD[size], p.queries * pack, width)
     part = min(width, FORWARD_PART[size])
     tiling = Tiling(dtype, width, part, warps, row_tiles, columns, general)
+    tiling = _fitting(tiling, forward_shared, device)
     cut = _cut(p, tiling.rows, p.queries, pack, -(-width // part))
     blocks = cut["parts"] * cut["tiles"] * (p.heads // pack) * (1 if p.packed else p.entries)
-    steps = -(-p.keys // columns)
+    steps = -(-p.keys // tiling.columns)
     wanted = WANTED_BLOCKS * _device.limits(device).multiprocessors // blocks
     cut["splits"] = max(1, min(wanted, steps // PART_STEPS, MOST_SPLITS))
     return tiling, cut
 
 
-def attention_backward(dtype, p, general):
+def attention_backward(dtype, p, general, device):
     """Of the gradients of q, and of k and v: the `Tiling`, and how the work is cut."""
     size = storage_of(dtype).size
     width = width_of(p.width // size, p.value_width // size)
@@ -232,14 +252,16 @@ def attention_backward(dtype, p, general):
     for count in p.queries, p.keys:
         warps, row_tiles, columns = _chosen(BACKWARD[size], count, width)
         tiling = Tiling(dtype, width, part, warps, row_tiles, columns, general)
+        tiling = _fitting(tiling, backward_shared, device)
         yield tiling, _cut(p, tiling.rows, count, 1, -(-width // part))
 
 
-def mask_gradient(dtype, p):
+def mask_gradient(dtype, p, device):
     """The `Tiling` of the gradient of the mask."""
     size = storage_of(dtype).size
     width = width_of(p.width // size, p.value_width // size)
-    return Tiling(dtype, width, width, 4, 1, 16 if size == 8 else 32, True)
+    tiling = Tiling(dtype, width, width, 4, 1, 16 if size == 8 else 32, True)
+    return _fitting(tiling, mask_shared, device)
 
 
 def _cut(p, rows, count, pack, parts):

@@ -50,7 +50,7 @@ def attention_backward(grad_out, q, k, v, mask, spans, out, lse, dq, dk, dv, dma
         p = p._replace(delta=_device.address(kept[-1]))
         _launch.over_all_rows(delta_of(q.dtype), p, q)
         numbers = float(scale), float(softcap)
-        of_q, of_kv = _launch.attention_backward(q.dtype, p, general)
+        of_q, of_kv = _launch.attention_backward(q.dtype, p, general, q.device)
         for (tiling, cut), kernel_of, heads in (
             (of_q, backward_q_of, p.heads),
             (of_kv, backward_kv_of, p.heads // max(p.group, 1)),
@@ -66,7 +66,7 @@ def attention_backward(grad_out, q, k, v, mask, spans, out, lse, dq, dk, dv, dma
 def _mask_gradient(p, dmask, q, numbers):
     if 0 in dmask.shape:
         return
-    tiling = _launch.mask_gradient(q.dtype, p)
+    tiling = _launch.mask_gradient(q.dtype, p, q.device)
     keys = dmask.shape[-1]
     # As many tiles as the mask has along an axis: one where it is broadcast.
     heads = p.heads if p.dmask_head else 1
