@@ -210,12 +210,12 @@ def _spans_on_gpu(
         elif type(x) is int and name == "offsets":
             fields["offset"] = int(np.clip(x, -_heads.FAR, _heads.FAR))
         elif x is not None:
-            a = np.broadcast_to(np.asarray(x), shape)
-            if a.dtype.kind not in "iu":
-                raise TypeError(f"{_NAMES[name]} must be integers, got dtype {a.dtype}")
-            if name == "lengths" and a.size and (a.min() < 0 or a.max() > keys):
+            host = np.broadcast_to(np.asarray(x), shape)
+            if host.dtype.kind not in "iu":
+                raise TypeError(f"{_NAMES[name]} must be integers, got dtype {host.dtype}")
+            if name == "lengths" and host.size and (host.min() < 0 or host.max() > keys):
                 raise ValueError(f"kv_lengths must be from 0 to the {keys} keys, got {x!r}")
-            kept.append(_device.upload(a.astype(np.int64), first.stream, first.device))
+            kept.append(_device.upload(host.astype(np.int64), first.stream, first.device))
             fields[name], fields[f"{name}_code"] = _device.address(kept[-1]), LABEL_CODES["int64"]
     kept.append(_device.allocate(8 * SPAN * entries, first.stream, first.device))
     address = _device.address(kept[-1])
@@ -247,9 +247,7 @@ def result_like(x: Any, a: Seen, shape: tuple[int, ...], dtype: str) -> Any:
     """A new array whose axes lie in memory in the order of those of `a`, the last one last."""
     if len(a.shape) != len(shape):
         return _gpu.empty(x, a, shape, dtype)
-    order = sorted(
-        range(len(shape) - 1), key=lambda i: -abs(a.strides[i]) if a.shape[i] > 1 else 0
-    )
+    order = sorted(range(len(shape) - 1), key=lambda i: -abs(a.strides[i]) if a.shape[i] > 1 else 0)
     if order == sorted(order):
         return _gpu.empty(x, a, shape, dtype)
     axes = (*order, len(shape) - 1)

@@ -100,7 +100,7 @@ def scaled_dot_product_attention(
     array([[[3.],
             [3.]]])
     """
-    options = (
+    options: Any = (
         *(attn_mask, is_causal, scale, enable_gqa),
         *(q_offset, kv_lengths, window, softcap),
     )
@@ -183,7 +183,7 @@ def scaled_dot_product_attention_backward(
     >>> dv.ravel()  # two queries give a third of their attention to each
     array([0.66666667, 0.66666667, 0.66666667])
     """
-    options = (
+    options: Any = (
         *(attn_mask, is_causal, scale, enable_gqa),
         *(q_offset, kv_lengths, window, softcap),
     )
@@ -267,7 +267,7 @@ def attention_varlen(
     array([2., 2., 7.])
     """
     ends = cu_seqlens_q, cu_seqlens_k
-    options = is_causal, scale, enable_gqa, q_offset, window, softcap
+    options: Any = is_causal, scale, enable_gqa, q_offset, window, softcap
     if type(q) is not np.ndarray and _gpu.is_on_gpu(q):
         call = _attention_gpu.packed(q, k, v, *ends, *options)
         return _attention_gpu.forward(call, q, return_lse, out)
@@ -335,7 +335,7 @@ def attention_varlen_backward(
     array([1., 1., 1.])
     """
     ends = cu_seqlens_q, cu_seqlens_k
-    options = is_causal, scale, enable_gqa, q_offset, window, softcap
+    options: Any = is_causal, scale, enable_gqa, q_offset, window, softcap
     if type(q) is not np.ndarray and _gpu.is_on_gpu(q):
         call = _attention_gpu.packed(q, k, v, *ends, *options)
         return _attention_gpu.backward(call, (q, k, v), grad_out, out, lse)

@@ -366,7 +366,9 @@ def _halves(bits):
 _TENSOR_NUMBERS = {
     "f16": lambda bits: _halves(bits).astype(np.uint16).view(np.float16).astype(np.float64),
     "bf16": lambda bits: (_halves(bits) << np.uint32(16)).view(np.float32).astype(np.float64),
-    "tf32": lambda bits: (bits & np.uint32(0xFFFFE000)).view(np.float32).astype(np.float64)[..., None],
+    "tf32": lambda bits: (
+        (bits & np.uint32(0xFFFFE000)).view(np.float32).astype(np.float64)[..., None]
+    ),
 }
 _COMPARE = {
     "eq": np.equal, "ne": np.not_equal, "lt": np.less, "le": np.less_equal,
@@ -785,7 +787,8 @@ class Launch:
 
     def _warps(self, one, now):
         """How many whole warps these threads are: some instructions need all lanes."""
-        if len(now) % 32 or (now.reshape(-1, 32) != now[::32, None] // 32 * 32 + np.arange(32)).any():
+        whole = len(now) % 32 == 0
+        if not whole or (now.reshape(-1, 32) - now[::32, None] // 32 * 32 != np.arange(32)).any():
             raise PTXError(f"not all lanes of a warp take part: {one.text}")
         return len(now) // 32
 

@@ -125,7 +125,7 @@ def test_no_keys_and_no_queries(backend):  # noqa: F811
         assert out.shape == dq.shape == q.shape
         assert not out.any()
         assert (lse == -INF).all()
-        assert not (dq.any() or dk.any() or dv.any())
+        assert not any(a.any() for a in (dq, dk, dv))
 
 
 # ---- arrays on the GPU -----------------------------------------------------------------------
@@ -231,7 +231,8 @@ def test_varlen(gpu, integers, where):  # noqa: F811
         rows, keys = (slice(e[i], e[i + 1]) for e in ends)
         one = [np.swapaxes(x, 0, 1) for x in (q[rows], k[keys], v[keys], g[rows])]
         right = truths(*one, **options)
-        ours = [gpu.get(x)[s] for x, s in zip((out, lse, *grads), (rows, rows, rows, keys, keys))]
+        parts = zip((out, lse, *grads), (rows, rows, rows, keys, keys), strict=True)
+        ours = [gpu.get(x)[part] for x, part in parts]
         compare([np.swapaxes(x, 0, 1) for x in ours], right, f"sequence {i}")
 
 
@@ -356,7 +357,7 @@ def test_tiles_fit_in_shared_memory(monkeypatch, dtype, width, room):
         tiling, _ = _launch.attention_forward(dtype, p, False, 0)
         assert _launch.forward_shared(tiling) <= room * 1024
         if (dtype, width, room) == ("float64", 256, 99):
-            with pytest.raises(ValueError, match="rows of 2048 bytes needs .* of shared memory"):
+            with pytest.raises(ValueError, match=r"rows of 2048 bytes needs .* of shared memory"):
                 next(_launch.attention_backward(dtype, p, False, 0))
             continue
         for tiling, _ in _launch.attention_backward(dtype, p, False, 0):

@@ -4,10 +4,10 @@ With P the weights, which lse gives back, and D = sum(dO * O) of each query,
 
     dV = P' dO,   dS = P * (dO V' - D),   dQ = scale dS K,   dK = scale dS' Q
 
-`delta` makes D. `backward_q` has tiles of queries and goes over the keys, `backward_kv` has tiles of
-keys and goes over the queries of all heads that share them, with everything transposed; so each
-gradient is summed in registers, by one block, in one order. That takes seven products where one pass
-that adds to dQ from many blocks takes five, but its sums would depend on who comes first.
+`delta` makes D. `backward_q` has tiles of queries and goes over the keys, `backward_kv` has tiles
+of keys and goes over the queries of all heads that share them, with everything transposed; so each
+gradient is summed in registers, by one block, in one order. That takes seven products where one
+pass that adds to dQ from many blocks takes five, but its sums would depend on who comes first.
 """
 
 from functools import cache
@@ -16,14 +16,14 @@ import numpy as np
 from numba import cuda
 
 from . import _ptx
+from ._attention_products import products_of
 from ._attention_scores import scores_of
 from ._attention_tiles import (
+    PANEL,
     loader_of,
     number_loader_of,
-    pitch_of,
-    place_of_row,
-    products_of,
     scratch_of,
+    size_of,
     unrolled,
     writer_of,
 )
@@ -58,14 +58,14 @@ from ._storage import storage_of
 
 
 def shared_size(tiling):
-    """Bytes of shared memory of a block of `backward_q` or `backward_kv`: its rows of two arrays, two
-    steps of two others with two numbers for each column, scratch.
+    """Bytes of shared memory of a block of `backward_q` or `backward_kv`: its rows of two arrays,
+    two steps of two others with two numbers for each column, scratch.
     """
     name = tiling.dtype
-    pitch, number = pitch_of(name, tiling.width), storage_of(name).real_size
+    number = storage_of(name).real_size
     scratch = tiling.warps * scratch_of(name, tiling.row_tiles, tiling.columns) + 8 * tiling.rows
-    step = 2 * tiling.columns * (pitch + number)
-    return 2 * tiling.rows * pitch + 2 * step + scratch
+    step = 2 * (size_of(name, tiling.columns, tiling.width) + tiling.columns * number)
+    return 2 * size_of(name, tiling.rows, tiling.width) + 2 * step + scratch
 
 
 @cache
@@ -132,23 +132,22 @@ def known_rows_of(tiling):
 
 @cache
 def backward_q_of(tiling):
-    name, width, part_width, warps, row_tiles, columns, general = tiling
+    name, width, part_width, _, row_tiles, columns, general = tiling
     storage, scores = storage_of(name), scores_of(tiling)
-    size, kind, real, number = storage.size, storage.type, storage.real, storage.real_size
+    size, kind, real = storage.size, storage.type, storage.real
     zero = real(0)
     rows, threads, lane_rows = tiling.rows, tiling.threads, 2 * row_tiles
     warp_rows = 16 * row_tiles
     score_count, result_count = row_tiles * columns // 2, row_tiles * part_width // 2
-    pitch = pitch_of(name, width)
-    x_size = columns * pitch
+    tile_size, x_size = size_of(name, rows, width), size_of(name, columns, width)
     warp_scratch = scratch_of(name, row_tiles, columns)
     load_rows = loader_of(name, rows, width, threads)
     load_step = loader_of(name, columns, width, threads)
-    products = products_of(name, row_tiles, columns, width, part_width, width)
+    products = products_of(tiling, part_width)
     multiply, accumulate = products.scores, products.values
     unit_of, finish, grads = scores.unit_of, scores.finish, scores.grads_of_rows
     keep_slopes = scores.keep_slopes
-    write = writer_of(name, row_tiles, part_width, width)
+    write = writer_of(name, row_tiles, part_width, rows)
     known_all = known_rows_of(tiling)
 
     @cuda.jit
@@ -185,9 +184,9 @@ def backward_q_of(tiling):
         last_key, full_low, full_high = np.int32(keys), np.int32(full_low), np.int32(full_high)
 
         shared = np.int32(_ptx.dynamic_shared())
-        g_tile = np.int32(shared + rows * pitch)
-        stage = np.int32(g_tile + rows * pitch)
-        mine = np.int32(warp * (warp_rows * pitch))
+        g_tile = np.int32(shared + tile_size)
+        stage = np.int32(g_tile + tile_size)
+        mine = np.int32(warp * (warp_rows * PANEL))
         limits = np.int32(stage + 4 * x_size + warp * (8 * warp_rows))
         scratch = np.int32(stage + 4 * x_size + 8 * rows + warp * warp_scratch)
         known_all(p, lse, delta, limits, place, row, queries, keys, offset)
@@ -253,26 +252,25 @@ def backward_q_of(tiling):
 
 @cache
 def backward_kv_of(tiling):
-    name, width, part_width, warps, row_tiles, columns, general = tiling
+    name, width, part_width, _, row_tiles, columns, general = tiling
     storage, scores = storage_of(name), scores_of(tiling)
     size, kind, real, number = storage.size, storage.type, storage.real, storage.real_size
     zero = real(0)
     rows, threads, lane_rows = tiling.rows, tiling.threads, 2 * row_tiles
     warp_rows = 16 * row_tiles
     score_count, result_count = row_tiles * columns // 2, row_tiles * part_width // 2
-    pitch = pitch_of(name, width)
-    x_size = columns * pitch
+    tile_size, x_size = size_of(name, rows, width), size_of(name, columns, width)
     step_size = 2 * (x_size + columns * number)
     warp_scratch = scratch_of(name, row_tiles, columns)
     load_rows = loader_of(name, rows, width, threads)
     load_step = loader_of(name, columns, width, threads)
     load_numbers = number_loader_of(name, columns)
-    products = products_of(name, row_tiles, columns, width, part_width, width)
+    products = products_of(tiling, part_width)
     multiply, accumulate = products.scores, products.values
     unit_of, finish, grads = scores.unit_of, scores.finish, scores.grads_of_columns
     keep_limits = scores.keep_limits
     keep_slopes = scores.keep_slopes
-    write = writer_of(name, row_tiles, part_width, width)
+    write = writer_of(name, row_tiles, part_width, rows)
 
     @device
     def known(r, p, limits, row, queries, keys, offset):
@@ -331,9 +329,9 @@ def backward_kv_of(tiling):
         full_low, full_high = np.int32(full_low), np.int32(full_high)
 
         shared = np.int32(_ptx.dynamic_shared())
-        v_tile = np.int32(shared + rows * pitch)
-        stage = np.int32(v_tile + rows * pitch)
-        mine = np.int32(warp * (warp_rows * pitch))
+        v_tile = np.int32(shared + tile_size)
+        stage = np.int32(v_tile + tile_size)
+        mine = np.int32(warp * (warp_rows * PANEL))
         limits = np.int32(stage + 2 * step_size + warp * (8 * warp_rows))
         scratch = np.int32(stage + 2 * step_size + 8 * rows + warp * warp_scratch)
         known_all(p, limits, row, queries, keys, offset)

@@ -97,8 +97,8 @@ def _summing(name, result):
 
 
 def sum_members(full, out):
-    """Add up what lies in one place of `out`, which is broadcast along some leading axes; `full` has
-    the same shape, dense, and may be of another dtype with the same compute type.
+    """Add up what lies in one place of `out`, which is broadcast along some leading axes; `full`
+    has the same shape, dense, and may be of another dtype with the same compute type.
     """
     if 0 in out.shape:
         return

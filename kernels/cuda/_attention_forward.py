@@ -5,8 +5,9 @@ step are copied to shared memory while it computes. A row keeps the largest scor
 its weights and their sum times the values, which are rescaled when the largest grows (Milakov &
 Gimelshein 2018, Dao 2023).
 
-Where there are fewer queries than the GPU has room for, heads that share keys are rows of one tile,
-and the keys are split: each block leaves what its rows keep, and `merge` puts it together, in order.
+Where there are fewer queries than the GPU has room for, heads that share keys are rows of one
+tile, and the keys are split: each block leaves what its rows keep, and `merge` puts it together, in
+order.
 """
 
 import math
@@ -16,14 +17,15 @@ import numpy as np
 from numba import cuda
 
 from . import _ptx
+from ._attention_products import products_of
 from ._attention_scores import scores_of
 from ._attention_tiles import (
+    PANEL,
     loader_of,
-    pitch_of,
     place_of_row,
-    products_of,
     row_at,
     scratch_of,
+    size_of,
     unrolled,
     writer_of,
 )
@@ -49,16 +51,17 @@ from ._storage import storage_of
 
 
 def shared_size(tiling):
-    """Bytes of shared memory of a block of `forward`: queries, two steps of keys and values, scratch."""
+    """Bytes of shared memory of a block: queries, two steps of keys and values, scratch."""
     name, warps = tiling.dtype, tiling.warps
-    step = tiling.columns * (pitch_of(name, tiling.width) + pitch_of(name, tiling.part))
+    columns = tiling.columns
+    step = size_of(name, columns, tiling.width) + size_of(name, columns, tiling.part)
     scratch = warps * scratch_of(name, tiling.row_tiles, tiling.columns) + 8 * tiling.rows
-    return tiling.rows * pitch_of(name, tiling.width) + 2 * step + scratch
+    return size_of(name, tiling.rows, tiling.width) + 2 * step + scratch
 
 
 @cache
 def forward_of(tiling):
-    name, width, part_width, warps, row_tiles, columns, general = tiling
+    name, width, part_width, _, row_tiles, columns, general = tiling
     storage, scores = storage_of(name), scores_of(tiling)
     size, kind, real, number = storage.size, storage.type, storage.real, storage.real_size
     zero, one, lowest = real(0), real(1), real(-np.inf)
@@ -66,19 +69,18 @@ def forward_of(tiling):
     warp_rows = 16 * row_tiles
     score_count, result_count = row_tiles * columns // 2, row_tiles * part_width // 2
     per_row = result_count // lane_rows
-    q_pitch, q_size = pitch_of(name, width), rows * pitch_of(name, width)
-    x_size = columns * pitch_of(name, width)
-    step_size = x_size + columns * pitch_of(name, part_width)
+    q_size, x_size = size_of(name, rows, width), size_of(name, columns, width)
+    step_size = x_size + size_of(name, columns, part_width)
     warp_scratch = scratch_of(name, row_tiles, columns)
     load_q = loader_of(name, rows, width, threads)
     load_k = loader_of(name, columns, width, threads)
     load_v = loader_of(name, columns, part_width, threads)
-    products = products_of(name, row_tiles, columns, width, part_width, part_width)
+    products = products_of(tiling, part_width)
     multiply, accumulate = products.scores, products.values
     unit_of, finish, row_max = scores.unit_of, scores.finish, scores.row_max
     keep_limits = scores.keep_limits
     weight, weights, shared_sum = scores.weight, scores.weights, scores.shared_sum
-    write = writer_of(name, row_tiles, part_width, width)
+    write = writer_of(name, row_tiles, part_width, rows)
     store_number = storage.put_number
 
     place_of, maximum = place_of_row(part_width), storage.maximum
@@ -168,7 +170,7 @@ def forward_of(tiling):
 
         shared = np.int32(_ptx.dynamic_shared())
         stage = np.int32(shared + q_size)
-        mine = np.int32(shared + warp * (warp_rows * q_pitch))
+        mine = np.int32(shared + warp * (warp_rows * PANEL))
         limits = np.int32(stage + 2 * step_size + warp * (8 * warp_rows))
         scratch = np.int32(stage + 2 * step_size + 8 * rows + warp * warp_scratch)
         see_all(p, limits, row, rows_there, keys, offset)

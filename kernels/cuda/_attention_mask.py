@@ -13,8 +13,9 @@ from numba import cuda
 
 from . import _ptx
 from ._attention_backward import known_rows_of
+from ._attention_products import products_of
 from ._attention_scores import scores_of
-from ._attention_tiles import loader_of, pitch_of, products_of, unrolled
+from ._attention_tiles import PANEL, loader_of, size_of, unrolled
 from ._attention_work import (
     DMASK,
     GRAD_OUT,
@@ -39,8 +40,8 @@ ALL = 0xFFFFFFFF
 
 def shared_size(tiling):
     """Bytes of shared memory of a block: rows and columns of two arrays each."""
-    pitch = pitch_of(tiling.dtype, tiling.width)
-    return 2 * (tiling.rows + tiling.columns) * pitch + 8 * tiling.rows
+    both = size_of(tiling.dtype, tiling.rows + tiling.columns, tiling.width)
+    return 2 * both + 8 * tiling.rows
 
 
 @cache
@@ -54,10 +55,10 @@ def mask_gradient_of(tiling):
     rows, threads, lane_rows = tiling.rows, tiling.threads, 2 * row_tiles
     warp_rows, tiles = 16 * row_tiles, columns // 8
     score_count = row_tiles * columns // 2
-    pitch = pitch_of(name, width)
+    tile_size, x_size = size_of(name, rows, width), size_of(name, columns, width)
     load_rows = loader_of(name, rows, width, threads)
     load_columns = loader_of(name, columns, width, threads)
-    multiply = products_of(name, row_tiles, columns, width, width, width).scores
+    multiply = products_of(tiling, width).scores
     unit_of, finish, grads = scores.unit_of, scores.finish, scores.grads_of_rows
     shared_sum, known_all = scores.shared_sum, known_rows_of(tiling)
 
@@ -110,18 +111,18 @@ def mask_gradient_of(tiling):
         key_tiles_there = (keys_there + columns - 1) // columns
         heads, row_steps = p.heads // head_blocks, row_tiles_there // row_blocks
         key_steps = key_tiles_there // key_blocks
-        # `members` has where each group of entries that share a mask begins, and then their numbers.
+        # `members` has where each group of entries that share a mask begins, then their numbers.
         groups = _ptx.load_i64(members)
         first_member = _ptx.load_i64(members + 8 * (1 + group))
         last_member = _ptx.load_i64(members + 8 * (2 + group))
         each = heads * row_steps * key_steps
         one, warp = np.int64(0), np.int32(cuda.threadIdx.x >> 5)
         shared = np.int32(_ptx.dynamic_shared())
-        g_tile = np.int32(shared + rows * pitch)
-        k_tile = np.int32(g_tile + rows * pitch)
-        v_tile = np.int32(k_tile + columns * pitch)
-        limits = np.int32(v_tile + columns * pitch + warp * (8 * warp_rows))
-        mine = np.int32(warp * (warp_rows * pitch))
+        g_tile = np.int32(shared + tile_size)
+        k_tile = np.int32(g_tile + tile_size)
+        v_tile = np.int32(k_tile + x_size)
+        limits = np.int32(v_tile + x_size + warp * (8 * warp_rows))
+        mine = np.int32(warp * (warp_rows * PANEL))
         my_row = warp * warp_rows + np.int32(cuda.threadIdx.x >> 2 & 7)
         _, natural = unit_of(scale)
         acc = cuda.local.array(score_count, kind)
@@ -182,7 +183,7 @@ def mask_gradient_of(tiling):
         head = head_block * heads
         to = rows_of_head(p, DMASK, p.dmask, entry, p.dmask_entry, head, p.dmask_head, one, one)
         column = key_block * columns
-        if p.dmask_row != 0 or row_tiles_there == row_blocks and p.queries == 1:
+        if p.dmask_row != 0 or (row_tiles_there == row_blocks and p.queries == 1):
             row = row_block * rows + my_row
             add_rows(acc, to, p, row, p.queries, column, keys_there)
             return

@@ -93,10 +93,10 @@ def scores_of(tiling):
 
     @device
     def finish(s, p, scale, softcap, first, is_edge, limits, masks, first_row, step):
-        """Scores of the products `s`, in place, of columns from `first` on; -inf where a row does not
-        see a column. `limits` is where in shared memory `keep_limits` has left them for the warp,
-        `masks` tells where the rows of the mask are (`row_at`), of which `first_row` is the lane's
-        first, and `step` the bytes from column to column.
+        """Scores of the products `s`, in place, of columns from `first` on; -inf where a row does
+        not see a column. `limits` is where `keep_limits` has left them for the warp, `masks` tells
+        where the rows of the mask are (`row_at`), of which `first_row` is the lane's first, and
+        `step` the bytes from column to column.
         """
         finish_rows(s, p, scale, softcap, first, is_edge, limits, masks, first_row, step)
 

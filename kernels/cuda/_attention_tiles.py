@@ -1,28 +1,23 @@
-"""Tiles of queries, keys and values in shared memory, and the products of a warp with them.
+"""Tiles of queries, keys and values in shared memory: how they lie there, come and go.
 
 A tile is some rows of one head, `width` numbers each, the last ones zeros where a head has fewer.
-It is swizzled: the 16 bytes at place c of row r lie at place c ^ (r & 7), so that eight rows below
-each other are in different banks, whether a product reads along them or across.
+It is stored in panels of 128 bytes of each row, one after the other. Within a panel the 16 bytes at
+place c of row r lie at place c ^ (r & 7), so that eight rows below each other are in different
+banks, whether a product reads along them or across. Hopper's tensor cores read that layout, too.
 
 A warp works on 16 `row_tiles` rows. What it accumulates lies in its lanes as the tensor cores have
 it (`_tensor_cores.py`), whether it has any or not: with g = lane >> 2 and t = lane & 3, number
 (m * columns / 8 + n) * 4 + 2 h + i of a lane is row 16 m + 8 h + g, column 8 n + 2 t + i.
-
-There are two products. `scores`: S += A B', rows of one tile with rows of another. `values`:
-O += P B, where P is what `scores` left in the lanes. Each is there in three makes: 16 bits, tf32, and
-ordinary units, for float32 and float64.
 """
 
 import inspect
 from functools import cache
-from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
-from numba import cuda, types
+from numba import cuda
 
 from . import _ptx
-from . import _tensor_cores as tensor
 from ._math import device
 from ._storage import storage_of
 
@@ -33,9 +28,12 @@ def width_of(*widths):
     return next(w for w in WIDTHS if w >= max(widths))
 
 
-def pitch_of(name, width):
-    """Bytes from row to row of a tile: a swizzle needs eight places."""
-    return -(-width * storage_of(name).size // 128) * 128
+PANEL = 128  # bytes of a row
+
+
+def size_of(name, rows, width):
+    """Bytes of a tile. They are a multiple of 1024 where `rows` is one of 8, as Hopper wants it."""
+    return -(-width * storage_of(name).size // PANEL) * PANEL * rows
 
 
 def scratch_of(name, row_tiles, columns):
@@ -92,9 +90,9 @@ def place_of_row(columns):
 
 
 @device
-def _place(row, chunk):
-    """Where in its row of a tile are the 16 bytes at place `chunk`."""
-    return np.int32((chunk ^ (row & 7)) << 4)
+def place_in(rows, row, chunk):
+    """Where in a tile of so many rows the 16 bytes at place `chunk` of a row are."""
+    return np.int32((chunk >> 3) * (PANEL * rows) + PANEL * row + (((chunk & 7) ^ (row & 7)) << 4))
 
 
 # ---- from and to global memory ---------------------------------------------------------------
@@ -103,7 +101,7 @@ def _place(row, chunk):
 @device
 def row_at(rows, row):
     """The address of a row of (address, step, inner_step, pack). Rows are queries, or keys; where
-    `pack` heads share a tile, rows are the heads of the first query, those of the next one, and so on.
+    `pack` heads share a tile, rows are the heads of the first query, those of the next, and so on.
     """
     address, step, inner_step, pack = rows
     if pack == 1:
@@ -115,10 +113,10 @@ def row_at(rows, row):
 def loader_of(name, rows, width, threads):
     """`load(to, rows_at, first, count, valid, aligned)`: rows of memory into a tile.
 
-    `rows_at` is (address, step, inner_step, pack), see `row_at`. The tile gets rows from `first` on;
-    behind `count` of them come zeros, and behind the first `valid` bytes of each.
+    `rows_at` is (address, step, inner_step, pack), see `row_at`. The tile gets rows from `first`
+    on; behind `count` of them come zeros, and behind the first `valid` bytes of each.
     """
-    size, pitch = storage_of(name).size, pitch_of(name, width)
+    size = storage_of(name).size
     chunks = width * size // 16
     at_once = threads // chunks  # rows; each thread stays at its place in a row
     turns = -(-rows // max(at_once, 1))
@@ -138,17 +136,16 @@ def loader_of(name, rows, width, threads):
         live = np.int32(min(count, np.int64(rows)) - row)
         at = row_at(rows_at, first + row) + 16 * chunk
         onward = rows_at[1] * at_once
-        place = np.int32(to + row * pitch)
         if at_once * chunks == threads or row < at_once:
             for turn in range(turns):
                 if rows % at_once == 0 or row < rows - turn * at_once:
                     this = at + turn * onward
                     if rows_at[3] != 1:
                         this = row_at(rows_at, first + row + turn * at_once) + 16 * chunk
-                    to_place = place + turn * at_once * pitch + _place(row + turn * at_once, chunk)
+                    place = to + place_in(rows, row + turn * at_once, chunk)
                     # Of what is not there, 0 bytes are read, from wherever that would be.
                     size_ = wanted if turn * at_once < live else np.int32(0)
-                    _ptx.copy_part_async(np.uint32(to_place), this, np.uint32(size_))
+                    _ptx.copy_part_async(np.uint32(place), this, np.uint32(size_))
 
     @device
     def load_long_rows(to, rows_at, first, count, valid):
@@ -159,7 +156,7 @@ def loader_of(name, rows, width, threads):
             chunk = np.int32(i - row * chunks)
             wanted = np.int32(min(max(np.int32(valid - 16 * chunk), np.int32(0)), np.int32(16)))
             size_ = wanted if row < count else np.int32(0)
-            place = np.uint32(to + row * pitch + _place(row, chunk))
+            place = np.uint32(to + place_in(rows, row, chunk))
             _ptx.copy_part_async(place, row_at(rows_at, first + row) + 16 * chunk, np.uint32(size_))
             i = np.int32(i + threads)
 
@@ -172,7 +169,7 @@ def loader_of(name, rows, width, threads):
             value = nothing
             if row < count and at < valid:
                 value = fetch(row_at(rows_at, first + row) + at)
-            put(np.uint32(to + row * pitch + _place(row, at >> 4) + (at & 15)), value)
+            put(np.uint32(to + place_in(rows, row, at >> 4) + (at & 15)), value)
             i = np.int32(i + threads)
 
     @device
@@ -189,14 +186,14 @@ def loader_of(name, rows, width, threads):
 
 
 @cache
-def writer_of(name, row_tiles, columns, stored):
+def writer_of(name, row_tiles, columns, tile_rows):
     """`write(acc, tile, rows_at, first, count, column, valid, aligned)`: what a warp accumulated.
 
-    It goes by way of the warp's own rows of a tile with `stored` numbers, so that whole words reach
+    It goes by way of the warp's own rows of a tile of `tile_rows`, so that whole words reach
     memory. `first` is the first row, of which `count` are there; `column`, in bytes, is where in a
     row the first number belongs, and `valid` how long a row is.
     """
-    storage, pitch, rows = storage_of(name), pitch_of(name, stored), 16 * row_tiles
+    storage, rows = storage_of(name), 16 * row_tiles
     size, chunks, place = storage.size, columns * storage.size // 16, place_of_row(columns)
     pack = _ptx.pack_bfloat16 if name == "bfloat16" else _ptx.pack_half
     put, halves = storage.shared_store, size == 2
@@ -209,10 +206,10 @@ def writer_of(name, row_tiles, columns, stored):
     @device
     def put_row(row, acc, tile):
         lane = np.int32(cuda.threadIdx.x) & 31
-        tile += (8 * row + (lane >> 2)) * pitch
+        tile_row = np.int32(8 * row + (lane >> 2))
         for n in range(columns // 8):
             at = (8 * n + 2 * (lane & 3)) * size
-            to = np.uint32(tile + _place(lane >> 2, at >> 4) + (at & 15))
+            to = np.uint32(tile + place_in(tile_rows, tile_row, at >> 4) + (at & 15))
             k = place(row, 2 * n)
             if halves:
                 _ptx.shared_store_u32(to, pack(acc[k], acc[k + 1]))
@@ -235,7 +232,7 @@ def writer_of(name, row_tiles, columns, stored):
                 at = 16 * (i - row * chunks)
                 if row < live and at < room:
                     a, b, c, d = _ptx.shared_load_word(
-                        np.uint32(tile + row * pitch + _place(row, at >> 4))
+                        np.uint32(tile + place_in(tile_rows, row, at >> 4))
                     )
                     _ptx.store_word(row_at(rows_at, first + row) + column + at, a, b, c, d)
         else:
@@ -243,7 +240,8 @@ def writer_of(name, row_tiles, columns, stored):
                 row = i // columns
                 at = (i - row * columns) * size
                 if row < live and at < room:
-                    bits = get_one(np.uint32(tile + row * pitch + _place(row, at >> 4) + (at & 15)))
+                    place = tile + place_in(tile_rows, row, at >> 4) + (at & 15)
+                    bits = get_one(np.uint32(place))
                     put_one(row_at(rows_at, first + row) + column + at, bits)
 
     return write
@@ -267,201 +265,3 @@ def number_loader_of(name, count):
             )
 
     return load
-
-
-# ---- products --------------------------------------------------------------------------------
-
-
-@cache
-def products_of(name, row_tiles, columns, width, results, stored):
-    """``scores(acc, a, b)`` over `width` numbers, and ``values(acc, weights, b, first, scratch)`` for
-    `results` columns from `first` on of a tile with `stored`. a and scratch are of the warp, b of
-    the block.
-    """
-    make = _ordinary
-    if uses_tensor_cores(name):
-        make = _tf32 if name == "tfloat32" else _of_16_bits
-    scores, values = make(name, row_tiles, columns, width, results, pitch_of(name, stored))
-    return SimpleNamespace(scores=scores, values=values)
-
-
-@cache
-def _accumulator(mma):
-    @device
-    def accumulate(acc, at, a, k, b0, b1):
-        """Four numbers of acc += four registers of a times b0, b1."""
-        a0, a1, a2, a3 = a[k], a[k + 1], a[k + 2], a[k + 3]
-        c0, c1, c2, c3 = acc[at], acc[at + 1], acc[at + 2], acc[at + 3]
-        c0, c1, c2, c3 = mma(a0, a1, a2, a3, b0, b1, c0, c1, c2, c3)
-        acc[at], acc[at + 1], acc[at + 2], acc[at + 3] = c0, c1, c2, c3
-
-    return accumulate
-
-
-def _scores_of(name, row_tiles, columns, width, accumulate, rounded):
-    """Of tensor cores. One `load_matrices` brings 16 rows by 32 bytes."""
-    pitch, tiles = pitch_of(name, width), columns // 8
-    steps = width * storage_of(name).size // 32
-    fragment = 4 * row_tiles
-
-    @device
-    def scores(acc, a, b):
-        row, high = np.int32(cuda.threadIdx.x & 15), np.int32(cuda.threadIdx.x >> 4 & 1)
-        a = np.int32(a + row * pitch)
-        b = np.int32(b + row * pitch)
-        for step in range(steps):
-            chunk = np.int32(_place(row, 2 * step + high))
-            fa = cuda.local.array(fragment, types.uint32)
-            for m in range(row_tiles):
-                x = tensor.load_matrices(np.uint32(a + m * 16 * pitch + chunk))
-                for i in range(4):
-                    fa[4 * m + i] = rounded(x[i])
-            for n in range(columns // 16):
-                y = tensor.load_matrices(np.uint32(b + n * 16 * pitch + chunk))
-                for h in range(2):
-                    b0, b1 = rounded(y[h]), rounded(y[h + 2])
-                    for m in range(row_tiles):
-                        accumulate(acc, (m * tiles + 2 * n + h) * 4, fa, 4 * m, b0, b1)
-
-    return scores
-
-
-@device
-def _as_it_is(bits):
-    return bits
-
-
-def _of_16_bits(name, row_tiles, columns, width, results, stored_pitch):
-    mma, pack = tensor.mma_f16, _ptx.pack_half
-    if name == "bfloat16":
-        mma, pack = tensor.mma_bf16, _ptx.pack_bfloat16
-    tiles, fragment = columns // 8, 4 * row_tiles
-    accumulate = _accumulator(mma)
-
-    @device
-    def add(k, acc, weights, b, first):
-        """With the weights of columns from 16 k on."""
-        row, high = np.int32(cuda.threadIdx.x & 15), np.int32(cuda.threadIdx.x >> 4 & 1)
-        b = np.int32(b + (16 * k + row) * stored_pitch)
-        fa = cuda.local.array(fragment, types.uint32)
-        for m in range(row_tiles):
-            at = (m * tiles + 2 * k) * 4
-            for i in range(4):
-                fa[4 * m + i] = pack(weights[at + 2 * i], weights[at + 2 * i + 1])
-        for n in range(results // 16):
-            chunk = _place(row, (first >> 3) + 2 * n + high)
-            y = tensor.load_matrices_transposed(np.uint32(b + chunk))
-            for h in range(2):
-                for m in range(row_tiles):
-                    at = (m * (results // 8) + 2 * n + h) * 4
-                    accumulate(acc, at, fa, 4 * m, y[2 * h], y[2 * h + 1])
-
-    add_all = unrolled(columns // 16, add)
-
-    @device
-    def values(acc, weights, b, first, scratch):
-        add_all(acc, weights, b, first)
-
-    return _scores_of(name, row_tiles, columns, width, accumulate, _as_it_is), values
-
-
-@device
-def _bits_to_tf32(bits):
-    return tensor.to_tf32(_ptx.bits_to_f32(bits))
-
-
-def _tf32(name, row_tiles, columns, width, results, stored_pitch):
-    tiles, fragment = columns // 8, 4 * row_tiles
-    accumulate = _accumulator(tensor.mma_tf32)
-
-    @device
-    def number(b, row, column):
-        at = b + row * stored_pitch + _place(row, column >> 2) + 4 * (column & 3)
-        return tensor.to_tf32(_ptx.shared_load_f32(np.uint32(at)))
-
-    @device
-    def add(k, acc, weights, b, first):
-        """With the weights of columns from 8 k on."""
-        g, t = np.int32(cuda.threadIdx.x >> 2 & 7), np.int32(cuda.threadIdx.x & 3)
-        # Columns 2t and 2t + 1 of the weights, which a lane has, stand for t and t + 4: the sum
-        # over them may go in any order, if rows of b go in the same.
-        fa = cuda.local.array(fragment, types.uint32)
-        for m in range(row_tiles):
-            at = (m * tiles + k) * 4
-            fa[4 * m] = tensor.to_tf32(weights[at])
-            fa[4 * m + 1] = tensor.to_tf32(weights[at + 2])
-            fa[4 * m + 2] = tensor.to_tf32(weights[at + 1])
-            fa[4 * m + 3] = tensor.to_tf32(weights[at + 3])
-        row = 8 * k + 2 * t
-        for n in range(results // 8):
-            column = first + 8 * n + g
-            b0, b1 = number(b, row, column), number(b, row + 1, column)
-            for m in range(row_tiles):
-                accumulate(acc, (m * (results // 8) + n) * 4, fa, 4 * m, b0, b1)
-
-    add_all = unrolled(tiles, add)
-
-    @device
-    def values(acc, weights, b, first, scratch):
-        add_all(acc, weights, b, first)
-
-    return _scores_of(name, row_tiles, columns, width, accumulate, _bits_to_tf32), values
-
-
-def _ordinary(name, row_tiles, columns, width, results, stored_pitch):
-    """By multiplications and additions of single numbers."""
-    storage = storage_of(name)
-    size, per_word, kind, unpack = storage.size, storage.per_word, storage.type, storage.unpack
-    pitch, tiles, rows = pitch_of(name, width), columns // 8, 2 * row_tiles
-    held = rows * per_word
-    scratch_pitch = (columns + 1) * size
-    shared_load, shared_store = storage.shared_load, storage.shared_store
-    load_pair = _ptx.shared_load_f64_pair if size == 8 else _ptx.shared_load_f32_pair
-
-    @device
-    def scores(acc, a, b):
-        g, t = np.int32(cuda.threadIdx.x >> 2 & 7), np.int32(cuda.threadIdx.x & 3)
-        v = cuda.local.array(per_word, kind)
-        for chunk in range(width // per_word):
-            of_rows = cuda.local.array(held, kind)
-            for r in range(rows):
-                row = 8 * r + g
-                unpack(_ptx.shared_load_word(np.uint32(a + row * pitch + _place(row, chunk))), v)
-                for e in range(per_word):
-                    of_rows[r * per_word + e] = v[e]
-            for n in range(tiles):
-                for i in range(2):
-                    row = 8 * n + 2 * t + i
-                    at = np.uint32(b + row * pitch + _place(row, chunk))
-                    unpack(_ptx.shared_load_word(at), v)
-                    for r in range(rows):
-                        at = ((r >> 1) * tiles + n) * 4 + 2 * (r & 1) + i
-                        for e in range(per_word):
-                            acc[at] += of_rows[r * per_word + e] * v[e]
-
-    @device
-    def values(acc, weights, b, first, scratch):
-        g, t = np.int32(cuda.threadIdx.x >> 2 & 7), np.int32(cuda.threadIdx.x & 3)
-        cuda.syncwarp()  # until here, others may still read what the last call left
-        for r in range(rows):
-            for n in range(tiles):
-                for i in range(2):
-                    at = scratch + (8 * r + g) * scratch_pitch + (8 * n + 2 * t + i) * size
-                    weight = weights[((r >> 1) * tiles + n) * 4 + 2 * (r & 1) + i]
-                    shared_store(np.uint32(at), weight)
-        cuda.syncwarp()
-        for k in range(columns):
-            of_rows = cuda.local.array(rows, kind)
-            for r in range(rows):
-                at = scratch + (8 * r + g) * scratch_pitch + k * size
-                of_rows[r] = shared_load(np.uint32(at))
-            for n in range(results // 8):
-                column = (first + 8 * n + 2 * t) * size
-                at = b + k * stored_pitch + _place(k, column >> 4) + (column & 15)
-                b0, b1 = load_pair(np.uint32(at))
-                for r in range(rows):
-                    at = ((r >> 1) * (results // 8) + n) * 4 + 2 * (r & 1)
-                    acc[at] += of_rows[r] * b0
-                    acc[at + 1] += of_rows[r] * b1
-
-    return scores, values

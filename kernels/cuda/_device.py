@@ -108,7 +108,7 @@ def clear(address, size, stream, device):
 
 
 def launch(kernel, blocks, threads, shared, stream, device, arguments):
-    """Run a kernel of `cuda.jit` with integers (int64), floats (float64) and structures of integers."""
+    """Run a kernel with integers (int64), floats (float64) and structures of integers."""
     with _current(device):
         compiled = _compiled(kernel, tuple(map(type, arguments)), device, shared > 48 * 1024)
         config = _config(blocks, threads, shared)

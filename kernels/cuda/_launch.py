@@ -160,10 +160,10 @@ def over_rows(first, second, count, width, where, arguments, last):
 
 # ---- attention -------------------------------------------------------------------------------
 
-# (warps, 16 rows of each, columns in a step) of the forward, for up to so many rows, by the bytes of
-# a number and up to so many numbers in a row. Tiles of more rows share what they read of keys, but
-# results are in registers, of which a thread has 255: 2 x 128 and 1 x 256 float32 results of 16 rows
-# are half of them.
+# (warps, 16 rows of each, columns in a step) of the forward, for up to so many rows, by the bytes
+# of a number and up to so many numbers in a row. Tiles of more rows share what they read of keys,
+# but results are in registers, of which a thread has 255: 2 x 128 and 1 x 256 float32 results of 16
+# rows are half of them.
 FORWARD = {
     2: (
         (16, ((128, (1, 1, 32)), (256, (1, 1, 16)))),
@@ -189,8 +189,8 @@ MOST_SPLITS = 64
 MERGE_THREADS = 128
 
 
-# The same of the backward, of its two launches alike. A block that has two gradients has half as many
-# columns of each.
+# The same of the backward, of its two launches alike. A block that has two gradients has half as
+# many columns of each.
 BACKWARD = {
     2: (
         (64, ((64, (4, 1, 64)), (256, (4, 1, 32)))),
@@ -233,10 +233,12 @@ def attention_forward(dtype, p, general, device):
     few = p.queries <= FORWARD[size][0][0]
     pack = p.group if few else 1
     warps, row_tiles, columns = _chosen(FORWARD[size], p.queries * pack, width)
-    part = min(width, FORWARD_PART[size])
-    tiling = Tiling(dtype, width, part, warps, row_tiles, columns, general)
+    if general:  # a mask or a softcap wants registers, too
+        warps, row_tiles = warps * row_tiles, 1
+    parts = -(-width // FORWARD_PART[size])
+    tiling = Tiling(dtype, width, width // parts, warps, row_tiles, columns, general)
     tiling = _fitting(tiling, forward_shared, device)
-    cut = _cut(p, tiling.rows, p.queries, pack, -(-width // part))
+    cut = _cut(p, tiling.rows, p.queries, pack, parts)
     blocks = cut["parts"] * cut["tiles"] * (p.heads // pack) * (1 if p.packed else p.entries)
     steps = -(-p.keys // tiling.columns)
     wanted = WANTED_BLOCKS * _device.limits(device).multiprocessors // blocks
@@ -248,12 +250,12 @@ def attention_backward(dtype, p, general, device):
     """Of the gradients of q, and of k and v: the `Tiling`, and how the work is cut."""
     size = storage_of(dtype).size
     width = width_of(p.width // size, p.value_width // size)
-    part = min(width, BACKWARD_PART[size])
+    parts = -(-width // BACKWARD_PART[size])
     for count in p.queries, p.keys:
         warps, row_tiles, columns = _chosen(BACKWARD[size], count, width)
-        tiling = Tiling(dtype, width, part, warps, row_tiles, columns, general)
+        tiling = Tiling(dtype, width, width // parts, warps, row_tiles, columns, general)
         tiling = _fitting(tiling, backward_shared, device)
-        yield tiling, _cut(p, tiling.rows, count, 1, -(-width // part))
+        yield tiling, _cut(p, tiling.rows, count, 1, parts)
 
 
 def mask_gradient(dtype, p, device):

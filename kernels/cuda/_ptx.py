@@ -1,9 +1,10 @@
 """PTX instructions that Numba has no name for, as functions of device code.
 
-All inline PTX is here and in `_tensor_cores.py`. Each function is one instruction, inlined where it is called, so
-the PTX of a kernel shows it as it stands here. Addresses are plain int64 numbers: that is what a
-caller's array, whatever library it is from, comes down to, and a number costs a launch less than
-an array does (`_launch.py`). See the PTX ISA, sections 9.7.9 (moving data), 9.7.3 (floats).
+All inline PTX is here and in `_tensor_cores.py`. Each function is one instruction, inlined where it
+is called, so the PTX of a kernel shows it as it stands here. Addresses are plain int64 numbers:
+that is what a caller's array, whatever library it is from, comes down to, and a number costs a launch
+less than an array does (`_launch.py`). See the PTX ISA, sections 9.7.9 (moving data) and 9.7.3
+(floats).
 
 Values of a word, the 16 bytes that one instruction moves, are four uint32.
 """
@@ -36,8 +37,8 @@ def instruction(text, result, arguments, doc, *, pure=False, together=False):
     """A device function that is the one PTX instruction `text`.
 
     ``result`` is None, a number type, or a tuple of them; ``pure`` instructions may be moved,
-    merged and dropped by the compiler, the others stay where they stand. ``together``: it touches no
-    memory, but may not be moved into a branch, as all lanes of the warp must take part.
+    merged and dropped by the compiler, the others stay where they stand. ``together``: it touches
+    no memory, but may not be moved into a branch, as all lanes of the warp must take part.
     """
     outputs = tuple(result) if isinstance(result, types.BaseTuple) else (result,) if result else ()
     constraints = ["=" + _REGISTER[t] for t in outputs] + [_REGISTER[t] for t in arguments]
@@ -107,7 +108,7 @@ shared_load_u32 = instruction("ld.shared.u32 $0, [$1];", _U, [_U], "Four bytes, 
 shared_load_i64 = instruction("ld.shared.u64 $0, [$1];", _I, [_U], "Eight bytes.")
 shared_store_u16 = instruction("st.shared.u16 [$0], $1;", None, [_U, _U], "Write two bytes there.")
 shared_store_u32 = instruction("st.shared.u32 [$0], $1;", None, [_U, _U], "Write four bytes there.")
-shared_store_i64 = instruction("st.shared.u64 [$0], $1;", None, [_U, _I], "Write eight bytes there.")
+shared_store_i64 = instruction("st.shared.u64 [$0], $1;", None, [_U, _I], "Eight bytes there.")
 shared_store_f32 = instruction("st.shared.f32 [$0], $1;", None, [_U, _F], "Write a float32 there.")
 shared_store_f64 = instruction("st.shared.f64 [$0], $1;", None, [_U, _D], "Write a float64 there.")
 # .cg: through L2 only, as nobody reads these bytes a second time from global memory.
