@@ -65,7 +65,9 @@ class Machine:
 
     def __init__(self, multiprocessors=132, shared=227 * 1024):
         self.memory = _ptx_machine.Memory()
-        self._limits = SimpleNamespace(multiprocessors=multiprocessors, shared=shared)
+        self._limits = SimpleNamespace(
+            multiprocessors=multiprocessors, shared=shared, capability=(9, 0)
+        )
         self.launches = []
 
     def limits(self, device):

@@ -851,6 +851,70 @@ class Launch:
         if valid:
             self._set(valid, np.ones(len(now), bool), now)
 
+    def _do_wgmma(self, one, modes, now):
+        """D = A B + D of whole warpgroups, B and maybe A in shared memory. How descriptors, the
+        128-byte swizzle and matrices with either side in front go together is read off the PTX ISA.
+        """
+        if modes[0] != "mma_async":
+            return  # fences and waits: here everything is done at once
+        warps = self._warps(one, now)
+        if warps % 4 or (now[::128] % 128).any():
+            raise PTXError(f"not all warps of a warpgroup take part: {one.text}")
+        groups, shape, kind = warps // 4, modes[3], modes[-1]
+        columns = int(re.fullmatch(r"m64n(\d+)k16", shape).group(1))
+        d, a, b, scale, *immediates = one.operands
+        if immediates[:2] != ["1", "1"] or not self._get(scale, "pred", now).all():
+            raise PTXError(f"a product that this machine does not know: {one.text}")
+        d = _listed(d)
+        g, t = np.arange(128) % 32 >> 2, np.arange(128) & 3
+        row = 16 * (np.arange(128) >> 5) + g
+        if a.startswith("{"):
+            left = np.zeros((groups, 64, 16))
+            for i, register in enumerate(_listed(a)):
+                numbers = _TENSOR_NUMBERS[kind](
+                    self._get(register, "b32", now).reshape(groups, 128)
+                )
+                for e in range(2):
+                    left[:, row + 8 * (i & 1), 2 * t + e + 8 * (i >> 1)] = numbers[..., e]
+        else:
+            left = self._described(one, a, kind, 64, immediates[2] == "1", now)
+        right = self._described(one, b, kind, columns, immediates[-1] == "1", now)
+        total = np.zeros((groups, 64, columns))
+        places = [(row + 8 * (i >> 1 & 1), 8 * (i >> 2) + 2 * t + (i & 1)) for i in range(len(d))]
+        for register, (r, c) in zip(d, places, strict=True):
+            total[:, r, c] = self._get(register, "f32", now).reshape(groups, 128)
+        total = (left @ right.swapaxes(1, 2) + total).astype(np.float32)
+        for register, (r, c) in zip(d, places, strict=True):
+            self._set(register, total[:, r, c].reshape(-1), now)
+
+    def _described(self, one, operand, kind, rows, across, now):
+        """The matrix of a descriptor, (warpgroups, rows, 16): rows, or with `across` the 16, lie
+        side by side in memory.
+        """
+        described = self._get(operand, "b64", now)
+        if (described.reshape(-1, 128) != described[::128, None]).any():
+            raise PTXError(f"descriptors differ in a warpgroup: {one.text}")
+        described = described[::128].astype(object)
+        if {int(x) >> 62 for x in described} != {1}:
+            raise PTXError(f"a layout that this machine does not know: {one.text}")
+        starts, leading, stride = (
+            np.array([(int(x) >> place & 0x3FFF) << 4 for x in described]) for place in (0, 16, 32)
+        )
+        r, k = np.arange(rows)[:, None], np.arange(16)[None]
+        if across:
+            inside = r % 64 * 2 + k % 8 * 128
+            at = r // 64 * leading[:, None, None] + k // 8 * stride[:, None, None]
+        else:
+            inside = r % 8 * 128 + 2 * k
+            at = r // 8 * stride[:, None, None] + 0 * k
+        at = at + inside + starts[:, None, None]
+        at ^= (at >> 7 & 7) << 4
+        flat = at.reshape(-1)
+        first = np.repeat(now[::128], rows * 16)
+        where = self.shared.check(flat, 2, one.text, first, self.block[first], reading=True)
+        bits = self.shared.bytes.view(np.uint16)[where // 2].astype(np.uint32)
+        return _TENSOR_NUMBERS[kind](bits)[..., 0].reshape(at.shape)
+
     def _do_membar(self, one, modes, now):
         """Nothing: memory is in order here."""
 

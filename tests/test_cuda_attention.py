@@ -256,6 +256,18 @@ def test_tf32(gpu):  # noqa: F811
         fastce.set_allow_tf32(1)
 
 
+@pytest.mark.parametrize(("dtype", "width"), [("f16", 64), ("bf16", 128)])
+def test_warpgroups(gpu, monkeypatch, dtype, width):  # noqa: F811
+    """Hopper's products, which are not used unless they are asked for."""
+    monkeypatch.setattr(_launch, "WARPGROUPS", True)
+    if _device.limits(0).capability != (9, 0):
+        pytest.skip("this GPU is not of compute capability 9.0")
+    if gpu.machine is None and dtype == "bf16":
+        pytest.skip("Numba's arrays have no bfloat16")
+    arrays, options = draw("causal-offset", Shape((), 2, 1, 140, 150, width, width), DTYPES[dtype])
+    compare(run_there(gpu, arrays, **options), truths(*arrays[1:], arrays[0], **options))
+
+
 def test_the_same_bits_again(gpu):  # noqa: F811
     arrays, options = draw("causal-offset", SHAPES["few-shared"], np.dtype(np.float16))
     first, second = (run_there(gpu, arrays, **options) for _ in range(2))

@@ -132,7 +132,7 @@ def known_rows_of(tiling):
 
 @cache
 def backward_q_of(tiling):
-    name, width, part_width, _, row_tiles, columns, general = tiling
+    name, width, part_width, _, row_tiles, columns, general, _ = tiling
     storage, scores = storage_of(name), scores_of(tiling)
     size, kind, real = storage.size, storage.type, storage.real
     zero = real(0)
@@ -144,7 +144,7 @@ def backward_q_of(tiling):
     load_rows = loader_of(name, rows, width, threads)
     load_step = loader_of(name, columns, width, threads)
     products = products_of(tiling, part_width)
-    multiply, accumulate = products.scores, products.values
+    multiply, accumulate, show = products.scores, products.values, products.show
     unit_of, finish, grads = scores.unit_of, scores.finish, scores.grads_of_rows
     keep_slopes = scores.keep_slopes
     write = writer_of(name, row_tiles, part_width, rows)
@@ -212,6 +212,7 @@ def backward_q_of(tiling):
         turn = np.int32(0)
         for step in range(begin, end):
             _ptx.wait_for_all_copies()
+            show()
             cuda.syncthreads()
             this, turn = np.int32(stage + turn * 2 * x_size), np.int32(1 - turn)
             key = np.int32(step * columns)
@@ -252,7 +253,7 @@ def backward_q_of(tiling):
 
 @cache
 def backward_kv_of(tiling):
-    name, width, part_width, _, row_tiles, columns, general = tiling
+    name, width, part_width, _, row_tiles, columns, general, _ = tiling
     storage, scores = storage_of(name), scores_of(tiling)
     size, kind, real, number = storage.size, storage.type, storage.real, storage.real_size
     zero = real(0)
@@ -260,13 +261,13 @@ def backward_kv_of(tiling):
     warp_rows = 16 * row_tiles
     score_count, result_count = row_tiles * columns // 2, row_tiles * part_width // 2
     tile_size, x_size = size_of(name, rows, width), size_of(name, columns, width)
-    step_size = 2 * (x_size + columns * number)
+    step_size, known_size = 2 * x_size, 2 * columns * number
     warp_scratch = scratch_of(name, row_tiles, columns)
     load_rows = loader_of(name, rows, width, threads)
     load_step = loader_of(name, columns, width, threads)
     load_numbers = number_loader_of(name, columns)
     products = products_of(tiling, part_width)
-    multiply, accumulate = products.scores, products.values
+    multiply, accumulate, show = products.scores, products.values, products.show
     unit_of, finish, grads = scores.unit_of, scores.finish, scores.grads_of_columns
     keep_limits = scores.keep_limits
     keep_slopes = scores.keep_slopes
@@ -282,7 +283,7 @@ def backward_kv_of(tiling):
     known_all = unrolled(lane_rows, known)
 
     @device
-    def load_queries(to, p, entry, head, first_q, query, queries):
+    def load_queries(to, known, p, entry, head, first_q, query, queries):
         """A step: queries, the gradients of their results, lse, D."""
         one, left = np.int64(0), queries - query
         q = rows_of_head(p, Q, p.q, entry, p.q_entry, head, p.q_head, first_q, p.q_row)
@@ -303,8 +304,8 @@ def backward_kv_of(tiling):
         g_at = g, p.grad_out_row, one, 1
         load_step(to, (q, p.q_row, one, 1), query, left, p.width, p.aligned & OF_Q)
         load_step(to + x_size, g_at, query, left, p.value_width, p.aligned & OF_GRAD_OUT)
-        load_numbers(to + 2 * x_size, lse, p.lse_row, left)
-        load_numbers(to + 2 * x_size + columns * number, delta, number, left)
+        load_numbers(known, lse, p.lse_row, left)
+        load_numbers(known + columns * number, delta, number, left)
 
     @cuda.jit
     def backward_kv(p, scale, softcap):
@@ -332,8 +333,11 @@ def backward_kv_of(tiling):
         v_tile = np.int32(shared + tile_size)
         stage = np.int32(v_tile + tile_size)
         mine = np.int32(warp * (warp_rows * PANEL))
-        limits = np.int32(stage + 2 * step_size + warp * (8 * warp_rows))
-        scratch = np.int32(stage + 2 * step_size + 8 * rows + warp * warp_scratch)
+        # What is known of the queries of a step lies behind the tiles, which thus begin at
+        # multiples of 1024 bytes.
+        in_step = np.int32(stage + 2 * step_size)
+        limits = np.int32(in_step + 2 * known_size + warp * (8 * warp_rows))
+        scratch = np.int32(in_step + 2 * known_size + 8 * rows + warp * warp_scratch)
         known_all(p, limits, row, queries, keys, offset)
         one = np.int64(0)
         load_rows(shared, (k, p.k_row, one, 1), first, count, p.width, p.aligned & OF_K)
@@ -341,7 +345,7 @@ def backward_kv_of(tiling):
         first_query = np.int32(begin * columns)
         next_query, next_head = first_query, kv_head * p.group
         if end > 0:
-            load_queries(stage, p, entry, next_head, first_q, first_query, queries)
+            load_queries(stage, in_step, p, entry, next_head, first_q, first_query, queries)
 
         _, natural = unit_of(scale)
         dk_acc, dv_acc = cuda.local.array(result_count, kind), cuda.local.array(result_count, kind)
@@ -350,7 +354,9 @@ def backward_kv_of(tiling):
         turn = np.int32(0)
         for step in range(end):
             _ptx.wait_for_all_copies()
+            show()
             cuda.syncthreads()
+            known = np.int32(in_step + turn * known_size)
             this, turn = np.int32(stage + turn * step_size), np.int32(1 - turn)
             query, head = next_query, next_head
             next_query = np.int32(next_query + columns)
@@ -358,7 +364,16 @@ def backward_kv_of(tiling):
                 next_query, next_head = first_query, next_head + 1
             if step + 1 < end:
                 to = np.int32(stage + turn * step_size)
-                load_queries(to, p, entry, next_head, first_q, next_query, queries)
+                load_queries(
+                    to,
+                    in_step + turn * known_size,
+                    p,
+                    entry,
+                    next_head,
+                    first_q,
+                    next_query,
+                    queries,
+                )
             masks = np.int64(0), p.mask_item, np.int64(0), 1
             if general and p.mask != 0:
                 mask = p.mask + start(p, MASK, entry, p.mask_entry) + head * p.mask_head
@@ -372,7 +387,7 @@ def backward_kv_of(tiling):
             is_edge = query < full_low or query + columns > full_high
             keep_slopes(s, slopes, scale, softcap)
             finish(s, p, scale, softcap, query, is_edge, limits, masks, row, p.mask_row)
-            grads(s, ds, slopes, this + 2 * x_size, natural, softcap)
+            grads(s, ds, slopes, known, natural, softcap)
             accumulate(dv_acc, s, this + x_size, part * part_width, scratch)
             accumulate(dk_acc, ds, this, part * part_width, scratch)
 

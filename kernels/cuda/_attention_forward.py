@@ -61,7 +61,7 @@ def shared_size(tiling):
 
 @cache
 def forward_of(tiling):
-    name, width, part_width, _, row_tiles, columns, general = tiling
+    name, width, part_width, _, row_tiles, columns, general, _ = tiling
     storage, scores = storage_of(name), scores_of(tiling)
     size, kind, real, number = storage.size, storage.type, storage.real, storage.real_size
     zero, one, lowest = real(0), real(1), real(-np.inf)
@@ -76,7 +76,7 @@ def forward_of(tiling):
     load_k = loader_of(name, columns, width, threads)
     load_v = loader_of(name, columns, part_width, threads)
     products = products_of(tiling, part_width)
-    multiply, accumulate = products.scores, products.values
+    multiply, accumulate, show = products.scores, products.values, products.show
     unit_of, finish, row_max = scores.unit_of, scores.finish, scores.row_max
     keep_limits = scores.keep_limits
     weight, weights, shared_sum = scores.weight, scores.weights, scores.shared_sum
@@ -196,6 +196,7 @@ def forward_of(tiling):
         turn = np.int32(0)
         for step in range(begin, end):
             _ptx.wait_for_all_copies()
+            show()
             cuda.syncthreads()
             this, turn = np.int32(stage + turn * step_size), np.int32(1 - turn)
             key = np.int32(step * columns)

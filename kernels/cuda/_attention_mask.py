@@ -46,7 +46,7 @@ def shared_size(tiling):
 
 @cache
 def mask_gradient_of(tiling):
-    name, width, _, warps, row_tiles, columns, _ = tiling
+    name, width, _, warps, row_tiles, columns, _, _ = tiling
     storage, scores = storage_of(name), scores_of(tiling)
     kind, real, number = storage.type, storage.real, storage.real_size
     get, put = storage.get_number, storage.put_number

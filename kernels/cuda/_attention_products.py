@@ -26,10 +26,17 @@ def products_of(tiling, results):
     for `results` columns of b from `first` on; `scratch` is the warp's.
     """
     make = _ordinary
+    if tiling.warpgroups:
+        return SimpleNamespace(**_of_warpgroups(tiling, results))
     if uses_tensor_cores(tiling.dtype):
         make = _tf32 if tiling.dtype == "tfloat32" else _of_16_bits
     scores, values = make(tiling, results)
-    return SimpleNamespace(scores=scores, values=values)
+    return SimpleNamespace(scores=scores, values=values, show=_nothing)
+
+
+@device
+def _nothing():
+    """What was copied to shared memory needs no more than a barrier to be seen."""
 
 
 @cache
@@ -109,6 +116,38 @@ def _of_16_bits(tiling, results):
         add_all(acc, weights, b, first)
 
     return _scores_of(tiling, accumulate, _as_it_is), values
+
+
+def _of_warpgroups(tiling, results):
+    """16 bits, on Hopper. A step of 16 is 32 bytes along rows, or 16 rows."""
+    rows, columns, panels = tiling.rows, tiling.columns, tiling.width // 64
+    kind, pack = "f16", _ptx.pack_half
+    if tiling.dtype == "bfloat16":
+        kind, pack = "bf16", _ptx.pack_bfloat16
+    along = [
+        (panel * PANEL * rows + 32 * i, panel * PANEL * columns + 32 * i)
+        for panel in range(panels)
+        for i in range(4)
+    ]
+    across = [(0, 16 * PANEL * i) for i in range(columns // 16)]
+    multiply = tensor.warpgroup_mma(kind, columns, tuple(along), from_registers=False)
+    accumulate = tensor.warpgroup_mma(kind, results, tuple(across), from_registers=True)
+    descriptor, registers = tensor.descriptor, columns // 4
+
+    @device
+    def scores(acc, a, b):
+        group = np.int32(a - (np.int32(cuda.threadIdx.x >> 5) & 3) * (16 * PANEL))
+        multiply(acc, descriptor(group, PANEL * rows), descriptor(b, PANEL * columns))
+
+    @device
+    def values(acc, weights, b, first, scratch):
+        fa = cuda.local.array(registers, types.uint32)
+        for i in range(registers):
+            fa[i] = pack(weights[2 * i], weights[2 * i + 1])
+        panel = np.int32(b + (first >> 6) * (PANEL * columns))
+        accumulate(acc, fa, descriptor(panel, PANEL * columns))
+
+    return {"scores": scores, "values": values, "show": _ptx.show_to_tensor_cores}
 
 
 @device

@@ -57,6 +57,7 @@ class Tiling(NamedTuple):
     row_tiles: int  # of 16 rows, of each warp
     columns: int  # in a step
     general: bool = False  # with a mask, a softcap, or a scale that is not above 0
+    warpgroups: bool = False  # of Hopper multiply, four warps together
 
     @property
     def rows(self):

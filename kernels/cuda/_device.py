@@ -18,9 +18,12 @@ from numba import types as nb
 
 @cache
 def limits(device):
-    """Of a GPU: its multiprocessors, and the most bytes of shared memory that a block can have."""
+    """Of a GPU: its multiprocessors, the most bytes of shared memory that a block can have, and its
+    compute capability.
+    """
     properties = _device(device).properties
     return SimpleNamespace(
+        capability=tuple(_device(device).compute_capability),
         multiprocessors=properties.multiprocessor_count,
         shared=properties.max_shared_memory_per_block_optin,
     )

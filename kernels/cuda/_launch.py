@@ -179,6 +179,12 @@ FORWARD = {
         (None, ((128, (4, 1, 16)), (256, (2, 1, 16)))),
     ),
 }
+# Whether Hopper's own products (`wgmma`) are used where there are tilings for them. Not before they
+# have been timed against those above: `python bench/gpu_attention.py --warpgroups`.
+WARPGROUPS = False
+# Of float16 and bfloat16, many rows, by how many numbers are in a row.
+HOPPER_FORWARD = {64: (8, 1, 128), 128: (8, 1, 128), 256: (8, 1, 64)}
+HOPPER_BACKWARD = {64: (8, 1, 64), 128: (8, 1, 64)}
 # Columns of results that a block has, at most; the others have blocks of their own.
 FORWARD_PART = {2: 256, 4: 128, 8: 64}
 # Keys are split where there are fewer blocks than this many for each multiprocessor, in parts of so
@@ -226,19 +232,33 @@ def _fitting(tiling, shared_of, device):
     return tiling
 
 
+def _tiling(table, hopper, parts, shared_of, dtype, width, rows, general, device):
+    """How to cut the work of a kernel: of many rows for warpgroups, where that can be."""
+    size = storage_of(dtype).size
+    part = width // -(-width // parts[size])
+    limits = _device.limits(device)
+    if WARPGROUPS and limits.capability == (9, 0) and size == 2 and width in hopper and rows > 64:
+        tiling = Tiling(dtype, width, part, *hopper[width], general, warpgroups=True)
+        if shared_of(tiling) <= limits.shared:
+            return tiling
+    warps, row_tiles, columns = _chosen(table[size], rows, width)
+    if general and table is FORWARD:  # a mask or a softcap wants registers, too
+        warps, row_tiles = warps * row_tiles, 1
+    tiling = Tiling(dtype, width, part, warps, row_tiles, columns, general)
+    return _fitting(tiling, shared_of, device)
+
+
 def attention_forward(dtype, p, general, device):
     """The `Tiling` of a forward, and how the work of a `Problem` is cut."""
     size = storage_of(dtype).size
     width = width_of(p.width // size, p.value_width // size)
     few = p.queries <= FORWARD[size][0][0]
     pack = p.group if few else 1
-    warps, row_tiles, columns = _chosen(FORWARD[size], p.queries * pack, width)
-    if general:  # a mask or a softcap wants registers, too
-        warps, row_tiles = warps * row_tiles, 1
-    parts = -(-width // FORWARD_PART[size])
-    tiling = Tiling(dtype, width, width // parts, warps, row_tiles, columns, general)
-    tiling = _fitting(tiling, forward_shared, device)
-    cut = _cut(p, tiling.rows, p.queries, pack, parts)
+    tiling = _tiling(
+        *(FORWARD, HOPPER_FORWARD, FORWARD_PART, forward_shared),
+        *(dtype, width, p.queries * pack, general, device),
+    )
+    cut = _cut(p, tiling, p.queries, pack)
     blocks = cut["parts"] * cut["tiles"] * (p.heads // pack) * (1 if p.packed else p.entries)
     steps = -(-p.keys // tiling.columns)
     wanted = WANTED_BLOCKS * _device.limits(device).multiprocessors // blocks
@@ -250,12 +270,12 @@ def attention_backward(dtype, p, general, device):
     """Of the gradients of q, and of k and v: the `Tiling`, and how the work is cut."""
     size = storage_of(dtype).size
     width = width_of(p.width // size, p.value_width // size)
-    parts = -(-width // BACKWARD_PART[size])
     for count in p.queries, p.keys:
-        warps, row_tiles, columns = _chosen(BACKWARD[size], count, width)
-        tiling = Tiling(dtype, width, width // parts, warps, row_tiles, columns, general)
-        tiling = _fitting(tiling, backward_shared, device)
-        yield tiling, _cut(p, tiling.rows, count, 1, parts)
+        tiling = _tiling(
+            *(BACKWARD, HOPPER_BACKWARD, BACKWARD_PART, backward_shared),
+            *(dtype, width, count, general, device),
+        )
+        yield tiling, _cut(p, tiling, count, 1)
 
 
 def mask_gradient(dtype, p, device):
@@ -266,11 +286,11 @@ def mask_gradient(dtype, p, device):
     return _fitting(tiling, mask_shared, device)
 
 
-def _cut(p, rows, count, pack, parts):
-    tiles = -(-count * pack // rows)
+def _cut(p, tiling, count, pack):
+    tiles = -(-count * pack // tiling.rows)
     if p.packed:
-        tiles = count * pack // rows + p.entries
-    return {"tiles": tiles, "pack": pack, "parts": parts}
+        tiles = count * pack // tiling.rows + p.entries
+    return {"tiles": tiles, "pack": pack, "parts": tiling.width // tiling.part}
 
 
 def tiles_of(p, heads):

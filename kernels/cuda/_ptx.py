@@ -33,15 +33,17 @@ _REGISTER = {
 WORD = types.UniTuple(types.uint32, 4)
 
 
-def instruction(text, result, arguments, doc, *, pure=False, together=False):
+def instruction(text, result, arguments, doc, *, pure=False, together=False, tied=0):
     """A device function that is the one PTX instruction `text`.
 
     ``result`` is None, a number type, or a tuple of them; ``pure`` instructions may be moved,
     merged and dropped by the compiler, the others stay where they stand. ``together``: it touches
-    no memory, but may not be moved into a branch, as all lanes of the warp must take part.
+    no memory, but may not be moved into a branch, as all lanes of the warp must take part. The
+    first `tied` arguments are in the registers of as many results, and are what these were before.
     """
     outputs = tuple(result) if isinstance(result, types.BaseTuple) else (result,) if result else ()
-    constraints = ["=" + _REGISTER[t] for t in outputs] + [_REGISTER[t] for t in arguments]
+    constraints = ["=" + _REGISTER[t] for t in outputs]
+    constraints += [str(i) if i < tied else _REGISTER[t] for i, t in enumerate(arguments)]
     if not (pure or together):
         constraints.append("~{memory}")
     if not outputs:
@@ -168,6 +170,10 @@ wait_for_copies = _statement(
 
 wait_for_all_copies = _statement(
     "cp.async.wait_all;", "Wait until all copies of this thread have arrived, and let it read them."
+)
+show_to_tensor_cores = _statement(
+    "fence.proxy.async.shared::cta;",
+    "What this thread wrote to shared memory, or has waited for there, is seen by Hopper's.",
 )
 stay = _statement(
     "", "Nothing, which may not be moved: so a branch that is seldom taken stays a branch."
