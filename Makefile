@@ -71,11 +71,15 @@ gpu-sanitize: $(VENV)/dev.stamp
 	for tool in memcheck racecheck; do \
 		compute-sanitizer --tool $$tool --error-exitcode 1 $(BIN)/python -m pytest tests/test_cuda.py \
 			-m gpu -q -k "test_cases and f32 or test_in_place or test_rows_in_kernels" || exit 1; \
+		compute-sanitizer --tool $$tool --error-exitcode 1 $(BIN)/python -m pytest -m gpu -q \
+			tests/test_cuda_attention.py -k "test_truth and not of_all or test_varlen or warpgroups" \
+			|| exit 1; \
 	done
 
 gpu-bench: $(VENV)/dev.stamp
 	$(PIP) install torch
 	$(BIN)/python bench/gpu.py $(ARGS)
+	$(BIN)/python bench/gpu_attention.py --warpgroups $(ARGS)
 
 clean:
 	test ! -e $(VENV)/built.stamp || rm -rf $(VENV)

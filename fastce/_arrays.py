@@ -55,10 +55,7 @@ def to_numpy(x: Any, name: str) -> np.ndarray:
             raise TypeError(f"{name} is a masked array, whose mask would be ignored; fill it first")
         return np.asarray(x)
     if hasattr(x, "__cuda_array_interface__"):
-        raise TypeError(
-            f"{name} is a {type(x).__name__} on a GPU, and the other arrays are not, "
-            "or this op has no kernels for GPUs yet"
-        )
+        raise TypeError(f"{name} is a {type(x).__name__} on a GPU, and the other arrays are not")
     if hasattr(x, "__dlpack__"):
         try:
             return np.from_dlpack(x)

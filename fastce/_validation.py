@@ -1,4 +1,4 @@
-"""Whether labels are checked where the check costs a synchronisation with a GPU."""
+"""Whether labels and lengths are checked where that costs a synchronisation with a GPU."""
 
 _enabled = False
 
@@ -8,6 +8,7 @@ def set_validation(enabled: bool) -> None:
 
     CPU backends always check, at no noticeable cost, whatever is chosen here. A GPU backend
     would have to wait for the GPU; it gives NaN for such a row instead, unless validation is on.
+    So it is with lengths of attention that are on the GPU: they are cut to what there is.
 
     Parameters
     ----------

@@ -57,6 +57,7 @@ def assemble(ptx, cc):
         input=ptx, text=True, capture_output=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    assert "C75" not in done.stderr, done.stderr  # products of warpgroups one after the other
     stack, stores, loads = re.search(
         r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", done.stderr
     ).groups()
@@ -158,6 +159,26 @@ def test_resources_of_attention(monkeypatch, tmp_path, name, width, queries, gen
             assert code.count(kind) >= tiling.columns // 8 * tiling.row_tiles, found
             assert "LDSM.16.M88.4" in code, found
         assert "LDGSTS.E.BYPASS.128" in code, found
+
+
+@pytest.mark.parametrize(
+    ("width", "which"), [(128, "forward"), (128, "gradient of q"), (64, "gradient of k, v")]
+)
+def test_resources_of_warpgroups(monkeypatch, tmp_path, width, which):
+    """Hopper's products, and that they need not wait for each other: ptxas would say C7515."""
+    monkeypatch.setattr(_device, "limits", _gpu.Machine().limits)
+    monkeypatch.setattr(_launch, "WARPGROUPS", True)
+    found = attention_kernels("bfloat16", width, 4096, False)
+    _, tiling, _, kernel = next(one for one in found if one[0] == which)
+    assert tiling.warpgroups
+    ptx = _gpu.ptx_of(kernel, _gpu.argument_types(kernel), (9, 0, "a"))
+    stack, spilled, registers = assemble(ptx, (9, "0a"))
+    assert (stack, spilled) == (0, 0)
+    assert registers * tiling.threads <= 65536
+    code = machine_code(ptx, (9, "0a"), tmp_path)
+    along, across = {"forward": (1, 1), "gradient of q": (2, 1), "gradient of k, v": (2, 2)}[which]
+    assert code.count("HGMMA.64x") == along * width // 16 + across * tiling.columns // 16
+    assert "HMMA" not in code
 
 
 @pytest.mark.parametrize("cc", ARCHITECTURES, ids=lambda cc: f"sm_{cc[0]}{cc[1]}")

@@ -2,9 +2,9 @@
 
 All inline PTX is here and in `_tensor_cores.py`. Each function is one instruction, inlined where it
 is called, so the PTX of a kernel shows it as it stands here. Addresses are plain int64 numbers:
-that is what a caller's array, whatever library it is from, comes down to, and a number costs a launch
-less than an array does (`_launch.py`). See the PTX ISA, sections 9.7.9 (moving data) and 9.7.3
-(floats).
+that is what a caller's array, whatever library it is from, comes down to, and a number costs a
+launch less than an array does (`_launch.py`). See the PTX ISA, sections 9.7.9 (moving data) and
+9.7.3 (floats).
 
 Values of a word, the 16 bytes that one instruction moves, are four uint32.
 """

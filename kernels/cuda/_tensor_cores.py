@@ -23,11 +23,11 @@ different banks, 16 bytes modulo 128, as those of a swizzled tile do (`_attentio
     a = load_matrices(np.uint32(address_of_my_row))
     c0, c1, c2, c3 = mma_f16(a[0], a[1], a[2], a[3], b0, b1, c0, c1, c2, c3)
 
-On Hopper (compute capability 9.0) four warps, a warpgroup, multiply together, with matrices that lie
-in shared memory as a descriptor tells: `warpgroup_mma` makes such a product. Warp w of the four has
-rows 16 w to 16 w + 15 of C, D and, if it is in registers, of A, as they are told above. All steps of
-a product, with the fence before and the wait after them, are one block of assembly: between blocks
-LLVM would move accumulators, and ptxas then waits after every step (its warning C7515).
+On Hopper (compute capability 9.0) four warps, a warpgroup, multiply together, with matrices that
+lie in shared memory as a descriptor tells: `warpgroup_mma` makes such a product. Warp w of the four
+has rows 16 w to 16 w + 15 of C, D and, if it is in registers, of A, as they are told above. All
+steps of a product, with the fence before and the wait after them, are one block of assembly:
+between blocks LLVM would move accumulators, and ptxas then waits after every step (warning C7515).
 
 All lanes of the warp must call. Accumulators kept in a `cuda.local.array` stay in registers if the
 loops that index it have constant bounds: they are unrolled (tests/test_ptx.py looks for spills).
@@ -82,8 +82,9 @@ def descriptor(address, panel):
     """Of matrices in shared memory for `warpgroup_mma`.
 
     They are stored in panels of 128 bytes of each row, `panel` bytes apart, swizzled: the 16 bytes
-    at place c of row r are at place c ^ (r & 7), and the first row at a multiple of 1024 bytes. Eight
-    rows further is 1024 bytes further. (PTX ISA, "Matrix Descriptor Format"; 1 << 62 is that swizzle.)
+    at place c of row r are at place c ^ (r & 7), and the first row at a multiple of 1024 bytes.
+    Eight rows further is 1024 bytes further. (PTX ISA, "Matrix Descriptor Format"; 1 << 62 is that
+    swizzle.)
     """
     at = np.int64((address & 0x3FFFF) >> 4)
     return at | (np.int64(panel >> 4) << 16) | (np.int64(1024 >> 4) << 32) | (np.int64(1) << 62)
@@ -95,9 +96,8 @@ def warpgroup_mma(kind, columns, offsets, *, from_registers):
 
     ``kind`` is "f16" or "bf16"; `offsets` are for each step how many bytes further than their
     descriptors its parts of A and of B are. `b` is a descriptor of the columns of B, each with what
-    is summed over side by side, and `a` one of the rows of A. With `from_registers`, `b` is one of the
-    rows of B, and `a` an array with four registers for each step, of which the first offset is not
-    used.
+    is summed over side by side, and `a` one of the rows of A. With `from_registers`, `b` is one of
+    the rows of B, and `a` an array with four registers for each step (and no offset).
     """
     count = columns // 2
     registers = 4 * len(offsets) if from_registers else 1
