@@ -64,14 +64,18 @@ def pytest_configure(config):
     config.addinivalue_line("filterwarnings", "error::RuntimeWarning")  # NaN is data: no warning
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks for groups
 def pytest_collection_modifyitems(items):
     """With `pytest -n 2 --dist loadgroup` one process compiles Numba's kernels, and not both; one,
-    the code of users that calls them; one, the CUDA kernels; and one builds a copy of the kernels.
+    the code of users that calls them; one each, the CUDA kernels of attention and all others; and
+    one builds a copy of the kernels.
     """
     groups = {"test_vendoring.py": "vendoring"}
     groups |= dict.fromkeys(("test_cuda.py", "test_cuda_attention.py", "test_ptx.py"), "cuda")
     for item in items:
         group = groups.get(item.path.name)
+        if group == "cuda" and "attention" in item.nodeid:  # no kernel is in both
+            group = "cuda attention"
         if group is None and "numba" in item.nodeid:
             group = "users of numba" if item.path.name.startswith("test_numba") else "numba"
         if group:

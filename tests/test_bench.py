@@ -43,7 +43,7 @@ def test_cases_are_well_formed(quick):
 
 def test_every_op_has_a_case():
     options = {"available_backends", "get_num_threads", "set_num_threads", "set_validation"}
-    options |= {"BackendError", "__version__", "show_config", "use_backend"}
+    options |= {"BackendError", "__version__", "set_allow_tf32", "show_config", "use_backend"}
     options |= {"attention_varlen", "attention_varlen_backward"}  # the same kernels
     assert {case.op for case in cases()} == set(fastce.__all__) - options == set(TRAFFIC)
 

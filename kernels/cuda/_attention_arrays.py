@@ -176,7 +176,7 @@ def _step(batch, strides):
     return step
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=4096)  # a table that is thrown out may still be in use on another stream
 def _buffer(data, device):
     return _device.upload(np.frombuffer(data, np.uint8), 0, device)
 
