@@ -157,7 +157,16 @@ def packed(
         spans = _heads.packed_spans(cu_seqlens_q, cu_seqlens_k, queries, keys, q_offset)
         count, kept = len(spans), None
     else:
-        count = _gpu.see(cu_seqlens_q, "cu_seqlens_q").shape[0] - 1
+        ends_shape = (
+            _gpu.see(cu_seqlens_q, "cu_seqlens_q").shape
+            if _gpu.is_on_gpu(cu_seqlens_q)
+            else np.shape(cu_seqlens_q)
+        )
+        if len(ends_shape) != 1 or not ends_shape[0]:
+            raise TypeError(
+                f"cu_seqlens_q must be a one-dimensional array of integers, got shape {ends_shape}"
+            )
+        count = ends_shape[0] - 1
         where = {name: (a, (count + 1,)) for name, a in ends.items()}
         where["offsets"] = q_offset, (count,)
         on_gpu = {name: a for name, a in where.items() if name != "offsets"}
@@ -208,11 +217,9 @@ def _spans_on_gpu(
                 )
             fields[name], fields[f"{name}_code"] = a.address, LABEL_CODES[a.dtype]
         elif type(x) is int and name == "offsets":
-            fields["offset"] = int(np.clip(x, -_heads.FAR, _heads.FAR))
+            fields["offset"] = _heads.per_entry(x, shape, "q_offset")
         elif x is not None:
-            host = np.broadcast_to(np.asarray(x), shape)
-            if host.dtype.kind not in "iu":
-                raise TypeError(f"{_NAMES[name]} must be integers, got dtype {host.dtype}")
+            host = np.broadcast_to(_heads.per_entry(x, shape, _NAMES[name]), math.prod(shape))
             if name == "lengths" and host.size and (host.min() < 0 or host.max() > keys):
                 raise ValueError(f"kv_lengths must be from 0 to the {keys} keys, got {x!r}")
             kept.append(_device.upload(host.astype(np.int64), first.stream, first.device))
@@ -313,6 +320,19 @@ def _results(call: Call, grad_out: Any, out: Any, lse: Any) -> tuple[Any, Any, A
     return tuple(views)  # type: ignore[return-value]
 
 
+def _zeros(call: Call, given: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Gradients where there is nothing to sum."""
+    from .kernels.cuda import _device
+
+    first, results = call.seen[0], []
+    for x in given:
+        a = _gpu.see(x, "an input")
+        results.append(result_like(x, a, a.shape, a.dtype))
+        to, size = _gpu.see(results[-1], "result"), _gpu._SIZES[a.dtype]
+        _device.clear(to.address, math.prod(a.shape) * size, first.stream, first.device)
+    return tuple(results)
+
+
 def backward(
     call: Call,
     given: tuple[Any, Any, Any],
@@ -329,7 +349,11 @@ def backward(
     from .kernels.cuda._attention_extras import sum_members
 
     first = call.seen[0]
+    if grad_mask and (call.mask is None or call.mask.dtype == "bool"):
+        raise ValueError("grad_mask needs a floating attn_mask")
     g, o, norm = _results(call, grad_out, out, lse)
+    if any(0 in a.shape for a in call.inputs):
+        return _zeros(call, (*given, mask) if grad_mask else given)
     results, views, sums, kept = [], [], [], []
     for i, (x, a, full) in enumerate(zip(given, call.seen, call.inputs, strict=True)):
         results.append(result_like(x, a, a.shape, a.dtype))
@@ -348,8 +372,6 @@ def backward(
         views.append(to)
     dmask = None
     if grad_mask:
-        if call.mask is None or call.mask.dtype == "bool":
-            raise ValueError("grad_mask needs a floating attn_mask")
         shape, dtype = _gpu.see(mask, "attn_mask").shape, first.dtype
         compute = _gpu.compute_dtype(dtype)
         results.append(_gpu.empty(mask, first, shape, dtype))

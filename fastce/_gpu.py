@@ -318,7 +318,7 @@ def _extent(a: Seen) -> tuple[int, int]:
         return a.address, a.address
     steps = [(n - 1) * s for n, s in zip(a.shape, a.strides, strict=True)]
     low = a.address + sum(s for s in steps if s < 0)
-    return low, a.address + sum(s for s in steps if s > 0) + _SIZES[a.dtype]
+    return low, a.address + sum(s for s in steps if s > 0) + _SIZES.get(a.dtype, 1)  # 1: bool
 
 
 def new_like(x: Any, a: Seen, layout: Layout) -> tuple[Any, Seen]:

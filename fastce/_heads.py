@@ -102,11 +102,11 @@ def numbers(
     }
 
 
-def _per_entry(value: Any, batch: tuple[int, ...], name: str) -> Any:
+def per_entry(value: Any, batch: tuple[int, ...], name: str) -> Any:
     """Integers for each batch entry, flat, or one for all; none is beyond FAR."""
     if type(value) is int:
         return max(-FAR, min(FAR, value))
-    a = np.asarray(value)
+    a = _arrays.to_numpy(value, name)
     if a.dtype.kind not in "iu":
         raise TypeError(f"{name} must be integers, got dtype {a.dtype}")
     try:
@@ -158,12 +158,12 @@ def spans_of(
     spans[:, 1] = length
     spans[:, 3] = keys
     if kv_lengths is not None:
-        spans[:, 3] = _per_entry(kv_lengths, batch, "kv_lengths")
+        spans[:, 3] = per_entry(kv_lengths, batch, "kv_lengths")
         bad = (spans[:, 3] < 0) | (spans[:, 3] > keys)
         if bad.any():
             wrong = np.broadcast_to(np.asarray(kv_lengths), batch).ravel()[bad.argmax()]
             raise ValueError(f"kv_lengths must be from 0 to the {keys} keys, got {wrong}")
-    spans[:, 4] = _per_entry(q_offset, batch, "q_offset")
+    spans[:, 4] = per_entry(q_offset, batch, "q_offset")
     return spans
 
 
@@ -277,7 +277,7 @@ def packed_spans(
     spans = np.empty((len(ends_q) - 1, 5), np.int64)
     spans[:, 0], spans[:, 1] = ends_q[:-1], ends_q[1:]
     spans[:, 2], spans[:, 3] = ends_k[:-1], ends_k[1:]
-    spans[:, 4] = _per_entry(q_offset, (len(spans),), "q_offset")
+    spans[:, 4] = per_entry(q_offset, (len(spans),), "q_offset")
     return spans
 
 

@@ -117,7 +117,7 @@ def forget():
     """What was loaded is loaded again: whether there is a GPU is asked then."""
     kernels.load.cache_clear()
     _launch._plan.cache_clear()
-    _attention_arrays._buffer.cache_clear()
+    _attention_arrays._tables.clear()
     _dispatch._load.cache_clear()
 
 
@@ -157,6 +157,10 @@ class Array:
         """A copy on the host."""
         memory = self.machine.memory
         offset = self.address - _ptx_machine.BASE
+        at = np.full((), offset)
+        for n, step in zip(self.shape, self.strides, strict=True):
+            at = at[..., None] + np.arange(n) * step
+        assert memory.written[at.ravel()].all(), "a result was not written"
         raw = np.lib.stride_tricks.as_strided(
             memory.bytes[offset:].view(np.uint8), (*self.shape, self.dtype.itemsize),
             (*self.strides, 1),

@@ -773,7 +773,7 @@ class Launch:
         given = np.full(len(now), size)
         if len(one.operands) > 3:  # zeros behind so many bytes
             given = self._get(one.operands[3], "u32", now).astype(np.int64)
-        if (given > size).any() or (from_ % size)[given > 0].any():
+        if (given > size).any() or (from_ % size).any():
             raise PTXError(f"misaligned: {one.text}")
         there = self.shared.check(into, size, one.text, threads, self.block[now], reading=False)
         byte, column = there[:, None] + np.arange(size), np.arange(size)

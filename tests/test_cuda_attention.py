@@ -128,6 +128,39 @@ def test_no_keys_and_no_queries(backend):  # noqa: F811
         assert not any(a.any() for a in (dq, dk, dv))
 
 
+@pytest.mark.parametrize("scale", [-0.3, 0.0, 1e-60])
+def test_scales_that_are_not_above_zero(backend, scale):  # noqa: F811
+    """In float32, too. What is hidden stays hidden."""
+    arrays, options = draw("causal", SHAPES["few"], np.dtype(np.float16))
+    check(*arrays, scale=scale, **options)
+
+
+def test_mask_of_the_lowest_finite_number(backend):  # noqa: F811
+    """In place of -inf: a row that has nothing else gives the mean, with gradient 0."""
+    arrays, _ = draw("plain", SHAPES["few"], np.dtype(ml_dtypes.bfloat16))
+    mask = np.zeros((7, 13), ml_dtypes.bfloat16)
+    mask[:, :5] = mask[3] = ml_dtypes.finfo(ml_dtypes.bfloat16).min
+    out, _, dq, *grads = run(*arrays, attn_mask=mask)
+    v = widen(arrays[3])
+    np.testing.assert_allclose(widen(out)[..., 3, :], v.mean(axis=-2), atol=0.02)
+    assert not widen(dq)[..., 3, :].any()
+    hidden = np.zeros_like(mask)
+    hidden[:, :5] = hidden[3] = -INF
+    right = run(*arrays, attn_mask=hidden)
+    others = [0, 1, 2, 4, 5, 6]
+    np.testing.assert_array_equal(widen(out)[..., others, :], widen(right[0])[..., others, :])
+    for ours, theirs in zip((dq, *grads), right[2:], strict=True):
+        np.testing.assert_array_equal(widen(ours), widen(theirs))
+
+
+def test_equal_scores_of_any_size(backend):  # noqa: F811
+    """Weights of keys that came first are not rescaled where the largest score stays."""
+    q, k = np.full((1, 1, 8), 100, np.float16), np.full((1, 700, 8), 317, np.float16)
+    v = np.zeros((1, 700, 8), np.float16)
+    v[:, :350] = 1
+    assert (attention(q, k, v) == 0.5).all()
+
+
 # ---- arrays on the GPU -----------------------------------------------------------------------
 
 
@@ -152,6 +185,29 @@ def test_arrays_on_the_gpu(gpu, case):  # noqa: F811
     """With lengths, offsets and masks there, too."""
     arrays, options = draw(case, SHAPES["few"], np.dtype(np.float16))
     compare(run_there(gpu, arrays, **options), truths(*arrays[1:], arrays[0], **options))
+
+
+def test_nothing_to_sum(gpu):  # noqa: F811
+    """Gradients of keys that no query sees are written."""
+    for of_q, of_k in (
+        ((2, 2, 0, 8), (2, 2, 200, 8)),
+        ((0, 2, 3, 8), (1, 2, 9, 8)),
+        ((2, 0, 3, 8), (2, 1, 9, 8)),
+        ((2, 2, 3, 8), (1, 2, 0, 8)),
+    ):
+        arrays = [np.ones(shape, np.float16) for shape in (of_q, of_q, of_k, of_k)]
+        results = run_there(gpu, arrays, enable_gqa=of_q[1] == 0)
+        assert [a.shape for a in results[2:]] == [of_q, of_k, of_k]
+        assert not any(a.any() for a in results[2:])
+
+
+def test_steps_along_axes_of_one_element(gpu):  # noqa: F811
+    """They lead nowhere, and need not be whole words."""
+    if gpu.machine is None:
+        pytest.skip("Numba's arrays are copied to the GPU in C order only")
+    x = np.random.default_rng(0).standard_normal((1, 1, 1, 8)).astype("f2")
+    q = gpu.put(x)._again((1, 1, 1, 8), (90, 90, 18, 2))
+    np.testing.assert_array_equal(attention(q, q, q).get(), x)
 
 
 def test_without_a_batch(gpu):  # noqa: F811
@@ -209,6 +265,8 @@ def test_out(gpu):  # noqa: F811
     out = gpu.put(np.zeros_like(q))
     assert attention(*there, out=out) is out
     compare([gpu.get(out)], truths(q, k, v))
+    allowed = gpu.put(np.ones((9, 9), bool))
+    attention(*there, attn_mask=allowed, out=out)
     with pytest.raises(ValueError, match="out overlaps q"):
         attention(*there, out=there[0])
     with pytest.raises(ValueError, match="out must have shape"):
@@ -301,6 +359,7 @@ def test_errors(gpu):  # noqa: F811
     x = np.zeros((2, 3, 8), np.float16)
     q, integers = gpu.put(x), gpu.put(np.zeros((2, 3, 8), int))
     mask = gpu.put(np.zeros((3, 3), np.float32))
+    q4, wide = gpu.put(np.zeros((2, 1, 3, 8), "f2")), gpu.put(np.zeros((1, 2, 257), "f2"))
     for error, message, call in [
         (TypeError, "k must be on the GPU", lambda: attention(q, x, q)),
         (TypeError, "on a GPU, and the other arrays are not", lambda: attention(x, q, x)),
@@ -314,6 +373,13 @@ def test_errors(gpu):  # noqa: F811
          lambda: attention(q, q, q, attn_mask=np.ones((3, 3), bool))),
         (TypeError, "kv_lengths on the GPU must be contiguous integers of shape",
          lambda: attention(q, q, q, kv_lengths=gpu.put(np.zeros(5, int)))),
+        (TypeError, "kv_lengths is a .* on a GPU, and the other arrays are not",
+         lambda: attention(x, x, x, kv_lengths=integers)),
+        (ValueError, "q_offset must be one integer, or one for each batch entry",
+         lambda: attention(q4, q4, q4, q_offset=[1, 2, 3], kv_lengths=gpu.put(np.ones(2, int)))),
+        (ValueError, "heads of up to 256 numbers, got 257", lambda: attention(wide, wide, wide)),
+        (TypeError, "cu_seqlens_q must be a one-dimensional array of integers",
+         lambda: fastce.attention_varlen(q, q, q, gpu.put(np.zeros((), int)), [0, 2])),
         (ValueError, "kv_lengths must be from 0 to the 3 keys, got 4",
          lambda: attention(q, q, q, kv_lengths=4)),
         (ValueError, "grad_out must have shape",

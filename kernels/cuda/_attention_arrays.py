@@ -4,8 +4,8 @@ In each place a kernel function takes a `Heads`, any other array on a GPU that h
 ``__cuda_array_interface__``, or a NumPy array, which is copied there and, if it is an output, back.
 """
 
+import threading
 from contextlib import contextmanager
-from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -96,7 +96,8 @@ def problem(arrays, spans, *, left, right):
                 for n, stride in zip(batch, strides, strict=True):
                     at = at[..., None] + np.arange(n) * stride
                 starts[:, ARRAYS.index(name)] = at.ravel()
-        fields["starts"] = _constant(starts.tobytes(), q.device)
+        kept.append(constant(starts, q.device))
+        fields["starts"] = _device.address(kept[-1])
     aligned = 0
     for i, name in enumerate(ARRAYS):
         a = arrays.get(name)
@@ -104,7 +105,8 @@ def problem(arrays, spans, *, left, right):
             continue
         fields[name] = a.address
         fields[f"{name}_entry"] = steps.get(name) or 0
-        rest = a.strides[len(batch) :]
+        # A step that leads nowhere is 0: what is not there is looked for at the first place then.
+        rest = [0 if n == 1 else s for n, s in zip(a.shape, a.strides, strict=True)][len(batch) :]
         fields[f"{name}_head"], fields[f"{name}_row"] = rest[:2]
         if name in ("mask", "dmask"):
             fields[f"{name}_item"] = rest[2]
@@ -114,14 +116,14 @@ def problem(arrays, spans, *, left, right):
             whole = a.shape[-1] * size % 16 == 0 or name in ("q", "k", "v", "grad_out")
             if whole and not any(number % 16 for number in (a.address, *moves)):
                 aligned |= 1 << i
-    packed = int(entries > 1 and steps.get("out", 1) == 0)
+    packed = int(entries > 1 and steps.get("out", 1) == 0 and 0 not in arrays["out"].shape)
     keys, offset = k.shape[-2], 0
     if isinstance(spans, np.ndarray):
         if len(spans) and not packed and (spans == spans[0]).all():
             keys, offset = int(spans[0, 3] - spans[0, 2]), int(spans[0, 4])
         else:
             kept.append(_device.upload(spans, q.stream, q.device))
-            fields["spans"] = _device.address(kept[0])
+            fields["spans"] = _device.address(kept[-1])
     else:
         fields["spans"] = spans.address
     heads, kv_heads = q.shape[-3], k.shape[-3]
@@ -148,7 +150,7 @@ def problem(arrays, spans, *, left, right):
 
 def members(a, device, axes=None):
     """In how many different places the entries along the first axes of an array lie (all axes in
-    front of heads, unless told), and the address of a table: that number; where the entries of each
+    front of heads, unless told), and a table on the GPU: that number; where the entries of each
     place begin in a list of entries; that list; and how far from the array's begin each entry is.
     """
     at = np.zeros((), np.int64)
@@ -159,7 +161,7 @@ def members(a, device, axes=None):
     _, group, counts = np.unique(at, return_inverse=True, return_counts=True)
     order = np.argsort(group.ravel(), kind="stable")
     table = np.concatenate([[len(counts), 0], np.cumsum(counts), order, at])
-    return len(counts), _constant(table.astype(np.int64).tobytes(), device)
+    return len(counts), constant(table.astype(np.int64), device)
 
 
 def _step(batch, strides):
@@ -176,11 +178,16 @@ def _step(batch, strides):
     return step
 
 
-@lru_cache(maxsize=4096)  # a table that is thrown out may still be in use on another stream
-def _buffer(data, device):
-    return _device.upload(np.frombuffer(data, np.uint8), 0, device)
+_tables = {}
+_lock = threading.Lock()
 
 
-def _constant(data, device):
-    """The address of a table on the GPU, where those of the last shapes stay."""
-    return _device.address(_buffer(data, device))
+def constant(table, device):
+    """A table of int64 on the GPU. It stays there, as work on any stream may still need it; there
+    is one for each shape that was used.
+    """
+    key = table.tobytes(), device
+    with _lock:
+        if key not in _tables:
+            _tables[key] = _device.upload(table, 0, device)
+        return _tables[key]

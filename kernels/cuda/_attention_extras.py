@@ -102,8 +102,9 @@ def sum_members(full, out):
     """
     if 0 in out.shape:
         return
-    groups, members = _attention_arrays.members(out, out.device, axes=len(out.shape) - 2)
+    groups, table = _attention_arrays.members(out, out.device, axes=len(out.shape) - 2)
     rows, columns = out.shape[-2:]
+    members = _device.address(table)
     arguments = full.address, out.address, members, rows, columns, out.strides[-2]
     kernel = _summing(full.dtype, out.dtype)
     _device.launch(kernel, groups * rows, THREADS, 0, out.stream, out.device, arguments)

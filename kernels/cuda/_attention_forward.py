@@ -89,7 +89,7 @@ def forward_of(tiling):
     def add_step(r, s, acc, top, total, unit):
         """Weights of a row in place of its scores `s`, and what it keeps by them."""
         new = maximum(top[r], row_max(s, r))
-        known = zero if new == lowest else new * unit
+        known = zero if new == lowest else new
         factor = weight(top[r], known, unit)
         top[r] = new
         total[r] = total[r] * factor + weights(s, r, known, unit)

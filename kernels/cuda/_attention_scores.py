@@ -3,9 +3,8 @@
 A lane has `row_tiles * columns / 2` of them, in the order that `_attention_tiles.py` tells. Every
 function here goes over them in that order, in loops that are unrolled.
 
-On tensor cores, weights are made by ``ex2.approx``, of the scores in units of ln 2: one
-multiplication and addition each, as the products are not scaled before (`unit`). Weights of 16 bits
-are rounded to 2**-9 or worse after that. Others are exact to 1 ULP.
+On tensor cores, weights are made by ``ex2.approx`` of what the products differ by, which are not
+scaled before (`unit`). They are rounded to 11 bits or fewer after that. Others are exact to 1 ULP.
 """
 
 import math
@@ -14,6 +13,7 @@ from types import SimpleNamespace
 
 import numpy as np
 from numba import cuda
+from numba.cuda.libdevice import dmul_rn, fmul_rn
 
 from . import _ptx
 from ._attention_tiles import row_at, unrolled, uses_tensor_cores
@@ -35,6 +35,11 @@ def scores_of(tiling):
     real, load, maximum, exp_below = storage.real, storage.load, storage.maximum, storage.exp_below
     zero, one, lowest = real(0), real(1), real(-np.inf)
     is_raw = fast and not general
+    # Rounded, as the largest score is: not in one instruction with a subtraction that follows.
+    times = dmul_rn if number == 8 else fmul_rn
+    # Sums of the weights of a row with no score above it cannot be told from its scores: a mask of
+    # the lowest finite number does that. Its gradients are 0, as of a row that sees nothing.
+    least = real(0.69 * np.finfo(real).min)
 
     @device
     def unit_of(scale):
@@ -45,9 +50,11 @@ def scores_of(tiling):
 
     @device
     def weight(score, top, unit):
-        """exp(score - top), where `top` has been multiplied by `unit` already."""
+        """exp(score - top). The difference comes first: it is exactly 0 for the largest score,
+        which a product less a rounded product, in one instruction, would not be.
+        """
         if fast:
-            return _ptx.exp2_approx(score * unit - top)
+            return _ptx.exp2_approx((score - top) * unit)
         return exp_below(score, top)
 
     @device
@@ -70,8 +77,8 @@ def scores_of(tiling):
         k = ((row >> 1) * tiles) * 4 + 2 * (row & 1)
         if not is_raw:
             for n in range(tiles):
-                s[k + 4 * n] *= real(scale)
-                s[k + 4 * n + 1] *= real(scale)
+                s[k + 4 * n] = times(s[k + 4 * n], real(scale))
+                s[k + 4 * n + 1] = times(s[k + 4 * n + 1], real(scale))
         if general and softcap != 0:
             for n in range(tiles):
                 s[k + 4 * n] = capped(s[k + 4 * n], softcap)
@@ -141,11 +148,11 @@ def scores_of(tiling):
 
     @device
     def given_weight(score, lse, natural):
-        """exp(score - lse), at most 1, however lse was rounded; 0 for a row that sees nothing."""
+        """exp(score - lse), at most 1, however lse was rounded; 0 where lse says nothing."""
         gap = score * natural - lse
         gap = zero if gap > zero else gap  # NaN stays
         weight = _ptx.exp2_approx(gap * _LOG2_E) if fast else exp_below(gap, zero)
-        return zero if lse == lowest else weight
+        return zero if lse < least else weight
 
     @device
     def keep_slopes(s, slopes, scale, softcap):

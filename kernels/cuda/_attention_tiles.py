@@ -25,6 +25,10 @@ WIDTHS = (32, 64, 96, 128, 192, 256)  # for which kernels are compiled
 
 
 def width_of(*widths):
+    if max(widths) > WIDTHS[-1]:
+        raise ValueError(
+            f"attention on a GPU takes heads of up to {WIDTHS[-1]} numbers, got {max(widths)}"
+        )
     return next(w for w in WIDTHS if w >= max(widths))
 
 

@@ -1,7 +1,7 @@
 """The driver: memory, copies and launches. The only file that talks to it, through cuda.core.
 
-Nothing here waits for the GPU but `read` and `upload`, which copy, and are called for NumPy arrays
-and where labels are validated.
+Nothing here waits for the GPU but `read` and `upload`, which copy. They are called for NumPy
+arrays, where labels are validated, and for tables of attention (`_attention_arrays.py`).
 """
 
 import threading

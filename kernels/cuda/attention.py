@@ -21,7 +21,7 @@ def attention(q, k, v, mask, spans, out, lse, *, scale, left, right, softcap, th
         p, kept = _attention_arrays.problem(arrays, spans, left=left, right=right)
         if p.all_rows == 0:
             return
-        general = p.mask != 0 or softcap != 0 or scale <= 0
+        general = _is_general(p, scale, softcap)
         tiling, cut = _launch.attention_forward(q.dtype, p, general, q.device)
         if cut["splits"] > 1:
             count = cut["splits"] * p.all_rows * (tiling.part * cut["parts"] + 2)
@@ -36,6 +36,13 @@ def attention(q, k, v, mask, spans, out, lse, *, scale, left, right, softcap, th
             _launch.over_all_rows(merge_of(q.dtype, tiling.part * p.parts), p, q)
 
 
+def _is_general(p, scale, softcap):
+    """Whether scores must be made of products before anything else. Else products stand for them:
+    their order is that of scores, and -inf stays what it is, only for factors like these.
+    """
+    return p.mask != 0 or softcap != 0 or not 2.0**-100 < scale < 2.0**100
+
+
 def attention_backward(grad_out, q, k, v, mask, spans, out, lse, dq, dk, dv, dmask, *, scale, left,
                        right, softcap, threads):  # fmt: skip
     given = grad_out, q, k, v, mask, out, lse
@@ -44,7 +51,7 @@ def attention_backward(grad_out, q, k, v, mask, spans, out, lse, dq, dk, dv, dma
         arrays = dict(zip(names, views, strict=True))
         q = arrays["q"]
         p, kept = _attention_arrays.problem(arrays, spans, left=left, right=right)
-        general = p.mask != 0 or softcap != 0
+        general = _is_general(p, scale, softcap)
         size = storage_of(q.dtype).real_size
         kept.append(_device.allocate(p.all_rows * size, q.stream, q.device))
         p = p._replace(delta=_device.address(kept[-1]))
@@ -72,7 +79,8 @@ def _mask_gradient(p, dmask, q, numbers):
     heads = p.heads if p.dmask_head else 1
     rows = -(-p.queries // tiling.rows) if p.dmask_row else 1
     columns = -(-keys // tiling.columns) if p.dmask_item else 1
-    groups, members = _attention_arrays.members(dmask, q.device)
+    groups, table = _attention_arrays.members(dmask, q.device)
+    members = _device.address(table)
     blocks = groups * heads * rows * columns
     shared = _launch.mask_shared(tiling)
     cut = members, heads, rows, columns, keys
