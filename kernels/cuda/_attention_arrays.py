@@ -14,8 +14,6 @@ from . import _device
 from ._attention_work import ARRAYS, Problem
 from ._storage import storage_of
 
-SIZES = {"bool": 1, "int64": 8}
-
 
 class Heads(NamedTuple):
     """An array in memory of a GPU: (..., heads, rows, width) or, of lse, (..., heads, rows)."""
