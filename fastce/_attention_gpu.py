@@ -254,10 +254,9 @@ def result_like(x: Any, a: Seen, shape: tuple[int, ...], dtype: str) -> Any:
     """A new array whose axes lie in memory in the order of those of `a`, the last one last."""
     if len(a.shape) != len(shape):
         return _gpu.empty(x, a, shape, dtype)
-    order = sorted(range(len(shape) - 1), key=lambda i: -abs(a.strides[i]) if a.shape[i] > 1 else 0)
-    if order == sorted(order):
+    axes = _heads.memory_order(a.shape, a.strides)
+    if axes == sorted(axes):
         return _gpu.empty(x, a, shape, dtype)
-    axes = (*order, len(shape) - 1)
     folded = _gpu.empty(x, a, tuple(shape[i] for i in axes), dtype)
     return _gpu.permuted(folded, tuple(int(i) for i in np.argsort(axes)))
 
@@ -269,11 +268,7 @@ def check_result(call: Call, out: Any, mask: Any) -> Seen:
     size = _gpu._SIZES[a.dtype]
     if a.shape[-1] > 1 and a.strides[-1] != size:
         raise ValueError(f"out must be contiguous in its last axis, got strides {a.strides} bytes")
-    extent = size
-    for stride, n in sorted((abs(s), n) for s, n in zip(a.strides, a.shape, strict=True)):
-        if n > 1 and stride < extent and 0 not in a.shape:
-            raise ValueError(f"out with shape {a.shape} and strides {a.strides} overlaps itself")
-        extent += stride * (n - 1)
+    _heads.check_no_overlap(a.shape, a.strides, size)
     others = dict(zip(ARRAYS, call.seen, strict=True))
     if mask is not None:
         others["attn_mask"] = _gpu.see(mask, "attn_mask", booleans=True)

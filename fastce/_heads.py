@@ -302,14 +302,19 @@ def _ends(cu_seqlens: Any, total: int, name: str) -> np.ndarray:
     return ends
 
 
+def memory_order(shape: tuple[int, ...], strides: tuple[int, ...]) -> list[int]:
+    """Axes in the order in which they lie in memory, but the last one last."""
+    last = len(shape) - 1
+    return [*sorted(range(last), key=lambda i: -abs(strides[i]) if shape[i] > 1 else 0), last]
+
+
 def result_like(
     a: np.ndarray, shape: tuple[int, ...], dtype: np.dtype, new: Callable[..., Any] = np.empty
 ) -> np.ndarray:
     """A new array whose axes lie in memory in the order of those of `a`, the last one last."""
     if a.ndim != len(shape) or a.flags.c_contiguous:
         return new(shape, dtype)
-    order = sorted(range(a.ndim - 1), key=lambda i: -abs(a.strides[i]) if a.shape[i] > 1 else 0)
-    order = [*order, a.ndim - 1]
+    order = memory_order(a.shape, a.strides)
     return new([shape[i] for i in order], dtype).transpose(np.argsort(order))
 
 
@@ -321,12 +326,17 @@ def check_result(out: Any, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarra
             f"out must be contiguous in its last axis, got strides {result.strides} for "
             f"{result.dtype}"
         )
-    extent = result.itemsize
-    for stride, n in sorted((abs(s), n) for s, n in zip(result.strides, shape, strict=True)):
-        if n > 1 and stride < extent and result.size:
-            raise ValueError(f"out with shape {shape} and strides {result.strides} overlaps itself")
-        extent += stride * (n - 1)
+    check_no_overlap(shape, result.strides, result.itemsize)
     return result
+
+
+def check_no_overlap(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> None:
+    """Whether each element of `out` has a place of its own."""
+    extent = itemsize
+    for stride, n in sorted((abs(s), n) for s, n in zip(strides, shape, strict=True)):
+        if n > 1 and stride < extent and 0 not in shape:
+            raise ValueError(f"out with shape {shape} and strides {strides} overlaps itself")
+        extent += stride * (n - 1)
 
 
 def apart(a: Any, result: np.ndarray) -> Any:

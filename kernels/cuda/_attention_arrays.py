@@ -90,10 +90,7 @@ def problem(arrays, spans, *, left, right):
         starts = np.zeros((entries, len(ARRAYS)), np.int64)
         for name, strides in axes.items():
             if strides:
-                at = np.zeros((), np.int64)
-                for n, stride in zip(batch, strides, strict=True):
-                    at = at[..., None] + np.arange(n) * stride
-                starts[:, ARRAYS.index(name)] = at.ravel()
+                starts[:, ARRAYS.index(name)] = _offsets(batch, strides)
         kept.append(constant(starts, q.device))
         fields["starts"] = _device.address(kept[-1])
     aligned = 0
@@ -151,15 +148,20 @@ def members(a, device, axes=None):
     front of heads, unless told), and a table on the GPU: that number; where the entries of each
     place begin in a list of entries; that list; and how far from the array's begin each entry is.
     """
-    at = np.zeros((), np.int64)
     axes = len(a.shape) - 3 if axes is None else axes
-    for n, stride in zip(a.shape[:axes], a.strides, strict=False):
-        at = at[..., None] + np.arange(n) * stride
-    at = at.ravel()
+    at = _offsets(a.shape[:axes], a.strides[:axes])
     _, group, counts = np.unique(at, return_inverse=True, return_counts=True)
     order = np.argsort(group.ravel(), kind="stable")
     table = np.concatenate([[len(counts), 0], np.cumsum(counts), order, at])
     return len(counts), constant(table.astype(np.int64), device)
+
+
+def _offsets(shape, strides):
+    """Of each entry along some axes, flat."""
+    at = np.zeros((), np.int64)
+    for n, stride in zip(shape, strides, strict=True):
+        at = at[..., None] + np.arange(n) * stride
+    return at.ravel()
 
 
 def _step(batch, strides):

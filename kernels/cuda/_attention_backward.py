@@ -20,6 +20,7 @@ from ._attention_products import products_of
 from ._attention_scores import scores_of
 from ._attention_tiles import (
     PANEL,
+    in_line,
     loader_of,
     number_loader_of,
     scratch_of,
@@ -28,12 +29,6 @@ from ._attention_tiles import (
     writer_of,
 )
 from ._attention_work import (
-    DK,
-    DQ,
-    DV,
-    GRAD_OUT,
-    LSE,
-    MASK,
     OF_DK,
     OF_DQ,
     OF_DV,
@@ -41,16 +36,20 @@ from ._attention_work import (
     OF_K,
     OF_Q,
     OF_V,
-    OUT,
-    K,
-    Q,
-    V,
     bounds,
     locate,
     row_number,
-    rows_of_head,
+    row_of_dk,
+    row_of_dq,
+    row_of_dv,
+    row_of_grad_out,
+    row_of_k,
+    row_of_lse,
+    row_of_mask,
+    row_of_out,
+    row_of_q,
+    row_of_v,
     span,
-    start,
 )
 from ._math import device
 from ._reduce import reduce_of
@@ -83,18 +82,8 @@ def delta_of(name):
             return
         query, head = at % p.queries, at // p.queries
         head, entry = head % p.heads, head // p.heads
-        out = rows_of_head(p, OUT, p.out, entry, p.out_entry, head, p.out_head, query, p.out_row)
-        grad = rows_of_head(
-            p,
-            GRAD_OUT,
-            p.grad_out,
-            entry,
-            p.grad_out_entry,
-            head,
-            p.grad_out_head,
-            query,
-            p.grad_out_row,
-        )
+        out = row_of_out(p, entry, head, query)
+        grad = row_of_grad_out(p, entry, head, query)
         total, column = zero, lane * size
         while column < p.value_width:
             total += load(out + column) * load(grad + column)
@@ -122,9 +111,7 @@ def known_rows_of(tiling):
         lse[r] = delta[r] = zero
         if row < queries:
             query = first_q + row
-            lse[r] = get_number(
-                rows_of_head(p, LSE, p.lse, entry, p.lse_entry, head, p.lse_head, query, p.lse_row)
-            )
+            lse[r] = get_number(row_of_lse(p, entry, head, query))
             delta[r] = get_number(p.delta + row_number(p, entry, head, query) * number)
 
     return unrolled(2 * tiling.row_tiles, known)
@@ -159,20 +146,10 @@ def backward_q_of(tiling):
         if count <= 0:
             return
         kv_head = head // p.group
-        q = rows_of_head(p, Q, p.q, entry, p.q_entry, head, p.q_head, first_q, p.q_row)
-        k = rows_of_head(p, K, p.k, entry, p.k_entry, kv_head, p.k_head, first_k, p.k_row)
-        v = rows_of_head(p, V, p.v, entry, p.v_entry, kv_head, p.v_head, first_k, p.v_row)
-        g = rows_of_head(
-            p,
-            GRAD_OUT,
-            p.grad_out,
-            entry,
-            p.grad_out_entry,
-            head,
-            p.grad_out_head,
-            first_q,
-            p.grad_out_row,
-        )
+        q = row_of_q(p, entry, head, first_q)
+        k = row_of_k(p, entry, kv_head, first_k)
+        v = row_of_v(p, entry, kv_head, first_k)
+        g = row_of_grad_out(p, entry, head, first_q)
 
         warp = np.int32(cuda.threadIdx.x >> 5)
         lse, delta = cuda.local.array(lane_rows, kind), cuda.local.array(lane_rows, kind)
@@ -190,15 +167,14 @@ def backward_q_of(tiling):
         limits = np.int32(stage + 4 * x_size + warp * (8 * warp_rows))
         scratch = np.int32(stage + 4 * x_size + 8 * rows + warp * warp_scratch)
         known_all(p, lse, delta, limits, place, row, queries, keys, offset)
-        masks = np.int64(0), p.mask_row, np.int64(0), 1
+        masks = in_line(np.int64(0), p.mask_row)
         if general and p.mask != 0:
-            mask = p.mask + start(p, MASK, entry, p.mask_entry) + head * p.mask_head
-            masks = mask, p.mask_row, np.int64(0), 1
-        one = np.int64(0)
-        g_at = g, p.grad_out_row, one, 1
-        load_rows(shared, (q, p.q_row, one, 1), first, count, p.width, p.aligned & OF_Q)
+            mask = row_of_mask(p, entry, head, np.int64(0))
+            masks = in_line(mask, p.mask_row)
+        g_at = in_line(g, p.grad_out_row)
+        load_rows(shared, in_line(q, p.q_row), first, count, p.width, p.aligned & OF_Q)
         load_rows(g_tile, g_at, first, count, p.value_width, p.aligned & OF_GRAD_OUT)
-        k_at, v_at = (k, p.k_row, one, 1), (v, p.v_row, one, 1)
+        k_at, v_at = in_line(k, p.k_row), in_line(v, p.v_row)
         if begin < end:
             key = np.int32(begin * columns)
             left = last_key - key
@@ -242,10 +218,10 @@ def backward_q_of(tiling):
         first_q, queries, _, _, _ = span(p, entry)
         first = tile * rows
         count = min(queries - first, np.int64(rows))
-        dq = rows_of_head(p, DQ, p.dq, entry, p.dq_entry, head, p.dq_head, first_q, p.dq_row)
+        dq = row_of_dq(p, entry, head, first_q)
         row, live = first + warp * warp_rows, count - warp * warp_rows
         shift = part * part_width * size
-        dq_at = dq, p.dq_row, one, 1
+        dq_at = in_line(dq, p.dq_row)
         write(acc, shared + mine, dq_at, row, live, shift, p.width, p.aligned & OF_DQ)
 
     return backward_q
@@ -285,24 +261,14 @@ def backward_kv_of(tiling):
     @device
     def load_queries(to, known, p, entry, head, first_q, query, queries):
         """A step: queries, the gradients of their results, lse, D."""
-        one, left = np.int64(0), queries - query
-        q = rows_of_head(p, Q, p.q, entry, p.q_entry, head, p.q_head, first_q, p.q_row)
-        g = rows_of_head(
-            p,
-            GRAD_OUT,
-            p.grad_out,
-            entry,
-            p.grad_out_entry,
-            head,
-            p.grad_out_head,
-            first_q,
-            p.grad_out_row,
-        )
+        left = queries - query
+        q = row_of_q(p, entry, head, first_q)
+        g = row_of_grad_out(p, entry, head, first_q)
         first = first_q + query
-        lse = rows_of_head(p, LSE, p.lse, entry, p.lse_entry, head, p.lse_head, first, p.lse_row)
+        lse = row_of_lse(p, entry, head, first)
         delta = p.delta + row_number(p, entry, head, first) * number
-        g_at = g, p.grad_out_row, one, 1
-        load_step(to, (q, p.q_row, one, 1), query, left, p.width, p.aligned & OF_Q)
+        g_at = in_line(g, p.grad_out_row)
+        load_step(to, in_line(q, p.q_row), query, left, p.width, p.aligned & OF_Q)
         load_step(to + x_size, g_at, query, left, p.value_width, p.aligned & OF_GRAD_OUT)
         load_numbers(known, lse, p.lse_row, left)
         load_numbers(known + columns * number, delta, number, left)
@@ -315,15 +281,14 @@ def backward_kv_of(tiling):
         count = min(keys - first, np.int64(rows))
         if count <= 0:
             return
-        k = rows_of_head(p, K, p.k, entry, p.k_entry, kv_head, p.k_head, first_k, p.k_row)
-        v = rows_of_head(p, V, p.v, entry, p.v_entry, kv_head, p.v_head, first_k, p.v_row)
+        k = row_of_k(p, entry, kv_head, first_k)
+        v = row_of_v(p, entry, kv_head, first_k)
 
         warp = np.int32(cuda.threadIdx.x >> 5)
         row = first + warp * warp_rows + np.int32(cuda.threadIdx.x >> 2 & 7)
         tile_low, full_high = bounds(first - offset, p.right, p.left, queries)
         full_low, tile_high = bounds(first + count - 1 - offset, p.right, p.left, queries)
-        begin = tile_low // columns
-        begin = np.int32(begin)
+        begin = np.int32(tile_low // columns)
         # Steps of a head, and of all.
         each = np.int32(max((tile_high + columns - 1) // columns - begin, np.int64(0)))
         end = np.int32(each * p.group)
@@ -339,9 +304,8 @@ def backward_kv_of(tiling):
         limits = np.int32(in_step + 2 * known_size + warp * (8 * warp_rows))
         scratch = np.int32(in_step + 2 * known_size + 8 * rows + warp * warp_scratch)
         known_all(p, limits, row, queries, keys, offset)
-        one = np.int64(0)
-        load_rows(shared, (k, p.k_row, one, 1), first, count, p.width, p.aligned & OF_K)
-        load_rows(v_tile, (v, p.v_row, one, 1), first, count, p.value_width, p.aligned & OF_V)
+        load_rows(shared, in_line(k, p.k_row), first, count, p.width, p.aligned & OF_K)
+        load_rows(v_tile, in_line(v, p.v_row), first, count, p.value_width, p.aligned & OF_V)
         first_query = np.int32(begin * columns)
         next_query, next_head = first_query, kv_head * p.group
         if end > 0:
@@ -374,10 +338,10 @@ def backward_kv_of(tiling):
                     next_query,
                     queries,
                 )
-            masks = np.int64(0), p.mask_item, np.int64(0), 1
+            masks = in_line(np.int64(0), p.mask_item)
             if general and p.mask != 0:
-                mask = p.mask + start(p, MASK, entry, p.mask_entry) + head * p.mask_head
-                masks = mask, p.mask_item, np.int64(0), 1
+                mask = row_of_mask(p, entry, head, np.int64(0))
+                masks = in_line(mask, p.mask_item)
             s, ds = cuda.local.array(score_count, kind), cuda.local.array(score_count, kind)
             slopes = cuda.local.array(score_count, kind)
             for e in range(score_count):
@@ -400,11 +364,11 @@ def backward_kv_of(tiling):
         _, _, first_k, keys, _ = span(p, entry)
         first = tile * rows
         count = min(keys - first, np.int64(rows))
-        dk = rows_of_head(p, DK, p.dk, entry, p.dk_entry, kv_head, p.dk_head, first_k, p.dk_row)
-        dv = rows_of_head(p, DV, p.dv, entry, p.dv_entry, kv_head, p.dv_head, first_k, p.dv_row)
+        dk = row_of_dk(p, entry, kv_head, first_k)
+        dv = row_of_dv(p, entry, kv_head, first_k)
         row, live = first + warp * warp_rows, count - warp * warp_rows
         shift = part * part_width * size
-        dk_at, dv_at = (dk, p.dk_row, one, 1), (dv, p.dv_row, one, 1)
+        dk_at, dv_at = in_line(dk, p.dk_row), in_line(dv, p.dv_row)
         write(dk_acc, shared + mine, dk_at, row, live, shift, p.width, p.aligned & OF_DK)
         write(dv_acc, v_tile + mine, dv_at, row, live, shift, p.value_width, p.aligned & OF_DV)
 

@@ -21,6 +21,7 @@ from ._attention_products import products_of
 from ._attention_scores import scores_of
 from ._attention_tiles import (
     PANEL,
+    in_line,
     loader_of,
     place_of_row,
     row_at,
@@ -30,21 +31,20 @@ from ._attention_tiles import (
     writer_of,
 )
 from ._attention_work import (
-    LSE,
-    MASK,
     OF_K,
     OF_OUT,
     OF_Q,
     OF_V,
-    OUT,
-    K,
-    Q,
-    V,
     bounds,
     locate,
     row_number,
+    row_of_k,
+    row_of_lse,
+    row_of_mask,
+    row_of_out,
+    row_of_q,
+    row_of_v,
     span,
-    start,
 )
 from ._math import device
 from ._storage import storage_of
@@ -149,9 +149,9 @@ def forward_of(tiling):
         if count <= 0:
             return
         kv_head, head = head * p.pack // p.group, head * p.pack
-        q = p.q + start(p, Q, entry, p.q_entry) + head * p.q_head + first_q * p.q_row
-        k = p.k + start(p, K, entry, p.k_entry) + kv_head * p.k_head + first_k * p.k_row
-        v = p.v + start(p, V, entry, p.v_entry) + kv_head * p.v_head + first_k * p.v_row
+        q = row_of_q(p, entry, head, first_q)
+        k = row_of_k(p, entry, kv_head, first_k)
+        v = row_of_v(p, entry, kv_head, first_k)
         shift = part * part_width * size
         v += shift
 
@@ -176,10 +176,10 @@ def forward_of(tiling):
         see_all(p, limits, row, rows_there, keys, offset)
         masks = np.int64(0), p.mask_row, p.mask_head, p.pack
         if general and p.mask != 0:
-            mask = p.mask + start(p, MASK, entry, p.mask_entry) + head * p.mask_head
+            mask = row_of_mask(p, entry, head, np.int64(0))
             masks = mask, p.mask_row, p.mask_head, p.pack
         load_q(shared, (q, p.q_row, p.q_head, p.pack), first, count, p.width, p.aligned & OF_Q)
-        k_at, v_at = (k, p.k_row, np.int64(0), 1), (v, p.v_row, np.int64(0), 1)
+        k_at, v_at = in_line(k, p.k_row), in_line(v, p.v_row)
         value_width = p.value_width - shift
         if begin < end:
             key = np.int32(begin * columns)
@@ -225,7 +225,7 @@ def forward_of(tiling):
         shift = part * part_width * size
         row, rows_there = first + warp * warp_rows + g, queries * p.pack
         out_at = (
-            p.out + start(p, OUT, entry, p.out_entry) + head * p.out_head + first_q * p.out_row,
+            row_of_out(p, entry, head, first_q),
             p.out_row,
             p.out_head,
             p.pack,
@@ -236,8 +236,7 @@ def forward_of(tiling):
             return
         lse = np.int64(0)
         if p.lse != 0 and part == 0:
-            lse = p.lse + start(p, LSE, entry, p.lse_entry) + head * p.lse_head
-            lse += first_q * p.lse_row
+            lse = row_of_lse(p, entry, head, first_q)
         lse_at = lse, p.lse_row, p.lse_head, p.pack
         finish_all(acc, top, total, natural, row, rows_there, lse_at)
         row, live = first + warp * warp_rows, count - warp * warp_rows
@@ -272,9 +271,9 @@ def merge_of(name, width):
             there = kept + 2 * number * (split * p.all_rows + at)
             total += get(there + number) * exp_below(get(there), known)
         if p.lse != 0 and lane == 0:
-            to = p.lse + start(p, LSE, entry, p.lse_entry) + head * p.lse_head + query * p.lse_row
+            to = row_of_lse(p, entry, head, query)
             put(to, top + math.log(total) if total != zero else lowest)
-        out = p.out + start(p, OUT, entry, p.out_entry) + head * p.out_head + query * p.out_row
+        out = row_of_out(p, entry, head, query)
         column = lane
         while column * size < p.value_width:
             result = zero

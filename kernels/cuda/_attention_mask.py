@@ -15,27 +15,24 @@ from . import _ptx
 from ._attention_backward import known_rows_of
 from ._attention_products import products_of
 from ._attention_scores import scores_of
-from ._attention_tiles import PANEL, loader_of, size_of, unrolled
+from ._attention_tiles import PANEL, in_line, loader_of, size_of, unrolled
 from ._attention_work import (
-    DMASK,
-    GRAD_OUT,
-    MASK,
     OF_GRAD_OUT,
     OF_K,
     OF_Q,
     OF_V,
-    K,
-    Q,
-    V,
     bounds,
-    rows_of_head,
+    row_of_dmask,
+    row_of_grad_out,
+    row_of_k,
+    row_of_mask,
+    row_of_q,
+    row_of_v,
     span,
-    start,
 )
 from ._math import device
+from ._reduce import ALL
 from ._storage import storage_of
-
-ALL = 0xFFFFFFFF
 
 
 def shared_size(tiling):
@@ -116,7 +113,7 @@ def mask_gradient_of(tiling):
         first_member = _ptx.load_i64(members + 8 * (1 + group))
         last_member = _ptx.load_i64(members + 8 * (2 + group))
         each = heads * row_steps * key_steps
-        one, warp = np.int64(0), np.int32(cuda.threadIdx.x >> 5)
+        warp = np.int32(cuda.threadIdx.x >> 5)
         shared = np.int32(_ptx.dynamic_shared())
         g_tile = np.int32(shared + tile_size)
         k_tile = np.int32(g_tile + tile_size)
@@ -140,33 +137,23 @@ def mask_gradient_of(tiling):
             _, tile_high = bounds(offset + first + count - 1, p.left, p.right, keys)
             if count > 0 and key < tile_high and key + columns > tile_low:
                 kv_head = head // p.group
-                q = rows_of_head(p, Q, p.q, entry, p.q_entry, head, p.q_head, first_q, p.q_row)
-                k = rows_of_head(p, K, p.k, entry, p.k_entry, kv_head, p.k_head, first_k, p.k_row)
-                v = rows_of_head(p, V, p.v, entry, p.v_entry, kv_head, p.v_head, first_k, p.v_row)
-                g = rows_of_head(
-                    p,
-                    GRAD_OUT,
-                    p.grad_out,
-                    entry,
-                    p.grad_out_entry,
-                    head,
-                    p.grad_out_head,
-                    first_q,
-                    p.grad_out_row,
-                )
-                g_at, v_at = (g, p.grad_out_row, one, 1), (v, p.v_row, one, 1)
+                q = row_of_q(p, entry, head, first_q)
+                k = row_of_k(p, entry, kv_head, first_k)
+                v = row_of_v(p, entry, kv_head, first_k)
+                g = row_of_grad_out(p, entry, head, first_q)
+                g_at, v_at = in_line(g, p.grad_out_row), in_line(v, p.v_row)
                 cuda.syncthreads()
-                load_rows(shared, (q, p.q_row, one, 1), first, count, p.width, p.aligned & OF_Q)
+                load_rows(shared, in_line(q, p.q_row), first, count, p.width, p.aligned & OF_Q)
                 load_rows(g_tile, g_at, first, count, p.value_width, p.aligned & OF_GRAD_OUT)
                 there = keys - key
-                load_columns(k_tile, (k, p.k_row, one, 1), key, there, p.width, p.aligned & OF_K)
+                load_columns(k_tile, in_line(k, p.k_row), key, there, p.width, p.aligned & OF_K)
                 load_columns(v_tile, v_at, key, there, p.value_width, p.aligned & OF_V)
                 lse, delta = cuda.local.array(lane_rows, kind), cuda.local.array(lane_rows, kind)
                 place = entry, head, first_q
                 row = first + my_row
                 known_all(p, lse, delta, limits, place, row, queries, keys, offset)
-                mask = p.mask + start(p, MASK, entry, p.mask_entry) + head * p.mask_head
-                masks = mask, p.mask_row, one, 1
+                mask = row_of_mask(p, entry, head, np.int64(0))
+                masks = in_line(mask, p.mask_row)
                 s, ds = cuda.local.array(score_count, kind), cuda.local.array(score_count, kind)
                 for e in range(score_count):
                     s[e] = ds[e] = zero
@@ -181,7 +168,7 @@ def mask_gradient_of(tiling):
                     acc[e] += ds[e]
         entry = _ptx.load_i64(members + 8 * (2 + groups + first_member))
         head = head_block * heads
-        to = rows_of_head(p, DMASK, p.dmask, entry, p.dmask_entry, head, p.dmask_head, one, one)
+        to = row_of_dmask(p, entry, head, np.int64(0))
         column = key_block * columns
         if p.dmask_row != 0 or (row_tiles_there == row_blocks and p.queries == 1):
             row = row_block * rows + my_row

@@ -114,6 +114,12 @@ def row_at(rows, row):
     return address + row // pack * step + row % pack * inner_step
 
 
+@device
+def in_line(address, step):
+    """Rows of one head for `row_at`."""
+    return address, step, np.int64(0), 1
+
+
 @cache
 def loader_of(name, rows, width, threads):
     """`load(to, rows_at, first, count, valid, aligned)`: rows of memory into a tile.

@@ -109,10 +109,20 @@ def start(p, which, entry, step):
     return _ptx.load_i64(p.starts + 8 * (entry * len(ARRAYS) + which))
 
 
-@device
-def rows_of_head(p, which, address, entry, entry_step, head, head_step, row, row_step):
-    """The address of a row of a head of a batch entry."""
-    return address + start(p, which, entry, entry_step) + head * head_step + row * row_step
+def _row_of(name):
+    """`row(p, entry, head, row)`: the address of a row of a head of a batch entry of an array."""
+    scope = {"start": start, "which": ARRAYS.index(name)}
+    exec(
+        "def row_of(p, entry, head, row):\n"
+        f"    at = p.{name} + start(p, which, entry, p.{name}_entry)\n"
+        f"    return at + head * p.{name}_head + row * p.{name}_row",
+        scope,
+    )
+    return device(scope["row_of"])
+
+
+row_of_q, row_of_k, row_of_v, row_of_out, row_of_lse, row_of_mask = map(_row_of, ARRAYS[:6])
+row_of_grad_out, row_of_dq, row_of_dk, row_of_dv, row_of_dmask = map(_row_of, ARRAYS[6:])
 
 
 @device

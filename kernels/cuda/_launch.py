@@ -259,7 +259,7 @@ def attention_forward(dtype, p, general, device):
         *(dtype, width, p.queries * pack, general, device),
     )
     cut = _cut(p, tiling, p.queries, pack)
-    blocks = cut["parts"] * cut["tiles"] * (p.heads // pack) * (1 if p.packed else p.entries)
+    blocks = tiles_of(p._replace(**cut), p.heads // pack)
     steps = -(-p.keys // tiling.columns)
     wanted = WANTED_BLOCKS * _device.limits(device).multiprocessors // blocks
     cut["splits"] = max(1, min(wanted, steps // PART_STEPS, MOST_SPLITS))
