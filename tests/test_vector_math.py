@@ -1,4 +1,4 @@
-"""exp, exp2, log1p and tanh of both CPU backends: their error over the whole range, drawn evenly
+"""exp, exp2, log, log1p and tanh of both CPU backends: their error over the whole range, drawn evenly
 from every binade.
 
 `make accuracy` goes through every float32.
@@ -58,6 +58,33 @@ def test_log1p(math, dtype, low, high):
     result = np.empty_like(x)
     math.log_1p_of(x, result)
     assert ulp(result, np.log1p(x.astype(np.longdouble)), dtype).max() <= 2
+
+
+@pytest.mark.parametrize(("dtype", "low"), [("f4", -26), ("f8", -60)])
+def test_log1p_of_negative_numbers(math, dtype, low):
+    x = -stratified(dtype, low, -1)
+    result = np.empty_like(x)
+    math.log_1p_of(x, result)
+    assert ulp(result, np.log1p(x.astype(np.longdouble)), dtype).max() <= 2
+
+
+@pytest.mark.parametrize(("dtype", "low", "high"), [("f4", -149, 127), ("f8", -1074, 1023)])
+def test_log(math, dtype, low, high):
+    x = stratified(dtype, low, high)
+    x = np.concatenate([x, 1 - stratified(dtype, low // 6, -2), 1 + stratified(dtype, -20, -2)])
+    result = np.empty_like(x)
+    math.log_of_of(x, result)
+    assert ulp(result, np.log(x.astype(np.longdouble)), dtype).max() <= 2
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+def test_special_values_of_log(math, dtype):
+    inf, nan = np.inf, np.nan
+    x = np.array([0, -0.0, 1, inf, nan, -1, -inf], dtype)
+    math.log_of_of(x, result := np.empty_like(x))
+    np.testing.assert_array_equal(result, np.array([-inf, -inf, 0, inf, nan, nan, nan], dtype))
+    math.log_1p_of(x - 1, result)
+    np.testing.assert_array_equal(result, np.array([-inf, -inf, 0, inf, nan, nan, nan], dtype))
 
 
 @pytest.mark.parametrize("sign", [1, -1])

@@ -54,7 +54,9 @@ cdef extern from "vector_math.h" nogil:
     vector[T] exp_from[T](vector[T], vector[T], vector[T])
     vector[T] exp_2[T](const T*, vector[T])
     vector[T] tan_h[T](const T*, vector[T])
+    vector[T] log_of[T](vector[T])
     vector[T] log_1p[T](vector[T])
+    vector[T] log_sum[T](vector[T], vector[T], vector[T])
 
     ctypedef struct Reference:
         double shift, power, ratio

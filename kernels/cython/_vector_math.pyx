@@ -13,6 +13,7 @@ cdef enum:  # the functions
     EXP_SUB
     EXP_FROM
     EXP_2
+    LOG
     LOG_1P
     TANH
 
@@ -35,6 +36,8 @@ cdef void apply(
             v = exp_2(x, v)
         elif function == TANH:
             v = tan_h(x, v)
+        elif function == LOG:
+            v = log_of(v)
         else:
             v = log_1p(v)
         store_n(out + k * w, v, left)
@@ -74,8 +77,13 @@ def exp_2_of(x, out):
     by_dtype(EXP_2, x, None, out)
 
 
+def log_of_of(x, out):
+    """out = log(x), for contiguous float64 or float32 arrays."""
+    by_dtype(LOG, x, None, out)
+
+
 def log_1p_of(x, out):
-    """out = log(1 + x), for contiguous float64 or float32 arrays of at least 0."""
+    """out = log(1 + x), for contiguous float64 or float32 arrays of at least -1."""
     by_dtype(LOG_1P, x, None, out)
 
 

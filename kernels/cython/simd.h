@@ -45,6 +45,7 @@ template <> struct traits<f32v> {
     static constexpr float near_limit = 256.0f;   // more than twice that, see exp_from
     static constexpr float far_below = -1024.0f;
     static constexpr float largest = 3.40282347e38f;
+    static constexpr float least = 0x1p-126f;     // normal number
     static constexpr float two_steps = 0x1p-22f;  // of the last place, relatively
     static constexpr int sqrt_half = 0x3f3504f3;
 };
@@ -59,6 +60,7 @@ template <> struct traits<f64v> {
     static constexpr double near_limit = 2048.0;
     static constexpr double far_below = -8192.0;
     static constexpr double largest = 1.7976931348623157e308;
+    static constexpr double least = 0x1p-1022;
     static constexpr double two_steps = 0x1p-51;
     static constexpr int64_t sqrt_half = 0x3fe6a09e667f3bcdLL;
 };

@@ -1,4 +1,4 @@
-// exp, exp2, log1p and tanh of vectors, within 2 ULP (tanh 3) over their whole range.
+// exp, exp2, log, log1p and tanh of vectors, within 2 ULP (tanh 3) over their whole range.
 #pragma once
 #include "simd.h"
 
@@ -152,33 +152,50 @@ INLINE f64v log_tail(f64v z) {
     return z * (q * z + 6.666666666666735130e-01);
 }
 
-// log(1 + x) for x >= 0, within 2 ULP. What 1 + x rounds away returns as a correction, so a
-// small x loses nothing.
-template <class V> INLINE V log_1p(V x) {
+// log((u + lost) / 2**down) within 2 ULP, where u is 0 or normal, and lost what rounding it lost:
+// -infinity for 0, NaN below.
+template <class V> INLINE V log_sum(V u, V lost, V down) {
     typedef traits<V> t;
     typedef typename t::ints ints;
     typedef typename t::scalar scalar;
-    V u = x + 1, back = u - x;
-    V lost = (x - (u - back)) + (1 - back);
     ints all = bits<ints>(u);
     ints k = (all - (ints{} + t::sqrt_half)) >> t::mantissa;
-    V power = __builtin_convertvector(k, V);
+    V power = __builtin_convertvector(k, V) - down;
     V f = bits<V>(all - (k << t::mantissa)) - 1;
     // lost is scaled with u; 2**-k must be a normal number, and lost is 0 long before it is not
-    ints down = k < t::bias ? k : ints{} + t::bias - 1;
-    V shift = lost * bits<V>((t::bias - down) << t::mantissa);  // log(1 + f + shift) wanted
+    ints least = k < t::bias ? k : ints{} + t::bias - 1;
+    V shift = lost * bits<V>((t::bias - least) << t::mantissa);  // log(1 + f + shift) wanted
     V s = f / (f + 2), h = (scalar)0.5 * f * f;
     // k * ln2 and f - h may cancel, down to half: their rounding errors are carried along.
     V high = power * t::ln2_hi, part = f - h, sum = high + part;
     V low = s * (h + log_tail(s * s)) + power * t::ln2_lo;
     V result = sum + (((high - sum) + part) + ((f - part) - h) + (low + (shift - shift * f)));
-    return x - x == 0 ? result : x;  // infinity and NaN stay
+    V special = u > 0 ? u : u == 0 ? V{} - INFINITY : V{} + NAN;
+    return (u > 0) & (u <= t::largest) ? result : special;
+}
+
+// log(x), also of subnormal numbers.
+template <class V> INLINE V log_of(V x) {
+    typedef typename traits<V>::scalar scalar;
+    auto small = x < traits<V>::least;
+    return log_sum(small ? x * (scalar)0x1p64 : x, V{}, small ? V{} + 64 : V{});
+}
+
+// log(1 + x) for x >= -1. What 1 + x rounds away returns as a correction, so a small x loses
+// nothing.
+template <class V> INLINE V log_1p(V x) {
+    V u = x + 1, back = u - x;
+    return log_sum(u, (x - (u - back)) + (1 - back), V{});
 }
 
 // Cython calls these with the storage type, as in exp_sub<f16>(x, m).
 template <class T> INLINE vector<T> exp_sub(vector<T> x, vector<T> m) {
     return exp_sub<vector<T>>(x, m);
 }
+template <class T> INLINE vector<T> log_sum(vector<T> u, vector<T> lost, vector<T> down) {
+    return log_sum<vector<T>>(u, lost, down);
+}
+template <class T> INLINE vector<T> log_of(vector<T> x) { return log_of<vector<T>>(x); }
 template <class T> INLINE vector<T> log_1p(vector<T> x) { return log_1p<vector<T>>(x); }
 template <class T> INLINE vector<T> exp_from(vector<T> x, vector<T> shift, vector<T> power) {
     return exp_from<vector<T>>(x, shift, power);

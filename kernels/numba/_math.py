@@ -1,4 +1,4 @@
-"""exp, exp2, log1p and tanh in plain arithmetic, within 2 ULP (tanh 3) over their whole range.
+"""exp, exp2, log, log1p and tanh in plain arithmetic, within 2 ULP (tanh 3) over their whole range.
 
 A call of math.exp keeps LLVM from vectorising the loop around it, and Numba ships no vector exp
 (at (65536, 1000) math.exp took 3.4 times as long as these). The formulas and their coefficients are
@@ -102,6 +102,7 @@ class Constants(NamedTuple):
     two: np.floating
     lowest: np.floating  # -inf
     largest: np.floating  # finite
+    least: np.floating  # normal
     to_int: np.floating  # 1.5 * 2**mantissa: adding it rounds to an integer
     log2_e: np.floating
     ln2: np.floating
@@ -129,7 +130,7 @@ def _constants(real, whole, bias, mantissa, up, ln2_hi, ln2_lo, exp_low, near, s
     info = np.finfo(real)
     to_int = 1.5 * 2.0**mantissa
     return Constants(
-        *map(real, (0, 1, 0.5, 2, -np.inf, info.max, to_int)),
+        *map(real, (0, 1, 0.5, 2, -np.inf, info.max, info.tiny, to_int)),
         *map(real, (1.4426950408889634, 0.6931471805599453, ln2_hi, ln2_lo)),
         *map(real, (exp_low, near, 2 * info.eps)),
         *map(real, (2 - bias - up, to_int + bias + up, 2.0**-up, 2.0 ** (up - bias - mantissa))),
@@ -401,19 +402,18 @@ def tanh(x):
 
 
 @inner
-def log_1p(x):
-    """log(1 + x) for x >= 0. What 1 + x rounds away returns as a correction."""
-    t = constants(x)
-    u = x + t.one
-    back = u - x
-    lost = (x - (u - back)) + (t.one - back)
+def log_sum(u, lost, down):
+    """log((u + lost) / 2**down) where u is 0 or normal, and `lost` what rounding it lost: -inf for
+    0, NaN below.
+    """
+    t = constants(u)
     all_bits = bits(u)
-    k = as_int(x, as_int(x, all_bits - t.sqrt_half) >> t.mantissa)
-    power = cast(x, k)
-    f = bits(as_int(x, all_bits - (k << t.mantissa))) - t.one
+    k = as_int(u, as_int(u, all_bits - t.sqrt_half) >> t.mantissa)
+    power = cast(u, k) - down
+    f = bits(as_int(u, all_bits - (k << t.mantissa))) - t.one
     # lost is scaled with u; 2**-k must be a normal number, and lost is 0 long before it is not
-    down = min(k, as_int(x, t.bias - t.one_int))
-    shift = lost * bits(as_int(x, (t.bias - down) << t.mantissa))
+    least = min(k, as_int(u, t.bias - t.one_int))
+    shift = lost * bits(as_int(u, (t.bias - least) << t.mantissa))
     s = f / (f + t.two)
     h = t.half * f * f
     # k * ln2 and f - h may cancel, down to half: their rounding errors are carried along.
@@ -422,4 +422,23 @@ def log_1p(x):
     z = s * s
     low = mul_add(s, h + z * _log_tail(z), power * t.ln2_lo)
     result = total + (((high - total) + part) + ((f - part) - h) + (low + (shift - shift * f)))
-    return result if x < t.largest else x  # infinity and NaN stay
+    special = u if u > t.zero else t.lowest if u == t.zero else t.lowest - t.lowest
+    return result if t.zero < u and u <= t.largest else special
+
+
+@inner
+def log(x):
+    """log(x), also of subnormal numbers."""
+    t = constants(x)
+    small = x < t.least
+    up, down = cast(x, 2.0**64 if small else 1.0), cast(x, 64.0 if small else 0.0)
+    return log_sum(x * up, t.zero, down)
+
+
+@inner
+def log_1p(x):
+    """log(1 + x) for x >= -1. What 1 + x rounds away returns as a correction."""
+    t = constants(x)
+    u = x + t.one
+    back = u - x
+    return log_sum(u, (x - (u - back)) + (t.one - back), t.zero)
