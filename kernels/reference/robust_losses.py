@@ -46,7 +46,7 @@ def _rows(logits, target, weight, ignore_index, alpha, gamma, q, epsilon, beta):
     x = np.where(kept, widen(logits), 0.0)
     with np.errstate(invalid="ignore", divide="ignore"):
         _, gap, below, rest = shifted(x)
-        log_total = np.log1p(rest)
+        log_total = np.log1p(rest if n else np.nan)  # no class, no distribution
         log_p = -gap - log_total
         p = below / (1 + rest)
         p_y, log_p_y = (np.where(is_label, a, 0.0).sum(axis=1, keepdims=True) for a in (p, log_p))
