@@ -241,7 +241,7 @@ def confidence_penalty(
 def confidence_penalty_backward(
     grad_loss: ArrayLike,
     logits: ArrayLike,
-    target: ArrayLike | None,
+    target: ArrayLike | None = None,
     *,
     beta: float = 0.1,
     weight: ArrayLike | None = None,
@@ -295,7 +295,7 @@ def confidence_penalty_backward(
 
 def confidence_penalty_with_grad(
     logits: ArrayLike,
-    target: ArrayLike | None,
+    target: ArrayLike | None = None,
     *,
     beta: float = 0.1,
     weight: ArrayLike | None = None,

@@ -47,7 +47,7 @@ class GPULossInputs:
         self.logits = _gpu.planes(self.seen, self.layout, name)
         self.dtype = _gpu.compute_dtype(self.seen.dtype)
         self.weight = None if weight is None else self._weight(weight, "weight")
-        self.target = None
+        self.target: Any = None
         if target is not None or not optional:
             self.target = self._target(target, ignore_index, labels_of)
         elif weight is not None:

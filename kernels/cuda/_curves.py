@@ -1,7 +1,7 @@
 """What a row costs beside plain cross-entropy: a curve over the probability p of its class.
 
 Everything is computed in float64 from the maximum, x of the class, and the `rest` of the state of
-the row (see `_math.py`), in which nothing has cancelled yet: once in a row, or by each of its lanes.
+the row (see `_math.py`), in which nothing has cancelled yet: once in a row, or by each lane of it.
 A curve is the five numbers (alpha, gamma, power, epsilon, beta) of `kernels/reference`, where power
 is q.
 """

@@ -1,8 +1,8 @@
 """Losses for noisy labels and rare classes, forward, backward and both in one trip, on NVIDIA GPUs.
 
 All are a curve over the probability of the row's class, so the gradient is that of cross-entropy
-times one number per row: the kernels are those of `cross_entropy.py`, compiled for two more modes of
-`_loss.py`; `_curves.py` has what is done once in a row.
+times one number per row: the kernels are those of `cross_entropy.py`, compiled for two more modes
+of `_loss.py`; `_curves.py` has what is done once in a row.
 """
 
 from . import _arrays
