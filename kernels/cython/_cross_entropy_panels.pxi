@@ -92,7 +92,7 @@ cdef double panel(
     cdef vector[real] v, e, lane_x, lane_weight, bent, slope, beta
     cdef bint all_kept = True, entropy = CURVED and p.curve.beta != 0
     cdef double loss_sum = 0
-    # A tile is private memory: the exponentials can take the place of x, unless that is wanted, too.
+    # A tile is private memory: the exponentials can take the place of x, unless it is wanted too.
     cdef real* exps = grad if tile and not (p.dense_q or entropy) and p.given_lse == NULL else NULL
     for c in range(vectors):
         left = min(w, width - c * w)
