@@ -46,11 +46,23 @@ def wrong_labels(shape: tuple, name: str, logits: tuple, rest: tuple) -> ValueEr
     )
 
 
+def no_weight() -> ValueError:
+    return ValueError("weight has no meaning without a target")
+
+
+def only_labels(op: str, dtype: Any) -> TypeError:
+    return TypeError(f"target of {op} must hold class indices, got dtype {dtype}")
+
+
 class LossInputs:
     """Inputs of one call on logits (or log-probabilities) and targets, ready for a kernel.
 
     Everything is checked in the constructor, labels included, so that nothing has been written
     when an error is raised.
+
+    `labels_of` names an op that takes no probabilities; `optional` is whether it takes no target
+    at all, when every row counts. `alpha` takes the place of `weight`, but does not enter what a
+    mean divides by.
     """
 
     def __init__(
@@ -65,6 +77,9 @@ class LossInputs:
         label_smoothing: float = 0.0,
         z_loss: float = 0.0,
         name: str = "logits",
+        labels_of: str = "",
+        alpha: Any = None,
+        optional: bool = False,
     ) -> None:
         ignore_index = check_options(ignore_index, reduction, label_smoothing, z_loss)
         x = _arrays.floating(logits, name)
@@ -77,21 +92,28 @@ class LossInputs:
         self.array = x
         self.reduction = reduction
         self.dtype = _arrays.compute_dtype(x.dtype)
-        self.weight = self._weight(weight)
-        self.target, rows = self._target(target, ignore_index, name)
+        self.weight = self._weight(weight, "weight")
+        self.target: np.ndarray | None = None
+        rows: float = self.layout.shape[0] * self.layout.shape[2]
+        if target is not None or not optional:
+            self.target, rows = self._target(target, ignore_index, name, labels_of)
+        elif weight is not None:
+            raise no_weight()
+        if alpha is not None:
+            self.weight = self._weight(alpha, "alpha")
         self.options = {
             "denominator": rows if reduction == "mean" else 1.0,
             "ignore_index": ignore_index,
             "threads": get_num_threads(),
         }
 
-    def _weight(self, weight: Any) -> np.ndarray | None:
+    def _weight(self, weight: Any, name: str) -> np.ndarray | None:
         if weight is None:
             return None
-        w = _arrays.floating(weight, "weight")
+        w = _arrays.floating(weight, name)
         classes = self.layout.shape[1]
         if w.shape != (classes,):
-            raise ValueError(f"weight must have shape ({classes},), one per class, got {w.shape}")
+            raise ValueError(f"{name} must have shape ({classes},), one per class, got {w.shape}")
         return self._apart(np.ascontiguousarray(w, self.dtype))
 
     def _apart(self, a: np.ndarray) -> np.ndarray:
@@ -100,7 +122,9 @@ class LossInputs:
             return a
         return a.copy()
 
-    def _target(self, target: Any, ignore_index: int, name: str) -> tuple[np.ndarray, float]:
+    def _target(
+        self, target: Any, ignore_index: int, name: str, labels_of: str
+    ) -> tuple[np.ndarray, float]:
         """The target in canonical form, and what a mean divides by."""
         t = target if type(target) is np.ndarray else _arrays.to_numpy(target, "target")
         outer, classes, inner = self.layout.shape
@@ -124,10 +148,10 @@ class LossInputs:
             if stats[0] >= 0:
                 raise self._bad_label(t, ignore_index)
             return rows, stats[1]
+        if labels_of:
+            raise only_labels(labels_of, t.dtype)
         if t.dtype.kind != "f" and not _arrays.is_bfloat16(t.dtype):
             raise TypeError(f"target must hold class indices or probabilities, got dtype {t.dtype}")
-        if name == "log_probs":
-            raise TypeError(f"target of nll_loss must hold class indices, got dtype {t.dtype}")
         if t.shape != self.array.shape:
             raise ValueError(
                 f"target of probabilities must have the shape of {name}, {self.array.shape}, "
@@ -155,8 +179,8 @@ class LossInputs:
     def logits(self) -> np.ndarray:
         return _arrays.rows_in(self.array, self.layout)
 
-    def kernel(self, name: str) -> Callable[..., None]:
-        return kernel("cross_entropy", name)
+    def kernel(self, name: str, op: str = "cross_entropy") -> Callable[..., None]:
+        return kernel(op, name)
 
     def new_loss(self) -> tuple[np.ndarray, np.ndarray]:
         """Room for the loss: canonical, and as the user sees it."""

@@ -8,7 +8,7 @@ import numpy as np
 
 from . import _gpu
 from ._dispatch import gpu_kernel
-from ._loss import check_options, no_ignored_row, wrong_labels
+from ._loss import check_options, no_ignored_row, no_weight, only_labels, wrong_labels
 from ._validation import get_validation
 
 
@@ -31,6 +31,9 @@ class GPULossInputs:
         label_smoothing: float = 0.0,
         z_loss: float = 0.0,
         name: str = "logits",
+        labels_of: str = "",
+        alpha: Any = None,
+        optional: bool = False,
     ) -> None:
         ignore_index = check_options(ignore_index, reduction, label_smoothing, z_loss)
         gpu_kernel("cross_entropy", "cross_entropy")  # raises, and says why, if it is not there
@@ -43,10 +46,16 @@ class GPULossInputs:
         self.layout = _gpu.layout_of(shaped, axis, name)
         self.logits = _gpu.planes(self.seen, self.layout, name)
         self.dtype = _gpu.compute_dtype(self.seen.dtype)
-        self.weight = None if weight is None else self._weight(weight)
-        self.target = self._target(target, ignore_index)
+        self.weight = None if weight is None else self._weight(weight, "weight")
+        self.target: Any = None
+        if target is not None or not optional:
+            self.target = self._target(target, ignore_index, labels_of)
+        elif weight is not None:
+            raise no_weight()
         self._ignore_index = ignore_index
         self._denominator = self._denominator_of()
+        if alpha is not None:
+            self.weight = self._weight(alpha, "alpha")
 
     @property
     def options(self) -> dict[str, Any]:
@@ -56,8 +65,8 @@ class GPULossInputs:
             "threads": 1,
         }
 
-    def kernel(self, name: str) -> Callable[..., None]:
-        return gpu_kernel("cross_entropy", name)
+    def kernel(self, name: str, op: str = "cross_entropy") -> Callable[..., None]:
+        return gpu_kernel(op, name)
 
     def _check_apart(self, a: _gpu.Seen, name: str, same: bool = False) -> None:
         _gpu.check_device(self.seen, a, name)
@@ -68,23 +77,23 @@ class GPULossInputs:
         _gpu.check_device(self.seen, self.result_seen, "out")
         _gpu.check_apart(a, self.result_seen, name)
 
-    def _weight(self, weight: Any) -> Any:
-        w, classes = _gpu.floating(weight, "weight"), self.layout.shape[1]
+    def _weight(self, weight: Any, name: str) -> Any:
+        w, classes = _gpu.floating(weight, name), self.layout.shape[1]
         if w.shape != (classes,):
-            raise ValueError(f"weight must have shape ({classes},), one per class, got {w.shape}")
-        self._check_apart(w, "weight")
-        layout = _gpu.layout_of(w, 0, "weight")
-        return _gpu.planes(w, layout, "weight")
+            raise ValueError(f"{name} must have shape ({classes},), one per class, got {w.shape}")
+        self._check_apart(w, name)
+        layout = _gpu.layout_of(w, 0, name)
+        return _gpu.planes(w, layout, name)
 
-    def _target(self, target: Any, ignore_index: int) -> Any:
+    def _target(self, target: Any, ignore_index: int, labels_of: str) -> Any:
         t = _gpu.see(target, "target")
         self._check_apart(t, "target")
         if t.dtype in _gpu.INTEGERS:
             if t.shape != self.layout.rest_shape:
                 raise wrong_labels(t.shape, self.name, self.seen.shape, self.layout.rest_shape)
             return self._per_row(t, "target")
-        if self.name == "log_probs":
-            raise TypeError(f"target of nll_loss must hold class indices, got dtype {t.dtype}")
+        if labels_of:
+            raise only_labels(labels_of, t.dtype)
         if t.shape != self.seen.shape or t.dtype != self.seen.dtype:
             raise ValueError(
                 f"target of probabilities must have the shape and dtype of {self.name}, "
@@ -99,7 +108,7 @@ class GPULossInputs:
         """What a mean divides by: a number, or where the GPU will have it."""
         outer, classes, inner = self.layout.shape
         mean = self.reduction == "mean"
-        if len(self.target.shape) == 3:
+        if self.target is None or len(self.target.shape) == 3:
             return float(outer * inner) if mean else 1.0
         if not (mean or get_validation()):
             return 1.0

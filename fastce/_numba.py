@@ -328,7 +328,7 @@ def _compute(logits, target, weight, reduction):
         options = ce.Options(
             ignore_index, denominator, z_loss, 1.0 - smoothing, soft,
             soft * (_exact_sum(w) if smoothing else 0.0),
-            smoothing != 0 or not labelled, False,
+            smoothing != 0 or not labelled, False, ce.PLAIN,
         )  # fmt: skip
         sums = np.zeros(task_count(outer, n, inner))
         grad = contiguous_out(out, n * inner)

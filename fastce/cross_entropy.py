@@ -272,7 +272,10 @@ def nll_loss(
     >>> round(float(fastce.nll_loss(np.log([[0.25, 0.75]]), [1])), 6)
     0.287682
     """
-    p = loss_inputs(log_probs, target, weight, ignore_index, reduction, axis, name="log_probs")
+    p = loss_inputs(
+        log_probs, target, weight, ignore_index, reduction, axis,
+        name="log_probs", labels_of="nll_loss",
+    )  # fmt: skip
     loss_rows, loss = p.new_loss()
     p.kernel("nll_loss")(p.logits, p.target, p.weight, loss_rows, **p.options)
     return _arrays.like(log_probs, loss)
@@ -316,7 +319,10 @@ def nll_loss_backward(
     >>> fastce.nll_loss_backward(1.0, [[-0.7, -0.7]], [0])
     array([[-1.,  0.]])
     """
-    p = loss_inputs(log_probs, target, weight, ignore_index, reduction, axis, out, name="log_probs")
+    p = loss_inputs(
+        log_probs, target, weight, ignore_index, reduction, axis, out,
+        name="log_probs", labels_of="nll_loss",
+    )  # fmt: skip
     grad_rows, grad = p.new_grad()
     p.kernel("nll_loss_backward")(
         p.grad_loss(grad_loss), p.target, p.weight, grad_rows, **p.options

@@ -19,6 +19,10 @@ from fastce.kernels.cython.log_softmax cimport (
     c_softmax_backward
 )
 
+from fastce.kernels.cython.robust_losses cimport (
+    c_robust_losses, c_robust_losses_backward, c_robust_losses_with_grad
+)
+
 DTYPES = {"float64": F64, "float32": F32, "float16": F16, "uint16": BF16}
 
 ctypedef int (*Forward)(
@@ -114,8 +118,9 @@ cdef struct Target:
 
 cdef Target target_of(x, target, weight, loss):
     cdef Target t
-    t.labels = <int64_t*>at(target) if target.ndim == 2 else NULL
-    t.probabilities = planes(target if target.ndim == 3 else None)
+    cdef int axes = 0 if target is None else target.ndim
+    t.labels = <int64_t*>at(target) if axes == 2 else NULL
+    t.probabilities = planes(target if axes == 3 else None)
     t.weight = at(weight)
     t.loss = at(loss)
     t.per_row = loss.shape == (x.shape[0], x.shape[2])
@@ -197,6 +202,47 @@ def nll_loss_backward(grad_loss, target, weight, grad, *, double denominator,
     with nogil:
         result = c_nll_loss_backward(g.dtype, t.loss, t.labels, t.weight, g.data, g.outer, g.n,
                                      g.inner, g.step, t.per_row, denominator, ignore_index, threads)
+    return result
+
+
+# ---- robust_losses --------------------------------------------------------------------------
+
+def robust_losses(logits, target, weight, loss, *, double alpha, double gamma, double q,
+                  double epsilon, double beta, double denominator, int64_t ignore_index,
+                  int threads):
+    cdef Planes x = planes(logits)
+    cdef Target t = target_of(logits, target, weight, loss)
+    cdef int result
+    with nogil:
+        result = c_robust_losses(
+            x.dtype, x.data, t.labels, t.weight, t.loss, x.outer, x.n, x.inner, x.step, t.per_row,
+            alpha, gamma, q, epsilon, beta, denominator, ignore_index, threads)
+    return result
+
+
+def robust_losses_backward(grad_loss, logits, target, weight, grad, *, double alpha, double gamma,
+                           double q, double epsilon, double beta, double denominator,
+                           int64_t ignore_index, int threads):
+    cdef Planes x = planes(logits), g = planes(grad)
+    cdef Target t = target_of(logits, target, weight, grad_loss)
+    cdef int result
+    with nogil:
+        result = c_robust_losses_backward(
+            x.dtype, t.loss, x.data, t.labels, t.weight, g.data, x.outer, x.n, x.inner, x.step,
+            g.step, t.per_row, alpha, gamma, q, epsilon, beta, denominator, ignore_index, threads)
+    return result
+
+
+def robust_losses_with_grad(logits, target, weight, loss, grad, *, double alpha, double gamma,
+                            double q, double epsilon, double beta, double denominator,
+                            int64_t ignore_index, int threads):
+    cdef Planes x = planes(logits), g = planes(grad)
+    cdef Target t = target_of(logits, target, weight, loss)
+    cdef int result
+    with nogil:
+        result = c_robust_losses_with_grad(
+            x.dtype, x.data, t.labels, t.weight, t.loss, g.data, x.outer, x.n, x.inner, x.step,
+            g.step, t.per_row, alpha, gamma, q, epsilon, beta, denominator, ignore_index, threads)
     return result
 
 
@@ -298,6 +344,7 @@ def unknown_dtype():
     return [
         c_softmax(4, NULL, NULL, 0, 0, 0, 0, 0, 1),
         c_nll_loss(-1, NULL, NULL, NULL, NULL, 0, 0, 0, 0, False, 1, 0, 1),
+        c_robust_losses(9, NULL, NULL, NULL, NULL, 0, 0, 0, 0, False, 1, 0, 0, 0, 0, 1, 0, 1),
         c_attention(7, &a, 1),
         c_attention_backward(7, &a, &g, 1),
     ]

@@ -43,6 +43,7 @@ def ptx_of(kernel, argument_types, cc):
 
 
 FLOATS = ("upstream", "denominator", "keep", "spread", "z_loss", "scale", "softcap")
+FLOATS += ("alpha", "gamma", "power", "epsilon", "beta")
 
 
 def argument_types(kernel):

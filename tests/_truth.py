@@ -285,3 +285,115 @@ def nll_loss_backward(
     rows = np.where(onehot, -w, 0)
     divisor = _divisor(np.asarray(target), x.shape[-1], weight, ignore_index)
     return _pulled((rows, np.abs(rows)), grad_loss, reduction, divisor)
+
+
+# --- robust_losses.py ---------------------------------------------------------------------
+
+
+def _of_label(logits, target, ignore_index):
+    """log p, and of the label: log p, p, 1 - p; all of finite rows. And the one-hot labels."""
+    n = np.shape(logits)[-1]
+    onehot, kept = _onehot(target, n, ignore_index)
+    x = np.where(kept[..., None], widen(logits), 0)
+    log_p = log_softmax(x).value
+    log_y = np.where(onehot, log_p, 0).sum(axis=-1)
+    return log_p, log_y, np.exp(log_y), -np.expm1(log_y), onehot, kept
+
+
+def _robust(function, logits, target, weight, ignore_index, reduction, axis_mean=True):
+    """Loss and gradient from ``function(log_y, p_y, u) -> f, scale of f, -df/dlog_y``."""
+    log_p, log_y, p_y, u, onehot, kept = _of_label(logits, target, ignore_index)
+    n, target = log_p.shape[-1], np.asarray(target)
+    w = 1 if weight is None else (onehot * widen(weight)).sum(axis=-1)
+    f, scale, slope = function(log_y, p_y, u)
+    loss = tuple(np.where(kept, w * a, 0) for a in (f, scale))
+    slope = np.where(kept, w * slope, 0)[..., None]
+    p = np.exp(log_p)
+    grad = slope * np.where(onehot, np.expm1(log_p), p), slope * (p + onehot)
+    divisor = _divisor(target, n, weight if axis_mean else None, ignore_index)
+    return loss, grad, divisor, (log_p, p, kept)
+
+
+def _both(losses, reduction):
+    loss, grad, divisor = losses[:3]
+    return _reduced(loss, reduction, divisor), _pulled(grad, 1.0, reduction, divisor)
+
+
+def _declare(name, losses):
+    """The three functions of a loss, from ``losses(logits, target, **options)``."""
+
+    def loss(logits, target, *, reduction="mean", **options):
+        return _both(losses(logits, target, reduction=reduction, **options), reduction)[0]
+
+    def backward(grad_loss, logits, target, *, reduction="mean", **options):
+        _, grad, divisor = losses(logits, target, reduction=reduction, **options)[:3]
+        return _pulled(grad, grad_loss, reduction, divisor)
+
+    def with_grad(logits, target, *, reduction="mean", **options):
+        return _both(losses(logits, target, reduction=reduction, **options), reduction)
+
+    globals().update({name: loss, f"{name}_backward": backward, f"{name}_with_grad": with_grad})
+
+
+def _focal(logits, target, *, gamma=2.0, alpha=None, ignore_index=-100, reduction):
+    def function(log_y, p_y, u):
+        f = -(u**gamma) * log_y
+        ratio = np.where(u > 0, -log_y / np.where(u > 0, u, 1), 1)
+        return f, f, u**gamma * (1 + gamma * p_y * ratio)
+
+    if np.ndim(alpha) == 0:
+        alpha = np.full(np.shape(logits)[-1], 1.0 if alpha is None else alpha)
+    return _robust(function, logits, target, alpha, ignore_index, reduction, axis_mean=False)
+
+
+def _generalized(logits, target, *, q=0.7, weight=None, ignore_index=-100, reduction):
+    def function(log_y, p_y, u):
+        power = log_y.dtype.type(q)
+        f = -np.expm1(power * log_y) / power
+        return f, f, np.exp(power * log_y)
+
+    return _robust(function, logits, target, weight, ignore_index, reduction)
+
+
+def _symmetric(
+    logits, target, *, alpha=0.1, beta=1.0, log_zero=-4.0, weight=None, ignore_index=-100, reduction
+):
+    def function(log_y, p_y, u):
+        a, b = log_y.dtype.type(alpha), log_y.dtype.type(beta) * -log_y.dtype.type(log_zero)
+        f = (-a * log_y if alpha else 0) + b * u
+        return f, f, a + b * p_y
+
+    return _robust(function, logits, target, weight, ignore_index, reduction)
+
+
+def _poly(logits, target, *, epsilon=1.0, weight=None, ignore_index=-100, reduction):
+    def function(log_y, p_y, u):
+        f, scale = -log_y + epsilon * u, -log_y + abs(epsilon) * u
+        return f, scale, u + (1 + epsilon) * p_y
+
+    return _robust(function, logits, target, weight, ignore_index, reduction)
+
+
+def _penalty(logits, target, *, beta=0.1, weight=None, ignore_index=-100, reduction):
+    def function(log_y, p_y, u):
+        return -log_y, -log_y, np.ones_like(log_y)
+
+    loss, grad, divisor, (log_p, p, kept) = _robust(
+        function, logits, target, weight, ignore_index, reduction
+    )
+    beta = log_p.dtype.type(beta)
+    h = np.where(kept[..., None], -(p * log_p).sum(axis=-1, keepdims=True), 0)
+    pull = np.where(kept[..., None], beta * p * (log_p + h), 0)
+    pull_scale = np.where(kept[..., None], abs(beta) * p * (h - log_p), 0)
+    loss = loss[0] - beta * h[..., 0], loss[1] + abs(beta) * h[..., 0]
+    return loss, (grad[0] + pull, grad[1] + pull_scale), divisor
+
+
+for _name, _losses in {
+    "focal_loss": _focal,
+    "generalized_cross_entropy": _generalized,
+    "symmetric_cross_entropy": _symmetric,
+    "poly_cross_entropy": _poly,
+    "confidence_penalty": _penalty,
+}.items():
+    _declare(_name, _losses)

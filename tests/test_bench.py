@@ -293,7 +293,12 @@ def suite(monkeypatch):
 
 @pytest.mark.parametrize(
     ("module", "name"),
-    [("log_softmax", "LogSoftmax"), ("cross_entropy", "CrossEntropy"), ("attention", "Attention")],
+    [
+        ("log_softmax", "LogSoftmax"),
+        ("cross_entropy", "CrossEntropy"),
+        ("robust_losses", "RobustLosses"),
+        ("attention", "Attention"),
+    ],
 )
 def test_asv_suite_runs(suite, module, name):
     benchmark = getattr(suite(module), name)()

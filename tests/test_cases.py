@@ -4,14 +4,16 @@ import _truth
 import ml_dtypes
 import numpy as np
 import pytest
-from cases import CASES, DTYPES
+from cases import CASES, DTYPES, ROBUST_LOSSES
 
 import fastce
 from fastce._dispatch import OPS
 
+EVERY = CASES + [case for case in ROBUST_LOSSES if case not in CASES]
+
 
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", EVERY, ids=str)
 def test_inputs_vary(case, dtype):
     arguments, options = case.inputs((30, 50), dtype)
     again, _ = case.inputs((30, 50), dtype)
@@ -26,7 +28,7 @@ def test_inputs_vary(case, dtype):
         elif a.ndim == 1:
             assert len(np.unique(a)) > 10
     if case.weighted:
-        assert len(np.unique(options["weight"])) > 40
+        assert len(np.unique(options.get("weight", options.get("alpha")))) > 40
     if "ignore_index" in case.options:
         ignored = np.mean(case.inputs((600, 5), dtype)[0][-1] == case.options["ignore_index"])
         assert 0.1 < ignored < 0.5
@@ -34,9 +36,9 @@ def test_inputs_vary(case, dtype):
 
 def test_the_table_has_every_op():
     ops = [name for name in fastce.__all__ if hasattr(_truth, name)]
-    assert {case.op for case in CASES} == set(ops)
-    assert len(ops) == 10
-    assert OPS == ("log_softmax", "cross_entropy", "attention")  # attention: tests/_attention.py
+    assert {case.op for case in EVERY} == set(ops)
+    assert len(ops) == 25
+    assert set(OPS) == {"log_softmax", "cross_entropy", "robust_losses", "attention"}
 
 
 def test_a_wrong_result_is_seen():

@@ -24,7 +24,7 @@ from fastce.kernels.cython import _isa
 
 HERE = Path(__file__).parent
 FOLDER = Path(kernels.__file__).parent / "cython"
-OPS = ("log_softmax", "cross_entropy", "attention")
+OPS = ("log_softmax", "cross_entropy", "robust_losses", "attention")
 DTYPES = ("float64", "float32", "float16", "uint16")
 SETUP = """
 from Cython.Build import cythonize
@@ -126,6 +126,27 @@ def cross_entropy_calls(rng, dtype, shape):
             yield "nll_loss_backward", (upstream, labels, weight), (grad,), options
 
 
+def robust_losses_calls(rng, dtype, shape):
+    outer, n, inner = shape
+    wide = "float64" if dtype == "float64" else "float32"
+    x = draw(rng, shape, dtype, 5)
+    labels = rng.integers(0, n, (outer, inner))
+    weight = rng.uniform(0.5, 2, n).astype(wide)
+    names = ("alpha", "gamma", "q", "epsilon", "beta", "denominator", "ignore_index")
+    for rows in (1, 1), (outer, inner):
+        loss, grad = np.ones(rows, wide), draw(rng, shape, dtype, 3)
+        upstream = draw(rng, rows, wide)
+        for target, w, numbers in (
+            (labels, weight, (0.5, 1.5, 0.3, 0.25, 0.0, 3.0, 0)),
+            (labels, None, (1.0, 0.0, 0.0, 0.0, 0.5, 3.0, -100)),
+            (None, None, (1.0, 0.0, 0.0, 0.0, -0.5, 1.0, -100)),
+        ):
+            options = dict(zip(names, numbers, strict=True))
+            yield "robust_losses", (x, target, w), (loss,), options
+            yield "robust_losses_backward", (upstream, x, target, w), (grad,), options
+            yield "robust_losses_with_grad", (x, target, w), (loss, grad), options
+
+
 def attention_calls(rng, dtype, batch):
     wide = "float64" if dtype == "float64" else "float32"
     heads, kv_heads, queries, keys, width = 2, 1, 70, 200, 24
@@ -164,6 +185,8 @@ def calls(rng, dtype):
             yield "log_softmax", *call
         for call in cross_entropy_calls(rng, dtype, shape):
             yield "cross_entropy", *call
+        for call in robust_losses_calls(rng, dtype, shape):
+            yield "robust_losses", *call
     for batch in ((), (2,), (2, 3)):
         for call in attention_calls(rng, dtype, batch):
             yield "attention", *call
@@ -252,4 +275,4 @@ def test_one_number_of_the_contract(op):
 def test_an_unknown_dtype_is_refused(user):
     code = "import cython_api; print(cython_api.unknown_dtype())"
     result = python(user, "-c", code)
-    assert result.stdout.strip() == "[-2, -2, -2, -2]", result.stderr
+    assert result.stdout.strip() == "[-2, -2, -2, -2, -2]", result.stderr

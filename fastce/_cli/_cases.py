@@ -9,6 +9,18 @@ import numpy as np
 
 import fastce
 
+# Of the robust losses: one trip, as cross-entropy.
+ROBUST = {
+    name + which: traffic
+    for name in (
+        "focal_loss",
+        "generalized_cross_entropy",
+        "symmetric_cross_entropy",
+        "poly_cross_entropy",
+        "confidence_penalty",
+    )
+    for which, traffic in (("", (1, 0)), ("_backward", (1, 1)), ("_with_grad", (1, 1)))
+}
 ITEMSIZE = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 # What an op must read and write at least, in arrays of the shape of its input.
 TRAFFIC = {
@@ -22,6 +34,7 @@ TRAFFIC = {
     "cross_entropy_with_grad": (1, 1),
     "nll_loss": (0, 0),
     "nll_loss_backward": (0, 1),
+    **ROBUST,
     "scaled_dot_product_attention": (0, 0),  # bound by arithmetic, see Case.flops
     "scaled_dot_product_attention_backward": (0, 0),
 }
@@ -59,6 +72,10 @@ class Case:
         return f"{self.op} {self.label}"
 
     @property
+    def robust(self) -> bool:
+        return self.op in ROBUST
+
+    @property
     def classes(self) -> int:
         return self.shape[self.axis]
 
@@ -88,7 +105,7 @@ class Case:
             return self.nbytes if self.shape[-2] == 1 else 0
         read, written = TRAFFIC[self.op]
         read += self.target == "probabilities"
-        labels = self.rows * 8 if "loss" in self.op or "entropy" in self.op else 0
+        labels = self.rows * 8 if "loss" in self.op or "entropy" in self.op or self.robust else 0
         return (read + written) * self.nbytes + labels
 
     @property
@@ -140,8 +157,14 @@ def _cases() -> list[Case]:
         Case("softmax_backward", (4096, 32000), into="out"),
         Case("nll_loss", (65536, 1000)),
         Case("nll_loss_backward", (65536, 1000)),
+        *_robust_cases(),
         *_attention_cases(),
     ]
+
+
+def _robust_cases() -> list[Case]:
+    many = [Case("focal_loss_with_grad", shape) for shape in ((4096, 32000), (1_000_000, 10))]
+    return [*many, *(Case(op, (65536, 1000)) for op in ROBUST)]
 
 
 def _attention_cases() -> list[Case]:
@@ -177,6 +200,7 @@ def _quick_cases() -> list[Case]:
         Case("log_softmax", (8, 1000, 32, 32), into="out", axis=1),
         Case("log_softmax", (1, 10)),
         Case("softmax", (8192, 1000), into="out"),
+        Case("focal_loss_with_grad", (8192, 1000)),
         Case("scaled_dot_product_attention", (1, 8, 1024, 64), keys=1024),
         Case("scaled_dot_product_attention_backward", (1, 8, 1024, 64), keys=1024, causal=True),
     ]

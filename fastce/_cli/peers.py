@@ -18,6 +18,7 @@ import fastce
 
 from ._attention import ATTENTION
 from ._cases import ITEMSIZE, Case, Data, tensor
+from ._robust import torch_call
 from ._timing import Call
 
 SMOOTHING = 0.1
@@ -174,6 +175,8 @@ def _torch(case: Case, data: Data) -> Call:
     import torch
     import torch.nn.functional as F
 
+    if case.robust:
+        return torch_call(case, data)
     axis = case.axis
     x, t = tensor(data.x), tensor(data.target)
     function: Any

@@ -22,15 +22,18 @@ def columns_kernel_of(name, mode, grads):
     label_of, label_share, put_row = loss.label_of, loss.label_share, loss.put_row
     wanted, add_wanted, moved = loss.wanted, loss.add_wanted, loss.moved
     loss_and_lse, pulls, slope = loss.loss_and_lse, loss.pulls, loss.slope
-    is_probs, is_pick, is_label = mode == "probs", mode == "pick", mode == "label"
+    steepened, is_probs, is_pick = loss.steepened, mode == "probs", mode == "pick"
+    is_label = mode in ("label", "curve")  # nothing is wanted of the other classes
 
     @cuda.jit
     def columns_kernel(
         logits, target, grad, step, target_step, grad_step, count, n,
         code, weight, weight_code, lse, lse_code, lses, losses, sums, grad_loss, grad_loss_code,
         grad_loss_step, upstream, denominator, stats, ignore_index, keep, spread, z_loss,
+        alpha, gamma, power, epsilon, beta,
         inner,
     ):  # fmt: skip
+        curve, beta_ = (alpha, gamma, power, epsilon, beta), real(beta)
         column = np.int64(cuda.blockIdx.x) * WIDTH + cuda.threadIdx.x
         height, y_thread = cuda.blockDim.y, np.int64(cuda.threadIdx.y)
         live = column < count
@@ -58,16 +61,18 @@ def columns_kernel_of(name, mode, grads):
                 x_k = load(x + at)
                 top, below, ties, cost, mass = add_wanted(x_k, q, top, below, ties, cost, mass)
                 k += height
-            new_top, below, ties = column_state(top, below, ties)
+            new_top, new_below, new_ties = column_state(top, below, ties)
             if not is_label:
-                cost = moved(cost, mass, top, new_top)
+                cost = moved(cost, mass, below, ties, top, new_top)
                 cost, mass = column_sum(cost), column_sum(mass)
-            top = new_top
+            top, below, ties = new_top, new_below, new_ties
         if lse != 0 and live:
             top, below, ties = real(load_number(lse, column, lse_code)), zero, one
         value = np.float64(0)
         if live and y_thread == 0 and (losses != 0 or sums != 0 or lses != 0):
-            row_loss, row_lse = loss_and_lse(top, below, ties, cost, mass, x_y, q_y, real(z_loss))
+            row_loss, row_lse = loss_and_lse(
+                top, below, ties, cost, mass, x_y, q_y, real(z_loss), curve
+            )
             value = put_row(column, says, row_loss, row_lse, losses, lses, denominator, stats)
         if sums != 0 and y_thread == 0:  # which is one warp
             value = warp_sum_f64(value, WIDTH)
@@ -89,7 +94,8 @@ def columns_kernel_of(name, mode, grads):
                         stats,
                     )
                 )
-            log_total, part_of, pull = pulls(top, below, ties, mass, q_y, real(z_loss))
+            q_y = steepened(q_y, top, below, ties, x_y, curve)
+            log_total, part_of, pull = pulls(top, below, ties, cost, mass, q_y, real(z_loss), beta_)
             k = y_thread
             while k < classes:
                 at = k * inner * size
@@ -103,7 +109,7 @@ def columns_kernel_of(name, mode, grads):
                             q = wanted(load(t + at), k, weight, weight_code, keep_, spread_)
                         if not is_probs and k == y:
                             q += q_y
-                        at_k = slope(load(x + at), q, top, log_total, part_of, pull) * scale
+                        at_k = slope(load(x + at), q, top, log_total, part_of, pull, beta_) * scale
                 store(out + at, at_k)
                 k += height
 

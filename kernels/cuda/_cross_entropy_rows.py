@@ -57,7 +57,7 @@ def writing_of(name):
 
 @cache
 def rows_kernel_of(name, mode, grads):
-    """The kernel for labels, also of log-probabilities."""
+    """The kernel for labels, also of log-probabilities, and with a curve."""
     storage, rows, loss = storage_of(name), rows_of(name), loss_of(name, mode)
     real, size, per_word, number = storage.real, storage.size, storage.per_word, storage.real_size
     zero, one, nan, lowest = real(0), real(1), real(np.nan), real(-np.inf)
@@ -73,15 +73,17 @@ def rows_kernel_of(name, mode, grads):
     fill, is_owner = writing_of(name).fill, writing_of(name).is_owner
     label_of, label_share, put_row = loss.label_of, loss.label_share, loss.put_row
     loss_and_lse, pulls, slope = loss.loss_and_lse, loss.pulls, loss.slope
-    is_pick = mode == "pick"
+    steepened, is_pick, is_curve = loss.steepened, mode == "pick", mode == "curve"
 
     @cuda.jit
     def rows_kernel(
         logits, target, grad, step, target_step, grad_step, count, n,
         code, weight, weight_code, lse, lse_code, lses, losses, sums, grad_loss, grad_loss_code,
         grad_loss_step, upstream, denominator, stats, ignore_index, keep, spread, z_loss,
+        alpha, gamma, power, epsilon, beta,
         lanes, parts, gathered, states, capacity,
     ):  # fmt: skip
+        curve = alpha, gamma, power, epsilon, beta
         row, part, lane, group = place(lanes, parts)
         says, y = IGNORED, np.int64(0)
         if row < count:
@@ -98,7 +100,7 @@ def rows_kernel_of(name, mode, grads):
         q_y, x_y = zero, zero
         if counts:
             q_y = label_share(y, weight, weight_code, real(keep))
-            owns = is_owner(y, first, last, edges, head, words, lane, lanes)
+            owns = is_owner(y, first, last, edges, head, words, lane, lanes) or is_curve
             if (owns or (lane == 0 and gathered == 0)) and not (is_pick and grads):
                 x_y = load(x + y * size)
         cuda.syncwarp()  # in place, x[y] is overwritten later on
@@ -110,7 +112,7 @@ def rows_kernel_of(name, mode, grads):
         elif gathered > 0:
             kept = first
             top, below, ties = read_states(states, row, gathered, lane, lanes)
-            if lane == 0:  # by now others may have overwritten it
+            if lane == 0 or is_curve:  # by now others may have overwritten it
                 x_y = get_number(states + (3 * gathered * count + row) * number)
         elif lse != 0:
             kept = first
@@ -126,7 +128,9 @@ def rows_kernel_of(name, mode, grads):
                     put_number(states + (3 * parts * count + row) * number, x_y)
             return
         if lane == 0 and part == 0 and row < count and (losses != 0 or sums != 0 or lses != 0):
-            value, row_lse = loss_and_lse(top, below, ties, zero, zero, x_y, q_y, real(z_loss))
+            value, row_lse = loss_and_lse(
+                top, below, ties, zero, zero, x_y, q_y, real(z_loss), curve
+            )
             value = put_row(row, says, value, row_lse, losses, lses, denominator, stats)
             if sums != 0:
                 _ptx.store_f64(sums + 8 * row, value)
@@ -146,12 +150,15 @@ def rows_kernel_of(name, mode, grads):
             if is_pick:
                 fill(out, first, last, edges, head, words, lane, lanes, zero)
             else:
-                log_total, part_of, pull = pulls(top, below, ties, zero, q_y, real(z_loss))
+                q_y = steepened(q_y, top, below, ties, x_y, curve)
+                log_total, part_of, pull = pulls(
+                    top, below, ties, zero, zero, q_y, real(z_loss), zero
+                )
                 factor = pull * part_of * scale
                 write(
                     x, out, first, last, edges, head, words, lane, lanes, slots, kept, top, factor
                 )
-                at_y = slope(x_y, q_y, top, log_total, part_of, pull) * scale
+                at_y = slope(x_y, q_y, top, log_total, part_of, pull, zero) * scale
             if is_owner(y, first, last, edges, head, words, lane, lanes):
                 store(out + y * size, at_y)
 
@@ -160,7 +167,7 @@ def rows_kernel_of(name, mode, grads):
 
 @cache
 def dense_rows_kernel_of(name, mode, grads):
-    """The kernel for probabilities, and for labels that are smoothed."""
+    """The kernel for probabilities, for labels that are smoothed, and for the entropy."""
     storage, rows, loss = storage_of(name), rows_of(name), loss_of(name, mode)
     real, size, per_word = storage.real, storage.size, storage.per_word
     zero, one, nan, lowest = real(0), real(1), real(np.nan), real(-np.inf)
@@ -172,7 +179,7 @@ def dense_rows_kernel_of(name, mode, grads):
     label_of, label_share, put_row = loss.label_of, loss.label_share, loss.put_row
     wanted, add_wanted, moved = loss.wanted, loss.add_wanted, loss.moved
     loss_and_lse, pulls, slope = loss.loss_and_lse, loss.pulls, loss.slope
-    is_probs = mode == "probs"
+    steepened, is_probs = loss.steepened, mode == "probs"
 
     @device
     def dense_word(x_word, t_word, k, weight, weight_code, keep, spread, state):
@@ -189,20 +196,20 @@ def dense_rows_kernel_of(name, mode, grads):
     @device
     def dense_slopes(
         x_word, t_word, address, k, weight, weight_code, keep, spread,
-        top, log_total, part_of, pull, scale,
+        top, log_total, part_of, pull, beta, scale,
     ):  # fmt: skip
         x, t = cuda.local.array(per_word, kind), cuda.local.array(per_word, kind)
         unpack(x_word, x)
         unpack(t_word, t)
         for j in range(per_word):
             q = wanted(t[j], k + j, weight, weight_code, keep, spread)
-            x[j] = slope(x[j], q, top, log_total, part_of, pull) * scale
+            x[j] = slope(x[j], q, top, log_total, part_of, pull, beta) * scale
         store_word(address, x)
 
     @device
     def after(top, below, ties, cost, mass, new_top, lanes):
         """cost and mass of a group whose maximum is `new_top`."""
-        cost = moved(cost, mass, top, new_top)
+        cost = moved(cost, mass, below, ties, top, new_top)
         return group_sum(cost, lanes), group_sum(mass, lanes)
 
     @cuda.jit
@@ -210,8 +217,10 @@ def dense_rows_kernel_of(name, mode, grads):
         logits, target, grad, step, target_step, grad_step, count, n,
         code, weight, weight_code, lse, lse_code, lses, losses, sums, grad_loss, grad_loss_code,
         grad_loss_step, upstream, denominator, stats, ignore_index, keep, spread, z_loss,
+        alpha, gamma, power, epsilon, beta,
         lanes, parts, gathered, states, capacity,
     ):  # fmt: skip
+        curve, beta_ = (alpha, gamma, power, epsilon, beta), real(beta)
         row, _, lane, _ = place(lanes, np.int64(1))
         says, y = IGNORED, np.int64(0)
         if row < count:
@@ -260,7 +269,9 @@ def dense_rows_kernel_of(name, mode, grads):
         if lse != 0 and row < count:
             top, below, ties = real(load_number(lse, row, lse_code)), zero, one
         if lane == 0 and row < count and (losses != 0 or sums != 0 or lses != 0):
-            value, row_lse = loss_and_lse(top, below, ties, cost, mass, x_y, q_y, real(z_loss))
+            value, row_lse = loss_and_lse(
+                top, below, ties, cost, mass, x_y, q_y, real(z_loss), curve
+            )
             value = put_row(row, says, value, row_lse, losses, lses, denominator, stats)
             if sums != 0:
                 _ptx.store_f64(sums + 8 * row, value)
@@ -275,25 +286,26 @@ def dense_rows_kernel_of(name, mode, grads):
                     grad_loss, grad_loss_code, row, grad_loss_step, upstream, denominator, stats
                 )
             )
-            log_total, part_of, pull = pulls(top, below, ties, mass, q_y, real(z_loss))
+            q_y = steepened(q_y, top, below, ties, x_y, curve)
+            log_total, part_of, pull = pulls(top, below, ties, cost, mass, q_y, real(z_loss), beta_)
             w = lane
             while w < last:
                 dense_slopes(
                     _ptx.load_word(x_words + 16 * w), _ptx.load_word(t_words + 16 * w),
                     out + head * size + 16 * w, head + w * per_word, weight, weight_code,
-                    keep_, spread_, top, log_total, part_of, pull, scale,
+                    keep_, spread_, top, log_total, part_of, pull, beta_, scale,
                 )  # fmt: skip
                 w += lanes
             j = lane
             while j < edges:
                 k = edge(j, head, words)
                 q = wanted(load(t + k * size), k, weight, weight_code, keep_, spread_)
-                at_k = slope(load(x + k * size), q, top, log_total, part_of, pull) * scale
+                at_k = slope(load(x + k * size), q, top, log_total, part_of, pull, beta_) * scale
                 store(out + k * size, at_k)
                 j += lanes
             if not is_probs and is_owner(y, zero_word, words, all_edges, head, words, lane, lanes):
                 q = q_y + wanted(zero, y, weight, weight_code, keep_, spread_)
-                at_y = slope(x_y, q, top, log_total, part_of, pull) * scale
+                at_y = slope(x_y, q, top, log_total, part_of, pull, beta_) * scale
                 store(out + y * size, at_y)
 
     return dense_rows_kernel

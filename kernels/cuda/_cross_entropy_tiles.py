@@ -22,15 +22,18 @@ def tiles_kernel_of(name, mode, grads):
     label_of, label_share, put_row = loss.label_of, loss.label_share, loss.put_row
     wanted, add_cost, loss_and_lse = loss.wanted, loss.add_cost, loss.loss_and_lse
     pulls, slope, sum_f64 = loss.pulls, loss.slope, reduce_of("float64").group_sum
-    is_probs, is_pick, is_label = mode == "probs", mode == "pick", mode == "label"
+    steepened, is_probs, is_pick = loss.steepened, mode == "probs", mode == "pick"
+    is_label = mode in ("label", "curve")  # nothing is wanted of the other classes
 
     @cuda.jit
     def tiles_kernel(
         logits, target, grad, step, target_step, grad_step, count, n,
         code, weight, weight_code, lse, lse_code, lses, losses, sums, grad_loss, grad_loss_code,
         grad_loss_step, upstream, denominator, stats, ignore_index, keep, spread, z_loss,
+        alpha, gamma, power, epsilon, beta,
         inverse, pitch,
     ):  # fmt: skip
+        curve, beta_ = (alpha, gamma, power, epsilon, beta), real(beta)
         thread = np.int64(cuda.threadIdx.x)
         begin = np.int64(cuda.blockIdx.x) * cuda.blockDim.x
         rows_here = min(np.int64(cuda.blockDim.x), count - begin)
@@ -68,7 +71,7 @@ def tiles_kernel_of(name, mode, grads):
                 top, below, ties = real(load_number(lse, row, lse_code)), zero, one
             if losses != 0 or sums != 0 or lses != 0:
                 row_loss, row_lse = loss_and_lse(
-                    top, below, ties, cost, mass, x_y, q_y, real(z_loss)
+                    top, below, ties, cost, mass, x_y, q_y, real(z_loss), curve
                 )
                 value = put_row(row, says, row_loss, row_lse, losses, lses, denominator, stats)
             if grads:
@@ -85,7 +88,10 @@ def tiles_kernel_of(name, mode, grads):
                     if counts:
                         shared_store(np.uint32(mine + y * number), -q_y * scale)
                 else:
-                    log_total, part_of, pull = pulls(top, below, ties, mass, q_y, real(z_loss))
+                    q_y = steepened(q_y, top, below, ties, x_y, curve)
+                    log_total, part_of, pull = pulls(
+                        top, below, ties, cost, mass, q_y, real(z_loss), beta_
+                    )
                     for k in range(n):
                         at = mine + k * number
                         q = zero
@@ -95,7 +101,7 @@ def tiles_kernel_of(name, mode, grads):
                         if not is_probs and k == y:
                             q += q_y
                         x_k = shared_load(np.uint32(at))
-                        at_k = slope(x_k, q, top, log_total, part_of, pull) * scale
+                        at_k = slope(x_k, q, top, log_total, part_of, pull, beta_) * scale
                         shared_store(np.uint32(at), at_k if counts else nothing)
         if sums != 0:
             value = sum_f64(value, np.int64(cuda.blockDim.x))

@@ -26,6 +26,8 @@ LANES = ((16, 4), (32, 8), (64, 16), (256, 32), (1024, 128), (2048, 256), (8192,
 # Lanes of longer rows, by dtype: a multiprocessor has 65536 registers, and float64 needs up to 92
 # for a thread, the others 64 at most (tests/test_ptx.py).
 LONGEST = {"float64": 512, "float32": 1024, "float16": 1024, "bfloat16": 1024}
+# With the curve of a robust loss, whose float64 wants up to 92 registers.
+CURVED = 512
 SMALL_BLOCK = 128
 # Two blocks of so many lanes share a multiprocessor, so that one writes while the other reads.
 PAIRED = 512
@@ -56,17 +58,17 @@ class Plan(NamedTuple):
     parts: int = 1  # of each row, in blocks of their own
 
 
-def plan_for(view, *, keeps=1, tiled=1, splits=True):
+def plan_for(view, *, keeps=1, tiled=1, splits=True, most_lanes=1024):
     """How to work on the rows of an array.
 
     `keeps` is of how many arrays a row goes through shared memory, `tiled` how many a tile holds;
-    `splits`, whether a row may be shared by blocks.
+    `splits`, whether a row may be shared by blocks; `most_lanes`, how many threads it may have.
     """
-    return _plan(view.shape, view.dtype, view.device, keeps, tiled, splits)
+    return _plan(view.shape, view.dtype, view.device, keeps, tiled, splits, most_lanes)
 
 
 @cache
-def _plan(shape, dtype, device, keeps, tiled, splits):
+def _plan(shape, dtype, device, keeps, tiled, splits, most_lanes):
     outer, n, inner = shape
     count = outer * inner
     storage, limits = storage_of(dtype), _device.limits(device)
@@ -87,6 +89,7 @@ def _plan(shape, dtype, device, keeps, tiled, splits):
         return Plan("tiles", blocks, rows, shared, (inverse, pitch), blocks)
     words = -(-n * storage.size // 16)
     lanes = next((lanes for most, lanes in LANES if words <= most), LONGEST[dtype])
+    lanes = min(lanes, most_lanes)
     parts = 1
     if splits and 0 < count < limits.multiprocessors and words >= 2 * PART_WORDS:
         parts = min(2 * limits.multiprocessors // count, words // PART_WORDS)

@@ -1,15 +1,18 @@
 """What one row of logits costs, and its gradient: the formulas of `kernels/reference`.
 
-Four kinds of target, each with kernels of its own:
+Six modes, each with kernels of its own:
 
 label    class indices
 smooth   class indices with label smoothing
 probs    probabilities
 pick     class indices of log-probabilities (nll_loss)
+curve    class indices; a curve over p of the label, see `_curves.py`
+entropy  the same, and the entropy of the row; without a target, that alone
 
 For a row with state (top, below, ties) of `_math.py` and wanted probabilities q, the loss is
 ``sum_k q[k] * (top - x[k]) + log_total * sum(q) + z_loss * lse**2``. `cost` and `mass`, the two
-sums, are gathered along with the state; a label's own part is added to them at the end.
+sums, are gathered along with the state; a label's own part is added to them at the end. For the
+entropy, `cost` is the sum of exp(x - top) * (top - x) instead, and `mass` 0.
 """
 
 import math
@@ -18,6 +21,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from ._curves import bend
 from ._math import device
 from ._storage import load_label, load_number, storage_of
 from .log_softmax import endings_of
@@ -61,7 +65,9 @@ def loss_of(name, mode):
     number, put_number = storage.real_size, storage.put_number
     exp_below, maximum, rescaled = storage.exp_below, storage.maximum, storage.rescaled
     rest_of = endings_of(name).rest_of
-    is_probs, is_pick = mode == "probs", mode == "pick"
+    is_probs, is_pick, is_entropy = mode == "probs", mode == "pick", mode == "entropy"
+    is_curve = mode in ("curve", "entropy")
+    f64 = np.float64
 
     @device
     def class_weight(weight, code, k):
@@ -70,6 +76,8 @@ def loss_of(name, mode):
     @device
     def wanted(t, k, weight, code, keep, spread):
         """q[k], of a label's row without the label's own part; t is the target's probability."""
+        if is_entropy:
+            return zero
         q = keep * t + spread if is_probs else spread
         return q * class_weight(weight, code, k)
 
@@ -81,7 +89,11 @@ def loss_of(name, mode):
     @device
     def add_cost(x, q, top, cost, mass):
         """The two sums with one more element."""
-        if q != zero:  # 0 * inf is 0 here
+        if is_entropy:
+            e = exp_below(x, top)
+            if e != zero:  # 0 * inf is 0 here
+                cost += e * (top - x)
+        elif q != zero:  # 0 * inf is 0 here
             cost += q * (inf if x == -inf else top - x)
             mass += q
         return cost, mass
@@ -91,7 +103,7 @@ def loss_of(name, mode):
         """The state and the two sums with one more element."""
         new = maximum(top, x)
         if new != top:
-            cost = moved(cost, mass, top, new)
+            cost = moved(cost, mass, below, ties, top, new)
             below, ties = rescaled(top, below, ties, new)
             top = new
         if x == top:
@@ -102,17 +114,30 @@ def loss_of(name, mode):
         return top, below, ties, cost, mass
 
     @device
-    def moved(cost, mass, top, new):
+    def moved(cost, mass, below, ties, top, new):
         """`cost`, seen from the maximum `new`."""
+        if is_entropy:
+            if top == new or top == -inf:
+                return cost
+            less = exp_below(top, new)
+            return less * (cost + (below + ties) * (new - top)) if less != zero else zero
         if top == new or top == -inf or mass == zero:
             return cost
         return cost + mass * (new - top)
 
     @device
-    def loss_and_lse(top, below, ties, cost, mass, x_y, q_y, z_loss):
+    def loss_and_lse(top, below, ties, cost, mass, x_y, q_y, z_loss, curve):
         if is_pick:
             return -q_y * x_y, zero
-        log_total = math.log1p(rest_of(top, below, ties))
+        rest = rest_of(top, below, ties)
+        log_total = math.log1p(rest)
+        if is_curve:
+            loss = log_total - log_total
+            if q_y != zero:
+                loss += q_y * real(bend(curve, f64(top), f64(x_y), f64(rest))[0])
+            if is_entropy:
+                loss -= real(curve[4]) * (log_total + cost / (one + rest))
+            return loss, zero
         lse = top + log_total
         loss = cost + mass * log_total + z_loss * lse * lse
         if q_y != zero or log_total != log_total:
@@ -120,19 +145,31 @@ def loss_of(name, mode):
         return loss, lse
 
     @device
-    def pulls(top, below, ties, mass, q_y, z_loss):
+    def steepened(q_y, top, below, ties, x_y, curve):
+        """The label's part of q times what a curve multiplies the gradient of cross-entropy by."""
+        if not is_curve or q_y == zero:
+            return q_y
+        rest = rest_of(top, below, ties)
+        return q_y * real(bend(curve, f64(top), f64(x_y), f64(rest))[1])
+
+    @device
+    def pulls(top, below, ties, cost, mass, q_y, z_loss, beta):
         """(log_total, what exp(x - top) is multiplied by to be p, and p to be its share)."""
         rest = rest_of(top, below, ties)
         log_total = math.log1p(rest)
         pull = mass + q_y
+        if is_entropy:  # log p + entropy is the mean gap less the gap
+            pull += beta * (cost / (one + rest))
         if z_loss != zero:
             pull += (z_loss + z_loss) * (top + log_total)
         return log_total, one / (one + rest), pull
 
     @device
-    def slope(x, q, top, log_total, share, pull):
+    def slope(x, q, top, log_total, share, pull, beta):
         """The gradient, pull * p - q, without cancellation where p is nearly 1."""
         p = exp_below(x, top) * share
+        if is_entropy and p != zero:
+            pull -= beta * (top - x)
         if p > half:
             return q * math.expm1((x - top) - log_total) + (pull - q) * p
         return pull * p - q
@@ -141,6 +178,8 @@ def loss_of(name, mode):
     def label_of(target, row, code, n, ignore_index):
         if is_probs:
             return np.int64(0), COUNTS
+        if is_entropy and target == 0:
+            return np.int64(0), COUNTS if n > 0 else BAD
         return read_label(target, row, code, n, ignore_index)
 
     @device
@@ -164,5 +203,6 @@ def loss_of(name, mode):
         moved=moved,
         loss_and_lse=loss_and_lse,
         pulls=pulls,
+        steepened=steepened,
         slope=slope,
     )

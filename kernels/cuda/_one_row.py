@@ -85,7 +85,7 @@ def _row(name):
     @device
     def loss_of_row(x, label, state):
         top, below, ties = state
-        return loss_and_lse(top, below, ties, zero, zero, real(x[label]), one, zero)[0]
+        return loss_and_lse(top, below, ties, zero, zero, real(x[label]), one, zero, ())[0]
 
     @device
     def write_grad(x, label, grad, state, lane, lanes):
@@ -94,7 +94,8 @@ def _row(name):
         log_total, share = math.log1p(rest), one / (one + rest)
         i = lane
         while i < x.shape[0]:
-            grad[i] = slope(real(x[i]), one if i == label else zero, top, log_total, share, one)
+            q = one if i == label else zero
+            grad[i] = slope(real(x[i]), q, top, log_total, share, one, zero)
             i += lanes
 
     return SimpleNamespace(

@@ -24,6 +24,7 @@ from ._math import device
 from ._reduce import reduce_of
 from ._storage import load_number
 
+PLAIN = (1.0, 0.0, 0.0, 0.0, 0.0)  # a curve, see `_curves.py`
 INF = np.float64(np.inf)
 _sum_f64, _max_f64 = reduce_of("float64").group_sum, reduce_of("float64").block_max
 
@@ -122,8 +123,9 @@ def _number(view):
 
 
 def _run(
-    mode, logits, target, weight, loss, grad, options, *, lse=None, lse_out=None, grad_loss=None
-):
+    mode, logits, target, weight, loss, grad, options, *, lse=None, lse_out=None, grad_loss=None,
+    curve=PLAIN,
+):  # fmt: skip
     """Work on all rows, and add up their losses where `loss` is one number."""
     denominator, ignore_index, label_smoothing, z_loss = options
     label_smoothing = float(label_smoothing)
@@ -135,9 +137,10 @@ def _run(
         denominator, stats = 1.0, denominator.address
     plan = _launch.plan_for(
         logits,
-        keeps=1 if mode == "label" else 0,
+        keeps=1 if mode in ("label", "curve") else 0,
         tiled=2 if mode == "probs" else 1,
-        splits=mode == "label" and lse is None,
+        splits=mode in ("label", "curve") and lse is None,
+        most_lanes=_launch.CURVED if mode in ("curve", "entropy") else 1024,
     )
     summed = loss is not None and loss.shape == (1, 1)
     sums = 0
@@ -149,9 +152,9 @@ def _run(
         _kernels(logits.dtype, mode, grad is not None),
         plan,
         logits,
-        (logits, target, grad or nothing),
+        (logits, target or nothing, grad or nothing),
         (
-            0 if mode == "probs" else target.code,
+            0 if mode == "probs" or target is None else target.code,
             *_number(weight),
             *_number(lse),
             0 if lse_out is None else lse_out.address,
@@ -163,9 +166,10 @@ def _run(
             float(denominator),
             stats,
             ignore_index,
-            1.0 - label_smoothing,
+            0.0 if target is None else 1.0 - label_smoothing,  # the label's part of q
             label_smoothing / n if n else 0.0,
             float(z_loss),
+            *curve,
         ),
         maps=grad is not None,
     )
@@ -242,7 +246,7 @@ def _put_scan(first, total, out, stats):
 @cache
 def _kernels(name, mode, grads):
     """The kernels for one dtype and kind of target, with gradient or without."""
-    dense = mode in ("smooth", "probs")
+    dense = mode in ("smooth", "probs", "entropy")
     rows = dense_rows_kernel_of if dense else rows_kernel_of
     return SimpleNamespace(
         rows=rows(name, mode, grads),

@@ -1,5 +1,5 @@
 """Cross-entropy on panels (see _panels.pxi): each lane is a row, each vector of lanes is computed
-as row() in cross_entropy.pyx computes one row. Included there, behind what both share.
+as row() in _cross_entropy_rows.pxi computes one row.
 """
 
 cdef inline void add(vector[real]* total, vector[real]* error, vector[real] term) noexcept nogil:
@@ -36,6 +36,39 @@ cdef inline void panel_cost(
         losses[c] = corrected(x, losses[c], errors[vectors + c])
 
 
+cdef inline void panel_mean_gap(
+    const Problem* p, const real* x, Py_ssize_t stride, Py_ssize_t width,
+    vector[real]* tops, vector[real]* rests, vector[real]* totals, vector[real]* errors
+) noexcept nogil:
+    """row_mean_gap for each column, into `totals`; `errors` is scratch."""
+    cdef Py_ssize_t w = lanes(x), vectors = (width + w - 1) // w, c, k
+    cdef vector[real] zero = splat(x, 0.0), v, e
+    for c in range(vectors):
+        totals[c] = zero
+        errors[c] = zero
+    for k in range(p.n):
+        for c in range(vectors):
+            v = load_n(x + k * stride + c * w, min(w, width - c * w), 0.0)
+            e = exp_sub(v, tops[c])
+            add(totals + c, errors + c, where_equal(e, zero, zero, e * (tops[c] - v)))
+    for c in range(vectors):
+        totals[c] = corrected(x, totals[c], errors[c]) * inverse(x, rests[c])
+
+
+cdef inline void bend_lanes(
+    const Problem* p, const real* x, vector[real] top, vector[real] picked, vector[real] rest,
+    vector[real]* loss, vector[real]* slope, vector[real]* there
+) noexcept nogil:
+    """bend() for each lane."""
+    cdef Bent bent
+    cdef int j
+    for j in range(lanes(x)):
+        bent = bend(&p.curve, get_wide(x, &top, j), get_wide(x, &picked, j), get_wide(x, &rest, j))
+        put_wide(x, loss, j, bent.loss)
+        put_wide(x, slope, j, bent.slope)
+        put_wide(x, there, j, bent.p)
+
+
 cdef double panel(
     const Problem* p, const real* x, const real* t, real* grad, Py_ssize_t stride,
     Py_ssize_t width, bint tile, Py_ssize_t r
@@ -50,15 +83,17 @@ cdef double panel(
     cdef vector[real]* keeps = totals + vectors  # 1 where the row counts, else 0
     cdef vector[real]* picked = keeps + vectors  # x at the target class
     cdef vector[real]* weights = picked + vectors  # of the target class
+    cdef vector[real]* mean_gaps = weights + vectors  # where the entropy is wanted
+    cdef vector[real]* gap_slopes = mean_gaps + vectors  # the same
     cdef vector[real] zero = splat(x, 0.0), one = splat(x, 1.0), two_z = splat(x, 2 * p.z_loss)
     cdef vector[real] z = splat(x, p.z_loss), hard = splat(x, p.hard), soft = splat(x, p.soft)
     cdef vector[real] scale = splat(x, 1 / p.denominator), g = scale
     cdef vector[real] top, keep, log_sum, lse, loss, total, gap, weight, pull, share, there, below
-    cdef vector[real] v, lane_x, lane_weight
-    cdef bint all_kept = True
+    cdef vector[real] v, e, lane_x, lane_weight, bent, slope, beta
+    cdef bint all_kept = True, entropy = CURVED and p.curve.beta != 0
     cdef double loss_sum = 0
-    # A tile is private memory: the exponentials can take the place of x, unless q needs that too.
-    cdef real* exps = grad if tile and not p.dense_q and p.given_lse == NULL else NULL
+    # A tile is private memory: the exponentials can take the place of x, unless it is wanted too.
+    cdef real* exps = grad if tile and not (p.dense_q or entropy) and p.given_lse == NULL else NULL
     for c in range(vectors):
         left = min(w, width - c * w)
         keep = one
@@ -89,7 +124,10 @@ cdef double panel(
         losses[c] = zero
         totals[c] = zero
     if p.dense_q:
-        panel_cost(p, x, t, stride, width, tops, losses, totals, picked + 2 * vectors)
+        panel_cost(p, x, t, stride, width, tops, losses, totals, mean_gaps)
+    if entropy:
+        panel_mean_gap(p, x, stride, width, tops, rests, mean_gaps, gap_slopes)
+        beta = splat(x, p.curve.beta)
 
     for c in range(vectors):
         left = min(w, width - c * w)
@@ -103,7 +141,15 @@ cdef double panel(
         total = totals[c] + weight
         # A class of weight 0 costs nothing, even at -inf.
         loss = losses[c] + where_equal(weight, zero, zero, weight * gap)
-        loss = where_equal(keep, one, loss + total * log_sum + z * lse * lse, zero)
+        loss = loss + total * log_sum + z * lse * lse
+        if CURVED:
+            bend_lanes(p, x, top, picked[c], rests[c], &bent, &slope, &there)
+            loss = where_equal(weight, zero, zero, weight * bent) + (log_sum - log_sum)
+            lane_weight = where_equal(weight, zero, zero, weight * slope) + (log_sum - log_sum)
+            weight = total = lane_weight
+        if entropy:
+            loss = loss - beta * (log_sum + mean_gaps[c])
+        loss = where_equal(keep, one, loss, zero)
         loss_sum += reduce_add(loss)
         if p.loss_per_row and p.denominator == 1:
             store_wide(x, p.loss, r + c * w, loss, left)
@@ -121,10 +167,16 @@ cdef double panel(
         pull = total + two_z * lse
         share = inverse(x, rests[c]) + (top - top)
         # p and p - 1 at the target class, the latter without cancellation where p is nearly 1
-        there = exp_sub(picked[c], top) * share
+        if not CURVED:
+            there = exp_sub(picked[c], top) * share
         below = where_equal(gap, zero, (zero - rests[c]) * share, there - one)
         weight = weight + soft * lane_weight
         losses[c] = g * (weight * below + (pull - weight) * there)
+        if entropy:  # log p + entropy = mean_gap - gap
+            v = g * beta * there * (mean_gaps[c] - gap)
+            losses[c] = losses[c] + where_equal(there, zero, zero, v)
+            gap_slopes[c] = g * beta * share
+            pull = pull + beta * mean_gaps[c]
         rests[c] = where_equal(keep, one, g * pull * share, zero)
         totals[c] = g
     if grad == NULL:
@@ -135,8 +187,12 @@ cdef double panel(
         for c in range(vectors):
             at = k * stride + c * w
             left = min(w, width - c * w)
-            v = load_n(x + at, left, 0.0)
-            v = rests[c] * (v if exps != NULL else exp_sub(v, tops[c]))
+            gap = load_n(x + at, left, 0.0)
+            e = gap if exps != NULL else exp_sub(gap, tops[c])
+            v = rests[c] * e
+            if entropy:
+                gap = tops[c] - gap
+                v = where_equal(e, zero, v, v - gap_slopes[c] * gap * e)
             if p.dense_q:
                 v = mul_add(zero - totals[c], target_part(p, x, t, at, left, soft) * weight, v)
             if not all_kept:

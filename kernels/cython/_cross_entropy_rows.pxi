@@ -70,11 +70,34 @@ cdef Cost row_cost(const Problem* p, const real* x, const real* t, double row_to
     return cost
 
 
+cdef double row_mean_gap(
+    const Problem* p, const real* x, const void* exps, State state
+) noexcept nogil:
+    """sum(p * (top - x)): the entropy without the log-sum. All terms are at least 0."""
+    cdef Py_ssize_t w = lanes(x), block, k, at, left
+    cdef Reference ref = reference(x, state.top)
+    cdef vector[real] shift = splat(x, ref.shift), power = splat(x, ref.power)
+    cdef vector[real] zero = splat(x, 0.0), top = splat(x, state.top), v, e, sum
+    cdef double total = 0
+    for block in range((p.n + BLOCK - 1) // BLOCK):
+        sum = zero
+        for k in range((min(BLOCK, p.n - block * BLOCK) + w - 1) // w):
+            at = block * BLOCK + k * w
+            left = min(w, p.n - at)
+            v = load_n(x + at, left, state.top)  # the maximum has no gap
+            e = load_wide(x, exps, at, left) if exps != NULL else exp_from(v, shift, power)
+            sum = sum + where_equal(e, zero, zero, e * (top - v))  # at -inf, too
+        total += reduce_add(sum)
+    return total * ref.ratio / (1 + state.rest)
+
+
 cdef inline void row_gradient(
     const Problem* p, const real* x, const void* exps, const real* t, real* grad,
-    Py_ssize_t first, Py_ssize_t n, double row_top, double slope, double upstream
+    Py_ssize_t first, Py_ssize_t n, double row_top, double slope, double upstream,
+    double gap_slope
 ) noexcept nogil:
-    """grad = slope * exp(x - top) - upstream * q for the n classes from `first`.
+    """grad = (slope - gap_slope * (top - x)) * exp(x - top) - upstream * q, for the n classes from
+    `first`; `gap_slope` is for a CURVED loss with entropy.
 
     `exps` holds the row's exponentials, or is NULL.
     """
@@ -82,7 +105,8 @@ cdef inline void row_gradient(
     cdef Reference ref = reference(x, row_top)
     cdef vector[real] shift = splat(x, ref.shift), power = splat(x, ref.power)
     cdef vector[real] a = splat(x, slope * ref.ratio), minus_g = splat(x, -upstream)
-    cdef vector[real] soft = splat(x, p.soft), v
+    cdef vector[real] soft = splat(x, p.soft), v, e, zero = splat(x, 0.0), top = splat(x, row_top)
+    cdef vector[real] b = splat(x, gap_slope * ref.ratio)
     head = first + stream_head(grad + first, n, p.streaming)
     for k in range(-1, (last - head + w - 1) // w):
         # First up to the alignment, then whole vectors, then the tail.
@@ -91,9 +115,12 @@ cdef inline void row_gradient(
         if left == 0:
             continue
         if exps != NULL:
-            v = a * load_wide(x, exps, at, left)
+            e = load_wide(x, exps, at, left)
         else:
-            v = a * exp_from(load_n(x + at, left, 0.0), shift, power)
+            e = exp_from(load_n(x + at, left, 0.0), shift, power)
+        v = a * e
+        if CURVED and p.curve.beta != 0:
+            v = where_equal(e, zero, v, v - b * (top - load_n(x + at, left, 0.0)) * e)
         if p.dense_q:
             v = mul_add(minus_g, target_part(p, x, t, at, left, soft) * row_weight(p, x, at, left),
                         v)
@@ -109,10 +136,12 @@ cdef double row(
     """Loss of row r, and its gradient where `grad` is not NULL."""
     cdef Py_ssize_t blocks = (p.n + BLOCK - 1) // BLOCK, k, label = -1
     cdef double weight = 0, gap = 0, loss, lse, log_sum, pull, upstream, share, below = 0
+    cdef double mean_gap = 0, gap_slope = 0
     cdef char memory[BLOCK * 8]
     cdef void* exps = memory if grad != NULL and p.n <= BLOCK and p.given_lse == NULL else NULL
     cdef Cost cost
     cdef State state
+    cdef Bent bent
     if p.labels != NULL:
         if p.labels[r] == p.ignore_index:
             if p.loss_per_row:
@@ -141,6 +170,13 @@ cdef double row(
         if weight != 0:  # a class of weight 0 costs nothing, even at -inf
             cost.loss += weight * gap
     loss = cost.loss + cost.total * log_sum + p.z_loss * lse * lse
+    if CURVED and label >= 0:
+        bent = bend(&p.curve, state.top, get(x + label), state.rest)
+        loss = times(weight, bent.loss, log_sum - log_sum)
+        weight = cost.total = times(weight, bent.slope, log_sum - log_sum)
+    if CURVED and p.curve.beta != 0:
+        mean_gap = row_mean_gap(p, x, exps, state)
+        loss = loss - p.curve.beta * (log_sum + mean_gap)
     if p.loss_per_row:
         put_wide(x, p.loss, r, loss / p.denominator)
     if p.lse != NULL:
@@ -156,12 +192,19 @@ cdef double row(
         below = expm1(-gap - log_sum)
         weight = weight + p.soft * (get_wide(x, p.weight, label) if p.weight != NULL else 1)
         below = upstream * (weight * below + (pull - weight) * (1 + below))
+    if CURVED and p.curve.beta != 0:  # log p + entropy = mean_gap - gap
+        gap_slope = upstream * p.curve.beta
+        if label >= 0 and bent.p != 0:
+            below += gap_slope * bent.p * (mean_gap - gap)
+        pull += p.curve.beta * mean_gap
+        gap_slope = gap_slope * share
     if crew == 1:
-        row_gradient(p, x, exps, t, grad, 0, p.n, state.top, upstream * pull * share, upstream)
+        row_gradient(p, x, exps, t, grad, 0, p.n, state.top, upstream * pull * share, upstream,
+                     gap_slope)
     else:
         for k in prange(blocks, num_threads=crew, schedule="static"):
             row_gradient(p, x, exps, t, grad, k * BLOCK, min(BLOCK, p.n - k * BLOCK), state.top,
-                         upstream * pull * share, upstream)
+                         upstream * pull * share, upstream, gap_slope)
             if p.streaming:
                 stream_end()
     if label >= 0:

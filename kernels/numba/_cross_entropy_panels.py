@@ -6,6 +6,7 @@ Each lane is a row, computed as cross_entropy_row in _cross_entropy_rows.py comp
 import numpy as np
 
 from ._compile import inner
+from ._curves import bend, times
 from ._math import add_compensated, cast, compensated, constants, exp_between, exp_sub, mul_add
 from ._panels import (
     CLASSES,
@@ -25,7 +26,7 @@ from ._panels import (
 )
 from ._storage import narrow, stack_doubles, stack_like, widen
 
-MORE = 6 * PANEL
+MORE = 8 * PANEL
 
 
 @inner
@@ -76,7 +77,44 @@ def panel_cost(
 
 
 @inner
-def panel_losses(rows, options, first, width, tops, rests, sums, columns):
+def panel_mean_gap(x, place, n, width, tops, rests, mean_gaps, tile, work):
+    """row_mean_gap of each row."""
+    t = constants(tops[0])
+    ms, lows, totals, errors = column(work, 0), column(work, 1), column(work, 2), column(work, 3)
+    column_bounds(tops, ms, lows)
+    totals[:] = t.zero
+    errors[:] = t.zero
+    for first in range(0, n, CLASSES):
+        count = min(CLASSES, n - first)
+        load_tile(x.data, place, first, count, width, tile)
+        for k in range(count):
+            line = tile[k * PANEL : (k + 1) * PANEL]
+            for c in range(PANEL):
+                e = exp_between(line[c], ms[c], lows[c])
+                term = t.zero if e == t.zero else e * (tops[c] - line[c])
+                totals[c], errors[c] = add_compensated(totals[c], errors[c], term)
+    for c in range(PANEL):
+        share = cast(t.one, 1 / (1 + rests[c])) + (tops[c] - tops[c])
+        mean_gaps[c] = compensated(totals[c], errors[c]) * share
+
+
+@inner
+def bend_panel(curve, width, tops, rests, sums, columns, mean_gaps):
+    """The losses on a curve. What multiplies the gradient goes into `weights` and `totals`."""
+    _, picked, weights, losses, totals = columns
+    for c in range(width):
+        valid = np.float64(sums[c] - sums[c])
+        weight, top, x = np.float64(weights[c]), np.float64(tops[c]), np.float64(picked[c])
+        loss, slope, _ = bend(curve, top, x, rests[c])
+        losses[c] = times(weight, loss, valid)
+        totals[c] = times(weight, slope, valid)
+        weights[c] = cast(tops[c], totals[c])
+        if curve.beta != 0:
+            losses[c] -= curve.beta * (np.float64(sums[c]) + np.float64(mean_gaps[c]))
+
+
+@inner
+def panel_losses(rows, options, first, width, tops, rests, sums, columns, mean_gaps):
     """The losses and lse of a panel. Leaves in `totals` sum(q), in `losses` the losses."""
     kept, picked, weights, losses, totals = columns
     log_sums(tops, rests, sums)
@@ -92,6 +130,10 @@ def panel_losses(rows, options, first, width, tops, rests, sums, columns):
         loss += total * log_sum + options.z_loss * lse * lse
         losses[c] = loss if kept[c] != 0 else 0.0
         totals[c] = total
+    if options.curve.bends:
+        bend_panel(options.curve, width, tops, rests, sums, columns, mean_gaps)
+        for c in range(width):
+            losses[c] = losses[c] if kept[c] != 0 else 0.0
     for c in range(width):
         loss_sum += losses[c]
     if rows.loss.size:
@@ -104,10 +146,14 @@ def panel_losses(rows, options, first, width, tops, rests, sums, columns):
 
 
 @inner
-def panel_slopes(rows, options, first, width, tops, rests, sums, columns, slopes, upstreams):
+def panel_slopes(
+    rows, options, first, width, tops, rests, sums, columns, slopes, upstreams, mean_gaps,
+    gap_slopes,
+):  # fmt: skip
     """The factors of a panel's gradient, and in `picked` the gradient at the labels."""
     _, picked, weights, _, totals = columns
     t = constants(tops[0])
+    beta = cast(t.one, options.curve.beta)
     upstreams[:] = cast(t.one, 1 / options.denominator)
     if rows.upstream.size:
         for c in range(width):
@@ -122,14 +168,20 @@ def panel_slopes(rows, options, first, width, tops, rests, sums, columns, slopes
         there = exp_sub(picked[c], top) * share
         below = -rest * share if picked[c] == top else there - t.one
         weight = (hard + soft) * weights[c]
-        picked[c] = g * (weight * below + (pull - weight) * there)
+        at_label = g * (weight * below + (pull - weight) * there)
+        if beta != t.zero:  # log p + entropy = mean_gap - gap
+            more = g * beta * there * (mean_gaps[c] - (top - picked[c]))
+            at_label += t.zero if there == t.zero else more
+            gap_slopes[c] = g * beta * share
+            pull += beta * mean_gaps[c]
+        picked[c] = at_label
         slopes[c] = g * pull * share
 
 
 @inner
 def panel_gradient(
     x, place, target, target_place, grad, grad_place, n, width, rows, options, tops, slopes,
-    upstreams, kept, tiles, has_exps, work,
+    upstreams, gap_slopes, kept, tiles, has_exps, work,
 ):  # fmt: skip
     """Writes the gradient but for the part of a class index."""
     tile, t_tile = tiles
@@ -145,9 +197,15 @@ def panel_gradient(
             load_tile(target.data, target_place, first, count, width, t_tile)
         for k in range(count):
             line, wanted = tile[k * PANEL : (k + 1) * PANEL], t_tile[k * PANEL : (k + 1) * PANEL]
-            for c in range(PANEL):
-                e = line[c] if has_exps else exp_between(line[c], ms[c], lows[c])
-                line[c] = slopes[c] * e
+            if options.curve.beta != 0:
+                for c in range(PANEL):
+                    e = exp_between(line[c], ms[c], lows[c])
+                    less = gap_slopes[c] * (tops[c] - line[c]) * e
+                    line[c] = slopes[c] * e - (t.zero if e == t.zero else less)
+            else:
+                for c in range(PANEL):
+                    e = line[c] if has_exps else exp_between(line[c], ms[c], lows[c])
+                    line[c] = slopes[c] * e
             if options.every_class:
                 weight = rows.weight[first + k]
                 for c in range(PANEL):
@@ -166,10 +224,12 @@ def panels_task(x, target, grad, rows, options, outer, n, inner, task):
     t_tile[:] = 0
     sums, kept, picked = column(more, 0), column(more, 1), column(more, 2)
     weights, slopes, upstreams = column(more, 3), column(more, 4), column(more, 5)
+    mean_gaps, gap_slopes = column(more, 6), column(more, 7)
     losses, totals = stack_doubles(rests, PANEL), stack_doubles(rests, PANEL)
     columns, tiles = (kept, picked, weights, losses, totals), (tile, t_tile)
     given, every = rows.given_lse.size > 0, options.every_class
-    has_exps = grad.data.size > 0 and n <= CLASSES and not every and not given
+    entropic = options.curve.beta != 0
+    has_exps = grad.data.size > 0 and n <= CLASSES and not (every or given or entropic)
     loss = 0.0
     last = min(panel_count(outer, inner), (task + 1) * panels_per_task(n))
     for number in range(task * panels_per_task(n), last):
@@ -189,13 +249,18 @@ def panels_task(x, target, grad, rows, options, outer, n, inner, task):
             panel_cost(
                 x, place, target, t_place, n, width, rows, options, tops, losses, totals, tiles
             )
-        loss += panel_losses(rows, options, first, width, tops, rests, sums, columns)
+        if entropic:
+            panel_mean_gap(x, place, n, width, tops, rests, mean_gaps, tile, work)
+        loss += panel_losses(rows, options, first, width, tops, rests, sums, columns, mean_gaps)
         if grad.data.size:
             grad_place = panel_place(grad, number, inner)
-            panel_slopes(rows, options, first, width, tops, rests, sums, columns, slopes, upstreams)
+            panel_slopes(
+                rows, options, first, width, tops, rests, sums, columns, slopes, upstreams,
+                mean_gaps, gap_slopes,
+            )  # fmt: skip
             panel_gradient(
                 x, place, target, t_place, grad, grad_place, n, width, rows, options, tops,
-                slopes, upstreams, kept, tiles, has_exps, work,
+                slopes, upstreams, gap_slopes, kept, tiles, has_exps, work,
             )  # fmt: skip
             put_labels(grad, grad_place, rows, first, width, kept, picked)
     return loss

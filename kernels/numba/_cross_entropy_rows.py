@@ -3,6 +3,7 @@
 import math
 
 from ._compile import inner
+from ._curves import bend, times
 from ._math import add_in_any_order, apart, cast, constants, exp_from, mul_add, reference
 from ._panels import rows_per_task
 from ._rows import BLOCK, log_total, row_of, row_state, row_writer
@@ -35,6 +36,24 @@ def row_cost(x, t, weight, options, row_top):
         loss += part_loss
         total += part_total
     return loss, total
+
+
+@inner
+def row_mean_gap(x, top, rest):
+    """sum(p * (top - x)): the entropy without the log-sum. All terms are at least 0."""
+    apart()
+    base, ratio = reference(top)
+    t = constants(top)
+    total = 0.0
+    for at in range(0, x.size, BLOCK):
+        u = x[at : at + BLOCK]
+        part = t.zero
+        for i in range(u.size):
+            e = exp_from(widen(u[i]), base) * t.down
+            term = e * (top - widen(u[i]))
+            part = add_in_any_order(part, t.zero if e == t.zero else term)  # at -inf, too
+        total += part
+    return total * (ratio / t.down) / (1 + rest)
 
 
 @row_writer
@@ -71,15 +90,30 @@ def _write_probable(k, inputs, arguments):
     return mul_add(minus_g, mul_add(hard, widen(t[k]), soft) * weight[k], value)
 
 
+@row_writer
 @inner
-def row_gradient(x, t, grad, weight, options, top, slope, upstream, exps, streaming):
-    """grad = slope * exp(x - top) - upstream * q, without the part of a class index.
+def _write_entropic(k, inputs, arguments):
+    """With the entropy of a curve."""
+    base, scale, gap_scale, top = arguments
+    x, t = widen(inputs[0][k]), constants(scale)
+    e = exp_from(x, base) * t.down
+    value = scale * e
+    return value if e == t.zero else value - gap_scale * (top - x) * e
+
+
+@inner
+def row_gradient(x, t, grad, weight, options, top, slope, upstream, gap_slope, exps, streaming):
+    """grad = (slope - gap_slope * (top - x)) * exp(x - top) - upstream * q, without the part of a
+    class index; `gap_slope` is for the entropy of a curve.
 
     `exps` holds the row's exponentials, or is empty.
     """
     base, ratio = reference(top)
     scale = cast(top, slope * (ratio / constants(top).down))
-    if exps.size:
+    if options.curve.beta != 0:
+        gap_scale = cast(top, gap_slope * (ratio / constants(top).down))
+        _write_entropic((x,), (base, scale, gap_scale, top), grad, streaming)
+    elif exps.size:
         _write_kept((exps,), scale, grad, streaming)
     elif options.every_class:
         minus_g, hard, soft = cast(top, -upstream), cast(top, options.hard), cast(top, options.soft)
@@ -113,7 +147,7 @@ def cross_entropy_row(x, t, grad, rows, options, r, memory, exps):
         top, rest = row_state(x, memory, exps)
     log_sum = log_total(top, rest)
     lse = top + log_sum
-    loss, total, gap = 0.0, 0.0, 0.0
+    loss, total, gap, value = 0.0, 0.0, 0.0, 0.0
     if options.every_class:
         loss, total = row_cost(x, t, rows.weight, options, top)
     if label >= 0:
@@ -122,6 +156,15 @@ def cross_entropy_row(x, t, grad, rows, options, r, memory, exps):
         if weight != 0:  # a class of weight 0 costs nothing, even at -inf
             loss += weight * gap
     loss += total * log_sum + options.z_loss * lse * lse
+    p_label, mean_gap, gap_slope, curve = 0.0, 0.0, 0.0, options.curve
+    if curve.bends and label >= 0:
+        bent, slope, p_label = bend(curve, float(top), float(widen(x[label])), rest)
+        loss = times(weight, bent, log_sum - log_sum)
+        weight = times(weight, slope, log_sum - log_sum)
+        total = weight
+    if curve.beta != 0:
+        mean_gap = row_mean_gap(x, top, rest)
+        loss -= curve.beta * (log_sum + mean_gap)
     if rows.loss.size:
         rows.loss[r] = loss / options.denominator
     if rows.lse.size:
@@ -135,15 +178,21 @@ def cross_entropy_row(x, t, grad, rows, options, r, memory, exps):
     upstream /= options.denominator
     pull = total + 2 * options.z_loss * lse
     share = math.nan if math.isinf(top) else 1 / (1 + rest)
-    no_exps = exps[: 0 if rows.given_lse.size else exps.size]
-    row_gradient(
-        x, t, grad, rows.weight, options, top, upstream * pull * share, upstream, no_exps,
-        options.streaming,
-    )  # fmt: skip
     if label >= 0:  # p - 1 by expm1: nothing cancels where p is nearly 1
         below = math.expm1(-gap - log_sum)
         weight += options.soft * label_weight
         value = upstream * (weight * below + (pull - weight) * (1 + below))
+    if curve.beta != 0:  # log p + entropy = mean_gap - gap
+        if p_label != 0:
+            value += upstream * curve.beta * p_label * (mean_gap - gap)
+        pull += curve.beta * mean_gap
+        gap_slope = upstream * curve.beta * share
+    no_exps = exps[: 0 if rows.given_lse.size else exps.size]
+    row_gradient(
+        x, t, grad, rows.weight, options, top, upstream * pull * share, upstream, gap_slope,
+        no_exps, options.streaming,
+    )  # fmt: skip
+    if label >= 0:
         grad[label] = narrow(cast(top, value), grad)
     return loss
 

@@ -17,6 +17,7 @@ from numba.extending import register_jitable
 from ._compile import OPTIONS, inner, threaded
 from ._cross_entropy_panels import panels_task
 from ._cross_entropy_rows import rows_task
+from ._curves import PLAIN, Curve
 from ._labels import block_count, nll_gradient_task, nll_task, scan_task, zeros_task
 from ._panels import is_panelled, task_count
 from ._storage import frozen, no_planes, planes_in, planes_out, streams
@@ -42,6 +43,7 @@ class Options(NamedTuple):
     soft_total: float  # soft * (sum of the weights)
     every_class: bool  # whether q is not 0 everywhere but at the target class
     streaming: bool  # whether the gradient is written past the caches
+    curve: Curve  # of the robust losses, which have no label smoothing, z_loss or probabilities
 
 
 @inner
@@ -64,19 +66,20 @@ def in_order(sums):
 
 def _compute(
     logits, target, weight, loss, lse, given_lse, upstream, grad, *, denominator, ignore_index,
-    label_smoothing, z_loss, threads
+    label_smoothing=0.0, z_loss=0.0, curve=PLAIN, threads
 ):  # fmt: skip
     """Loss, lse and gradient, whichever are not None."""
     outer, n, inner = logits.shape
     wide = np.float64 if logits.dtype == np.float64 else np.float32
-    probabilities = target.ndim == 3
+    probabilities = target is not None and target.ndim == 3
+    no_labels = target is None or probabilities
     every_class = probabilities or label_smoothing != 0
     if every_class and weight is None:
         weight = np.ones(n, wide)
     per_row = loss is not None and loss.shape == (outer, inner)
     none, none_in = np.empty(0, wide), frozen(np.empty(0, wide))
     rows = Rows(
-        frozen(np.empty(0, np.int64) if probabilities else target.reshape(-1)),
+        frozen(np.empty(0, np.int64) if no_labels else target.reshape(-1)),
         none_in if weight is None else frozen(weight),
         none_in if given_lse is None else frozen(given_lse.reshape(-1)),
         none_in if upstream is None else frozen(upstream.reshape(-1)),
@@ -93,6 +96,7 @@ def _compute(
         soft * float(weight.sum(dtype=np.longdouble)) if label_smoothing else 0.0,
         every_class,
         grad is not None and streams(grad, logits),
+        curve,
     )
     planes = (
         planes_in(logits),
