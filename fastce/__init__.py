@@ -23,6 +23,11 @@ from .cross_entropy import (
     nll_loss,
     nll_loss_backward,
 )
+from .linear_cross_entropy import (
+    linear_cross_entropy,
+    linear_cross_entropy_backward,
+    linear_cross_entropy_with_grad,
+)
 from .log_softmax import (
     log_softmax,
     log_softmax_backward,
@@ -67,6 +72,9 @@ __all__ = [
     "generalized_cross_entropy_backward",
     "generalized_cross_entropy_with_grad",
     "get_num_threads",
+    "linear_cross_entropy",
+    "linear_cross_entropy_backward",
+    "linear_cross_entropy_with_grad",
     "log_softmax",
     "log_softmax_backward",
     "logsumexp",

@@ -14,6 +14,10 @@ from fastce.kernels.cython.cross_entropy cimport (
     c_cross_entropy, c_cross_entropy_backward, c_cross_entropy_with_grad, c_nll_loss,
     c_nll_loss_backward, c_scan_target
 )
+from fastce.kernels.cython.linear_cross_entropy cimport (
+    LinearLoss, c_linear_cross_entropy, c_linear_cross_entropy_backward,
+    c_linear_cross_entropy_with_grad
+)
 from fastce.kernels.cython.log_softmax cimport (
     BF16, F16, F32, F64, c_log_softmax, c_log_softmax_backward, c_logsumexp, c_softmax,
     c_softmax_backward
@@ -243,6 +247,87 @@ def robust_losses_with_grad(logits, target, weight, loss, grad, *, double alpha,
         result = c_robust_losses_with_grad(
             x.dtype, x.data, t.labels, t.weight, t.loss, g.data, x.outer, x.n, x.inner, x.step,
             g.step, t.per_row, alpha, gamma, q, epsilon, beta, denominator, ignore_index, threads)
+    return result
+
+
+# ---- linear_cross_entropy -------------------------------------------------------------------
+
+cdef Py_ssize_t row_step(a):
+    return 0 if a is None else a.strides[0] // a.itemsize
+
+
+cdef LinearLoss linear_loss(
+    input, linear_weight, linear_bias, target, weight, double denominator, int64_t ignore_index,
+    double label_smoothing, double z_loss, double softcap
+):
+    cdef LinearLoss a
+    memset(&a, 0, sizeof(a))
+    a.input = at(input)
+    a.linear_weight = at(linear_weight)
+    a.linear_bias = at(linear_bias)
+    a.target = <const int64_t*>at(target)
+    a.weight = at(weight)
+    a.rows, a.width = input.shape
+    a.classes = len(linear_weight)
+    a.input_row = row_step(input)
+    a.linear_weight_row = row_step(linear_weight)
+    a.denominator = denominator
+    a.ignore_index = ignore_index
+    a.label_smoothing = label_smoothing
+    a.z_loss = z_loss
+    a.softcap = softcap
+    return a
+
+
+cdef void add_gradients(LinearLoss* a, d_input, d_linear_weight, d_linear_bias):
+    a.d_input = at(d_input)
+    a.d_linear_weight = at(d_linear_weight)
+    a.d_linear_bias = at(d_linear_bias)
+    a.d_input_row = row_step(d_input)
+    a.d_linear_weight_row = row_step(d_linear_weight)
+
+
+def linear_cross_entropy(
+    input, linear_weight, linear_bias, target, weight, loss, *, denominator, ignore_index,
+    label_smoothing, z_loss, softcap, int threads
+):
+    cdef LinearLoss a = linear_loss(input, linear_weight, linear_bias, target, weight, denominator,
+                                    ignore_index, label_smoothing, z_loss, softcap)
+    cdef int dtype = DTYPES[input.dtype.name], result
+    a.loss = at(loss)
+    a.per_row = len(loss) == len(input)
+    with nogil:
+        result = c_linear_cross_entropy(dtype, &a, threads)
+    return result
+
+
+def linear_cross_entropy_backward(
+    grad_loss, input, linear_weight, linear_bias, target, weight, d_input, d_linear_weight,
+    d_linear_bias, *, denominator, ignore_index, label_smoothing, z_loss, softcap, int threads
+):
+    cdef LinearLoss a = linear_loss(input, linear_weight, linear_bias, target, weight, denominator,
+                                    ignore_index, label_smoothing, z_loss, softcap)
+    cdef int dtype = DTYPES[input.dtype.name], result
+    add_gradients(&a, d_input, d_linear_weight, d_linear_bias)
+    a.grad_loss = at(grad_loss)
+    a.per_row = len(grad_loss) == len(input)
+    with nogil:
+        result = c_linear_cross_entropy_backward(dtype, &a, threads)
+    return result
+
+
+def linear_cross_entropy_with_grad(
+    input, linear_weight, linear_bias, target, weight, loss, d_input, d_linear_weight,
+    d_linear_bias, *, denominator, ignore_index, label_smoothing, z_loss, softcap, int threads
+):
+    cdef LinearLoss a = linear_loss(input, linear_weight, linear_bias, target, weight, denominator,
+                                    ignore_index, label_smoothing, z_loss, softcap)
+    cdef int dtype = DTYPES[input.dtype.name], result
+    add_gradients(&a, d_input, d_linear_weight, d_linear_bias)
+    a.loss = at(loss)
+    a.per_row = len(loss) == len(input)
+    with nogil:
+        result = c_linear_cross_entropy_with_grad(dtype, &a, threads)
     return result
 
 

@@ -24,7 +24,7 @@ from fastce.kernels.cython import _isa
 
 HERE = Path(__file__).parent
 FOLDER = Path(kernels.__file__).parent / "cython"
-OPS = ("log_softmax", "cross_entropy", "robust_losses", "attention")
+OPS = ("log_softmax", "cross_entropy", "robust_losses", "linear_cross_entropy", "attention")
 DTYPES = ("float64", "float32", "float16", "uint16")
 SETUP = """
 from Cython.Build import cythonize
@@ -176,6 +176,27 @@ def attention_calls(rng, dtype, batch):
         yield "attention_backward", inputs, (dq, dk, dv, dmask), options
 
 
+def linear_cross_entropy_calls(rng, dtype, rows):
+    wide = "float64" if dtype == "float64" else "float32"
+    width, classes = 30, 700
+    x, w, dx, dw = (draw(rng, (n, width), dtype, 4) for n in (rows, classes) * 2)
+    bias, d_bias = (draw(rng, (classes,), dtype) for _ in range(2))
+    bias, d_bias = np.ascontiguousarray(bias), np.ascontiguousarray(d_bias)
+    target = rng.integers(0, classes, rows)
+    weight = rng.uniform(0.5, 2, classes).astype(wide)
+    options = {"denominator": 3.0, "ignore_index": int(target[0])}
+    plain = options | {"label_smoothing": 0.0, "z_loss": 0.0, "softcap": 0.0}
+    smooth = options | {"label_smoothing": 0.1, "z_loss": 0.01, "softcap": 4.0}
+    for count in 1, rows:
+        loss, upstream = np.ones(count, wide), rng.uniform(-1, 1, count).astype(wide)
+        inputs, grads = (x, w, None, target, None), (dx, dw, None)
+        yield "linear_cross_entropy", inputs, (loss,), plain
+        yield "linear_cross_entropy_with_grad", inputs, (loss, *grads), plain
+        inputs, grads = (x, w, bias, target, weight), (dx, dw, d_bias)
+        yield "linear_cross_entropy_with_grad", inputs, (loss, *grads), smooth
+        yield "linear_cross_entropy_backward", (upstream, *inputs), grads, smooth
+
+
 def calls(rng, dtype):
     """Of each op: module, function, inputs, outputs, options."""
     for shape in ((600, 129, 1), (900, 10, 1), (3, 20, 300), (2, 70_000, 1), (1, 10, 1)):
@@ -190,6 +211,8 @@ def calls(rng, dtype):
     for batch in ((), (2,), (2, 3)):
         for call in attention_calls(rng, dtype, batch):
             yield "attention", *call
+    for call in linear_cross_entropy_calls(rng, dtype, 50):
+        yield "linear_cross_entropy", *call
 
 
 # --- in the process of a level ------------------------------------------------------------

@@ -1,5 +1,5 @@
-"""exp, exp2, log, log1p and tanh of both CPU backends: their error over the whole range, drawn evenly
-from every binade.
+"""exp, exp2, log, log1p and tanh of both CPU backends: their error over the whole range, drawn
+evenly from every binade.
 
 `make accuracy` goes through every float32.
 """

@@ -25,7 +25,7 @@ X86_64 = {
     ),
 }
 # A level that only some modules gain from; the others are taken from the level below.
-ONLY = {"x86_64_v4_bf16": ("attention",)}
+ONLY = {"x86_64_v4_bf16": ("attention", "linear_cross_entropy")}
 # Elsewhere the compiler's default is compiled once: on aarch64 that has NEON.
 GENERIC = {"generic": ([], "")}
 

@@ -51,7 +51,8 @@ template <class A, class B, class C> struct Product {
     bool add;  // to what c holds
 };
 
-// One tile; of its last vector only `last` columns exist, in b as in c.
+// One tile; of its last vector only `last` columns exist, in b as in c. What c holds is added at the
+// end: a sum of 32000 products in parts of 512 has a sixth of the error of one that runs through.
 template <int ROWS, int VECTORS, class A, class B, class C>
 static __attribute__((noinline)) void product_tile(
     const Product<A, B, C> p, long row, long column, long last) {
@@ -62,8 +63,8 @@ static __attribute__((noinline)) void product_tile(
     C *c = p.c + row * p.c_row + column;
     V sum[ROWS][VECTORS], line[VECTORS];
     EACH_ROW EACH_VECTOR {
-        C *at = c + r * p.c_row + v * w;
-        sum[r][v] = !p.add ? V{} : v * w < end ? load(at) : load_n(at, last, 0);
+        sum[r][v] = V{};
+        if (p.add) prefetch_write(c + r * p.c_row + v * w);
     }
     for (long k = 0; k < p.n; k++, a += p.a_step, b += p.b_row) {
         EACH_VECTOR line[v] = load_row(b + v * w, v * w < end ? w : last);
@@ -71,6 +72,7 @@ static __attribute__((noinline)) void product_tile(
     }
     EACH_ROW EACH_VECTOR {
         C *at = c + r * p.c_row + v * w;
+        if (p.add) sum[r][v] = sum[r][v] + (v * w < end ? load(at) : load_n(at, last, 0));
         if (v * w < end) store(at, sum[r][v]);
         else store_n(at, sum[r][v], last);
     }
