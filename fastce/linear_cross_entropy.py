@@ -234,7 +234,8 @@ class _Inputs(NamedTuple):
             out = (None, None, None)
         if not isinstance(out, tuple) or len(out) != 3:
             raise TypeError(f"out must be a tuple of three arrays, or None for each, got {out!r}")
-        results, rooms = [], []
+        results: list[Any] = []
+        rooms: list[Any] = []
         for name, shape, array in zip(_NAMES, self.shapes, out, strict=True):
             if shape is None:
                 if array is not None:
@@ -331,7 +332,7 @@ def _inputs(
         _heads.bits(_heads.row_contiguous(x).reshape(math.prod(rows), x.shape[-1])),
         _heads.bits(_heads.row_contiguous(w)),
         None if b is None else _heads.bits(np.ascontiguousarray(b)),
-        loss.target.reshape(-1),
+        loss.target.reshape(-1),  # type: ignore[union-attr]
         loss.weight,
     )
     options = loss.options | {
