@@ -16,6 +16,9 @@ products, then over these sums.
 from cython.parallel cimport threadid
 from libc.string cimport memcpy, memset
 
+cdef extern from "scratch.h" nogil:
+    void* in_huge_pages(size_t)
+
 cdef extern from "products.h" nogil:
     enum:
         TILE_VECTORS

@@ -2,7 +2,7 @@
 # cython: binding=True
 """Cross-entropy of a linear layer, x @ w.T + bias, whose logits are never there as a whole.
 
-Rows go in blocks, whose logits take LOGITS_MEMORY at most. Per block: the logits (read
+Rows go in blocks, which take MEMORY at most. Per block: the logits (read
 _linear_products.pxi), their loss and gradient in place (_cross_entropy.pxi), dx, and dw += ..., so
 three products and nothing is computed twice. A dw of 16 bits cannot be added to block by block: it
 is made in a second trip, by chunks of classes, for which the logits are computed again from the lse
@@ -25,8 +25,8 @@ include "_cross_entropy.pxi"
 include "_linear_products.pxi"
 
 cdef enum:
-    LOGITS_MEMORY = 40 << 20  # bytes: with the rest less than 64 MB beyond inputs and outputs
-    CHUNK_MEMORY = 12 << 20  # bytes of dw in float
+    MEMORY = 54 << 20  # bytes: with what threads need less than 64 MB beyond inputs and outputs
+    CHUNK_MEMORY = 12 << 20  # of these, for a chunk of dw in float
 
 cdef struct Linear:  # one call
     Py_ssize_t rows, width, classes  # rows that count
@@ -43,9 +43,12 @@ cdef struct Linear:  # one call
 
 cdef Py_ssize_t block_rows(const Linear* a, const real* like) noexcept nogil:
     """Rows of a block, as equal as blocks can be, in whole tiles."""
-    cdef Py_ssize_t size = (a.classes + PADDING) * wide_size(like) * (2 if a.softcap else 1)
-    cdef Py_ssize_t most = max(TILE_ROWS, LOGITS_MEMORY // size // TILE_ROWS * TILE_ROWS)
-    cdef Py_ssize_t blocks = max(1, (a.rows + most - 1) // most), rows = (a.rows + blocks - 1) // blocks
+    cdef Py_ssize_t logits = (a.classes + PADDING) * (2 if a.softcap else 1)
+    cdef Py_ssize_t of_row = (logits + 3 * (a.width + PADDING)) * wide_size(like)  # and x, dx
+    cdef Py_ssize_t room = MEMORY if sizeof(real) > 2 else MEMORY - CHUNK_MEMORY
+    cdef Py_ssize_t most = max(TILE_ROWS, room // of_row // TILE_ROWS * TILE_ROWS)
+    cdef Py_ssize_t blocks = max(1, (a.rows + most - 1) // most), rows
+    rows = (a.rows + blocks - 1) // blocks
     return (rows + TILE_ROWS - 1) // TILE_ROWS * TILE_ROWS
 
 
@@ -281,7 +284,7 @@ cdef int typed_linear(
     for k in range(7):
         sizes[k] = (sizes[k] + 63) // 64 * 64
         whole += sizes[k]
-    memory = <char*>malloc(whole)
+    memory = <char*>in_huge_pages(whole)
     sums = room(tasks(b.rows, a.classes, 1, lanes(x)))
     if memory == NULL or sums == NULL:
         free(memory)
