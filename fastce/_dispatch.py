@@ -12,7 +12,7 @@ from contextvars import ContextVar
 
 BACKENDS = ("cython", "numba", "reference")  # of processors, fastest first
 GPU = "cuda"  # for arrays on a GPU; others are copied there where it is asked for by name
-OPS = ("log_softmax", "cross_entropy", "attention")
+OPS = ("log_softmax", "cross_entropy", "binary_cross_entropy", "attention")
 
 _chosen: ContextVar[str | None] = ContextVar(
     "fastce_backend", default=os.environ.get("FASTCE_BACKEND") or None

@@ -188,6 +188,44 @@ template <class V> INLINE V log_1p(V x) {
     return log_sum(u, (x - (u - back)) + (1 - back), V{});
 }
 
+// log(1 + e) / e, 0 <= e <= 1: minimax of the relative error, 2**-27.7 and 2**-59.2.
+INLINE f32v log_1p_ratio(f32v e) {
+    f32v q = -0.00324402461f * e + 0.0198514598f;
+    q = q * e - 0.0569595295f;
+    q = q * e + 0.106036544f;
+    q = q * e - 0.153055923f;
+    q = q * e + 0.196759392f;
+    q = q * e - 0.249541336f;
+    q = q * e + 0.333299624f;
+    q = q * e - 0.499999024f;
+    return q * e + 1.0f;
+}
+INLINE f64v log_1p_ratio(f64v e) {
+    f64v q = -1.64186069885792462e-05 * e + 0.000197509549855031118;
+    q = q * e - 0.00112995942257998992;
+    q = q * e + 0.00410993828426905582;
+    q = q * e - 0.0107441219035292173;
+    q = q * e + 0.0217083468894699629;
+    q = q * e - 0.0357584162334429745;
+    q = q * e + 0.0502810025758708909;
+    q = q * e - 0.0630299490924595418;
+    q = q * e + 0.073368622820406626;
+    q = q * e - 0.0821057360936774949;
+    q = q * e + 0.090567319869870877;
+    q = q * e - 0.0999243783419599962;
+    q = q * e + 0.111098044053982908;
+    q = q * e - 0.124998275910860324;
+    q = q * e + 0.142856974254268521;
+    q = q * e - 0.166666654932993485;
+    q = q * e + 0.199999999451578842;
+    q = q * e - 0.249999999984229504;
+    q = q * e + 0.333333333333092174;
+    q = q * e - 0.499999999999998557;
+    return q * e + 1.0;
+}
+// log(1 + e) for e from 0 to 1, without a division.
+template <class V> INLINE V log_1p_small(V e) { return e * log_1p_ratio(e); }
+
 // Cython calls these with the storage type, as in exp_sub<f16>(x, m).
 template <class T> INLINE vector<T> exp_sub(vector<T> x, vector<T> m) {
     return exp_sub<vector<T>>(x, m);
@@ -197,6 +235,7 @@ template <class T> INLINE vector<T> log_sum(vector<T> u, vector<T> lost, vector<
 }
 template <class T> INLINE vector<T> log_of(vector<T> x) { return log_of<vector<T>>(x); }
 template <class T> INLINE vector<T> log_1p(vector<T> x) { return log_1p<vector<T>>(x); }
+template <class T> INLINE vector<T> log_1p_small(vector<T> e) { return log_1p_small<vector<T>>(e); }
 template <class T> INLINE vector<T> exp_from(vector<T> x, vector<T> shift, vector<T> power) {
     return exp_from<vector<T>>(x, shift, power);
 }
