@@ -76,16 +76,6 @@ def from_logit(x, a, b, base):
     return mul_add(a + b, log_1p_small(e), far), -quotient if x < t.zero else quotient
 
 
-@inner
-def from_probability(p, target):
-    """The same. The two bounds are PyTorch's."""
-    one = constants(p).one
-    floor, least = cast(p, -100.0), cast(p, 1e-12)
-    log_p, log_q = larger(floor, log(p)), larger(floor, log_1p(-p))
-    slope = (p - target) / larger(least, p * (one - p))
-    return mul_add(target, -log_p, (one - target) * -log_q), slope
-
-
 # ---- loops over a tile -----------------------------------------------------------------------
 
 
@@ -120,13 +110,16 @@ def of_logits(x, a, b, losses, slopes):
 
 @inner
 def of_probabilities(p, t, weight, losses, slopes):
+    """The two bounds are PyTorch's. A loop has one logarithm: LLVM does not inline two."""
     apart()
-    if slopes.size:
-        for i in range(p.size):
-            losses[i], slopes[i] = from_probability(widen(p[i]), widen(t[i]))
-    else:
-        for i in range(p.size):
-            losses[i] = from_probability(widen(p[i]), widen(t[i]))[0]
+    one, floor, least = constants(losses[0]).one, cast(losses[0], -100.0), cast(losses[0], 1e-12)
+    for i in range(p.size):
+        losses[i] = (one - widen(t[i])) * -larger(floor, log_1p(-widen(p[i])))
+    for i in range(p.size):
+        losses[i] = mul_add(widen(t[i]), -larger(floor, log(widen(p[i]))), losses[i])
+    for i in range(slopes.size):
+        value = widen(p[i])
+        slopes[i] = (value - widen(t[i])) / larger(least, value * (one - value))
     for i in range(weight.size):
         losses[i] *= weight[i]
     for i in range(min(weight.size, slopes.size)):
