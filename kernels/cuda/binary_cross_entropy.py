@@ -17,7 +17,7 @@ from numba import cuda
 
 from . import _arrays, _device, _launch, _ptx
 from ._loss import scale_of
-from ._math import device
+from ._math import device, math_of
 from ._reduce import SCRATCH, reduce_of
 from ._storage import load_label, load_number, storage_of
 from .cross_entropy import _add_up
@@ -137,7 +137,8 @@ def _run(
 def _element_of(name, from_logits):
     """A device function (x, t, w, v, keep, spread): the loss, and its derivative."""
     storage = storage_of(name)
-    real, exp_below, maximum = storage.real, storage.exp_below, storage.maximum
+    real, maximum = storage.real, storage.maximum
+    exp_below = math_of(real, half=False).exp_below  # losses of 16 bits are float32, too
     zero, one, nan = real(0), real(1), real(np.nan)
     floor, least = real(-100), real(1e-12)
 
