@@ -261,14 +261,14 @@ def _scan_of(name):
     size, load, zero, one = storage.size, storage.load, storage.real(0), storage.real(1)
 
     @cuda.jit
-    def scan(p, count, each, out, stats):
+    def scan(probs, count, each, out, stats):
         """The first number below 0 or above 1."""
         begin = np.int64(cuda.blockIdx.x) * each
         end = min(begin + each, count)
         first = -INF  # the element's number, negative: so the first is the largest
         i = begin + cuda.threadIdx.x
         while i < end:
-            value = load(p + i * size)
+            value = load(probs + i * size)
             if value < zero or value > one:
                 first = max(first, -np.float64(i))
             i += cuda.blockDim.x
