@@ -64,7 +64,9 @@ def new(shape: tuple[int, ...], order: Order, dtype: np.dtype) -> np.ndarray:
 
 
 def wrong_weight(name: str, of: str, got: tuple[int, ...], shape: tuple[int, ...]) -> ValueError:
-    return ValueError(f"{name} must have a shape that broadcasts to that of {of}, {shape}, got {got}")
+    return ValueError(
+        f"{name} must have a shape that broadcasts to that of {of}, {shape}, got {got}"
+    )
 
 
 def varying_axes(weight: tuple[int, ...], shape: tuple[int, ...], order: Order) -> int:

@@ -86,7 +86,9 @@ def test_arrays_on_the_gpu(gpu, row, dtype):  # noqa: F811
         assert out is over
         np.testing.assert_array_equal(gpu.get(again), gpu.get(loss))
         np.testing.assert_array_equal(gpu.get(out), gpu.get(grad))
-    assert np.array_equal(gpu.get(getattr(fastce, row.form)(*there, **there_options)), gpu.get(loss))
+    assert np.array_equal(
+        gpu.get(getattr(fastce, row.form)(*there, **there_options)), gpu.get(loss)
+    )
 
 
 @pytest.mark.parametrize("kind", ["?", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8"])
@@ -108,10 +110,7 @@ def test_many_elements(gpu):  # noqa: F811
     np.testing.assert_allclose(gpu.get(loss), right[0], rtol=3e-7)
     np.testing.assert_allclose(gpu.get(grad), right[1], rtol=1e-5, atol=1e-12)
     memory = gpu.put(np.concatenate([[0], x]).astype(np.float32))
-    if gpu.machine:
-        shifted = memory._again(x.shape, (4,), 4)
-    else:
-        shifted = memory[1:]
+    shifted = memory._again(x.shape, (4,), 4) if gpu.machine else memory[1:]
     again = fastce.binary_cross_entropy_with_logits_with_grad(shifted, gpu.put(t))
     np.testing.assert_array_equal(gpu.get(again[0]), gpu.get(loss))
     np.testing.assert_array_equal(gpu.get(again[1]), gpu.get(grad))
