@@ -69,7 +69,7 @@ def wrong_weight(name: str, of: str, got: tuple[int, ...], shape: tuple[int, ...
     )
 
 
-def varying_axes(weight: tuple[int, ...], shape: tuple[int, ...], order: Order) -> int:
+def shared_axes(weight: tuple[int, ...], shape: tuple[int, ...], order: Order) -> int:
     """How many axes of `shape`, from the widest on, have the same weights throughout."""
     axes = range(len(shape)) if order is None else order
     missing = len(shape) - len(weight)
@@ -136,7 +136,7 @@ class ElementInputs:
             whole = np.broadcast_to(w, self.shape)
         except ValueError:
             raise wrong_weight(name, self.name, w.shape, self.shape) from None
-        same = varying_axes(w.shape, self.shape, self.order)
+        same = shared_axes(w.shape, self.shape, self.order)
         whole = whole if self.order is None else whole.transpose(self.order)
         if not whole.size:
             return np.ones(1, self.dtype)

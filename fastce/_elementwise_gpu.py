@@ -8,7 +8,7 @@ import numpy as np
 
 from . import _gpu
 from ._dispatch import gpu_kernel
-from ._elementwise import Order, bad_probability, check_reduction, varying_axes, wrong_weight
+from ._elementwise import Order, bad_probability, check_reduction, shared_axes, wrong_weight
 from ._validation import get_validation
 
 
@@ -109,7 +109,7 @@ class GPUElementInputs:
             fits = False
         if not fits:
             raise wrong_weight(name, self.name, w.shape, self.shape)
-        same = varying_axes(w.shape, self.shape, self.order)
+        same = shared_axes(w.shape, self.shape, self.order)
         order = tuple(range(len(self.shape))) if self.order is None else self.order
         missing = len(self.shape) - len(w.shape)
         axes = [i - missing for i in order[same:] if i >= missing]

@@ -17,8 +17,8 @@ then the outputs hold anything. Nothing else is checked, so the following must h
 - `weight` is `weights` numbers, and element i has number i % weights; so have `pos_weight` and
   `pos_weights`. At least a thousand are best: repeat fewer. NULL is 1 for each element.
 - `weight`, `pos_weight`, `loss` and `grad_loss` are of the compute dtype: double for F64, else
-  float. `loss` and `grad_loss` are n numbers where `per_element` is true, else one: the sum over the
-  elements. NULL for `grad_loss` is 1.
+  float. `loss` and `grad_loss` are n numbers where `per_element` is true, else one: the sum over
+  the elements. NULL for `grad_loss` is 1.
 - The sum is divided by `denominator`: n for the mean; 1 where `per_element` is true.
 - `label_smoothing` is from 0 to 1.
 - Pointers are aligned to their elements. `grad` is exactly `logits`, `probs` or `target`, or

@@ -13,8 +13,8 @@ Every term of the loss is at least 0, so nothing cancels, and there is no divisi
 Blocks of a fixed size are spread over threads, and their sums of losses, in double, added in order.
 A block goes in tiles: whole vectors from its beginning on, wherever that lies in memory, so that a
 sum is the same for the loss alone and for the loss with its gradient. What is written past the
-caches must begin at an aligned address, so it goes to a tile in the L1 cache first. Rejected: vectors
-that begin at the first aligned address of the gradient; the sum then depends on that address.
+caches must begin at an aligned address, so it goes to a tile in the L1 cache first. Rejected:
+vectors that begin at the first aligned address of the gradient; the sum then depends on it.
 """
 
 include "_simd.pxi"
@@ -136,7 +136,9 @@ cdef double tile(
     return reduce_add(low + high)
 
 
-cdef inline const void* wide_at(const real* like, const void* numbers, Py_ssize_t at) noexcept nogil:
+cdef inline const void* wide_at(
+    const real* like, const void* numbers, Py_ssize_t at
+) noexcept nogil:
     """The address of element `at` of an array of the compute type, NULL of NULL."""
     return <const char*>numbers + at * wide_size(like) if numbers != NULL else NULL
 
@@ -355,7 +357,8 @@ cdef on_arrays(
     double denominator, double label_smoothing, int threads
 ):
     cdef int dtype = dtype_of(x), result
-    cdef Py_ssize_t n = cnp.PyArray_SIZE(x), weights = count(weight), pos_weights = count(pos_weight)
+    cdef Py_ssize_t n = cnp.PyArray_SIZE(x), weights = count(weight)
+    cdef Py_ssize_t pos_weights = count(pos_weight)
     cdef bint per_element = n > 1 and count(grad_loss if loss is None else loss) == n
     cdef void* upstream = data(grad_loss)
     cdef void* values = data(x)
