@@ -16,6 +16,14 @@ from .attention import (
     scaled_dot_product_attention,
     scaled_dot_product_attention_backward,
 )
+from .binary_cross_entropy import (
+    binary_cross_entropy,
+    binary_cross_entropy_backward,
+    binary_cross_entropy_with_grad,
+    binary_cross_entropy_with_logits,
+    binary_cross_entropy_with_logits_backward,
+    binary_cross_entropy_with_logits_with_grad,
+)
 from .cross_entropy import (
     cross_entropy,
     cross_entropy_backward,
@@ -59,6 +67,12 @@ __all__ = [
     "attention_varlen",
     "attention_varlen_backward",
     "available_backends",
+    "binary_cross_entropy",
+    "binary_cross_entropy_backward",
+    "binary_cross_entropy_with_grad",
+    "binary_cross_entropy_with_logits",
+    "binary_cross_entropy_with_logits_backward",
+    "binary_cross_entropy_with_logits_with_grad",
     "confidence_penalty",
     "confidence_penalty_backward",
     "confidence_penalty_with_grad",

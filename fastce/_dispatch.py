@@ -16,6 +16,7 @@ GPU = "cuda"  # for arrays on a GPU; others are copied there where it is asked f
 OPS = (
     "log_softmax",
     "cross_entropy",
+    "binary_cross_entropy",
     "robust_losses",
     "linear_cross_entropy",
     "attention",

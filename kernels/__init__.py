@@ -25,6 +25,18 @@ Per-row arrays (``target``, ``loss``, ``lse``, ``grad_loss``): shape ``(outer, i
 ``weight``
     None, or one weight per class: ``(n,)`` in the compute dtype.
 
+Canonical form of elementwise ops (binary cross-entropy):
+
+``logits``, ``probs``, ``target``, ``grad``: shape ``(n,)``, contiguous
+    All elements in the order in which they lie in memory, the same in all arrays. An output is
+    either exactly one of the inputs or overlaps none of them. ``target`` has the dtype of the
+    input; ``probs`` have been checked with ``scan_probabilities``.
+``weight``, ``pos_weight``
+    None, or ``(period,)`` in the compute dtype: element i has number ``i % period``. At least some
+    thousands are best, if there are as many elements; a short row is repeated by the caller.
+``loss``, ``grad_loss``: shape ``(n,)`` or ``(1,)``
+    ``(1,)`` where the loss is reduced; the kernel divides by ``denominator``, which is 1 elsewhere.
+
 Canonical form of attention:
 
 ``q``, ``out``, ``grad_out``, ``dq``: shape ``(..., heads, L, width)``
@@ -54,8 +66,9 @@ The ``cuda`` backend takes memory of a GPU in place of any array, as `cuda._arra
 ``__cuda_array_interface__``; NumPy arrays are copied there and back. It has no use for ``threads``,
 does not wait, and checks no labels: one out of range makes its row NaN. There, ``target`` may be of
 any integer dtype, ``weight``, ``lse`` and ``grad_loss`` of any floating one, and ``denominator``
-the ``stats`` that `scan_target` wrote. Arrays of attention are `cuda._attention_arrays.Heads`
-instead, ``spans`` too if they are on the GPU; float32 of dtype "tfloat32" goes to tensor cores.
+the ``stats`` that `scan_target` wrote. Probabilities out of range are NaN there. Arrays of
+attention are `cuda._attention_arrays.Heads` instead, ``spans`` too if they are on the GPU; float32
+of dtype "tfloat32" goes to tensor cores.
 
 The same kernels for Cython code, as C functions, are declared in ``cython/<op>.pxd``.
 

@@ -10,6 +10,11 @@ from libc.string cimport memset
 from fastce.kernels.cython.attention cimport (
     Attention, AttentionGradient, Heads, c_attention, c_attention_backward
 )
+from fastce.kernels.cython.binary_cross_entropy cimport (
+    c_binary_cross_entropy, c_binary_cross_entropy_backward, c_binary_cross_entropy_with_grad,
+    c_binary_cross_entropy_with_logits, c_binary_cross_entropy_with_logits_backward,
+    c_binary_cross_entropy_with_logits_with_grad, c_scan_probabilities
+)
 from fastce.kernels.cython.cross_entropy cimport (
     c_cross_entropy, c_cross_entropy_backward, c_cross_entropy_with_grad, c_nll_loss,
     c_nll_loss_backward, c_scan_target
@@ -331,6 +336,117 @@ def linear_cross_entropy_with_grad(
     return result
 
 
+# ---- binary_cross_entropy -------------------------------------------------------------------
+
+cdef struct Elements:
+    int dtype
+    void* x
+    void* target
+    void* weight
+    void* pos_weight
+    Py_ssize_t n, weights, pos_weights
+
+
+cdef Elements elements(x, target=None, weight=None, pos_weight=None):
+    cdef Elements e
+    e.dtype, e.n = DTYPES[x.dtype.name], x.size
+    e.x, e.target, e.weight, e.pos_weight = at(x), at(target), at(weight), at(pos_weight)
+    e.weights = 0 if weight is None else weight.size
+    e.pos_weights = 0 if pos_weight is None else pos_weight.size
+    return e
+
+
+def scan_probabilities(probs, stats, *, int threads):
+    cdef Elements e = elements(probs)
+    cdef double* found = <double*>at(stats)
+    cdef int result
+    with nogil:
+        result = c_scan_probabilities(e.dtype, e.x, found, e.n, threads)
+    return result
+
+
+def binary_cross_entropy(probs, target, weight, loss, *, double denominator, int threads):
+    cdef Elements e = elements(probs, target, weight)
+    cdef void* losses = at(loss)
+    cdef bint each = loss.size > 1
+    cdef int result
+    with nogil:
+        result = c_binary_cross_entropy(
+            e.dtype, e.x, e.target, e.weight, e.weights, losses, e.n, each, denominator, threads)
+    return result
+
+
+def binary_cross_entropy_backward(grad_loss, probs, target, weight, grad, *, double denominator,
+                                  int threads):
+    cdef Elements e = elements(probs, target, weight)
+    cdef void* upstream = at(grad_loss)
+    cdef void* slopes = at(grad)
+    cdef bint each = grad_loss.size > 1
+    cdef int result
+    with nogil:
+        result = c_binary_cross_entropy_backward(
+            e.dtype, upstream, e.x, e.target, e.weight, e.weights, slopes, e.n, each, denominator,
+            threads)
+    return result
+
+
+def binary_cross_entropy_with_grad(probs, target, weight, loss, grad, *, double denominator,
+                                   int threads):
+    cdef Elements e = elements(probs, target, weight)
+    cdef void* losses = at(loss)
+    cdef void* slopes = at(grad)
+    cdef bint each = loss.size > 1
+    cdef int result
+    with nogil:
+        result = c_binary_cross_entropy_with_grad(
+            e.dtype, e.x, e.target, e.weight, e.weights, losses, slopes, e.n, each, denominator,
+            threads)
+    return result
+
+
+def binary_cross_entropy_with_logits(logits, target, weight, pos_weight, loss, *,
+                                     double denominator, double label_smoothing, int threads):
+    cdef Elements e = elements(logits, target, weight, pos_weight)
+    cdef void* losses = at(loss)
+    cdef bint each = loss.size > 1
+    cdef int result
+    with nogil:
+        result = c_binary_cross_entropy_with_logits(
+            e.dtype, e.x, e.target, e.weight, e.weights, e.pos_weight, e.pos_weights, losses, e.n,
+            each, denominator, label_smoothing, threads)
+    return result
+
+
+def binary_cross_entropy_with_logits_backward(grad_loss, logits, target, weight, pos_weight, grad,
+                                              *, double denominator, double label_smoothing,
+                                              int threads):
+    cdef Elements e = elements(logits, target, weight, pos_weight)
+    cdef void* upstream = at(grad_loss)
+    cdef void* slopes = at(grad)
+    cdef bint each = grad_loss.size > 1
+    cdef int result
+    with nogil:
+        result = c_binary_cross_entropy_with_logits_backward(
+            e.dtype, upstream, e.x, e.target, e.weight, e.weights, e.pos_weight, e.pos_weights,
+            slopes, e.n, each, denominator, label_smoothing, threads)
+    return result
+
+
+def binary_cross_entropy_with_logits_with_grad(logits, target, weight, pos_weight, loss, grad, *,
+                                               double denominator, double label_smoothing,
+                                               int threads):
+    cdef Elements e = elements(logits, target, weight, pos_weight)
+    cdef void* losses = at(loss)
+    cdef void* slopes = at(grad)
+    cdef bint each = loss.size > 1
+    cdef int result
+    with nogil:
+        result = c_binary_cross_entropy_with_logits_with_grad(
+            e.dtype, e.x, e.target, e.weight, e.weights, e.pos_weight, e.pos_weights, losses,
+            slopes, e.n, each, denominator, label_smoothing, threads)
+    return result
+
+
 # ---- attention ------------------------------------------------------------------------------
 
 cdef enum:
@@ -430,6 +546,8 @@ def unknown_dtype():
         c_softmax(4, NULL, NULL, 0, 0, 0, 0, 0, 1),
         c_nll_loss(-1, NULL, NULL, NULL, NULL, 0, 0, 0, 0, False, 1, 0, 1),
         c_robust_losses(9, NULL, NULL, NULL, NULL, 0, 0, 0, 0, False, 1, 0, 0, 0, 0, 1, 0, 1),
+        c_scan_probabilities(4, NULL, NULL, 0, 1),
+        c_binary_cross_entropy(5, NULL, NULL, NULL, 0, NULL, 0, False, 1, 1),
         c_attention(7, &a, 1),
         c_attention_backward(7, &a, &g, 1),
     ]

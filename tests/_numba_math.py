@@ -19,7 +19,7 @@ def _over(function):
 
 EXP_2_UP_TO = _math.EXP_2_UP_TO
 exp_2_of, tan_h_of = map(_over, (_math.exp_2, _math.tanh))
-log_of_of, log_1p_of = map(_over, (_math.log, _math.log_1p))
+log_of_of, log_1p_of, log_1p_small_of = map(_over, (_math.log, _math.log_1p, _math.log_1p_small))
 
 
 @compiled

@@ -71,7 +71,8 @@ def pytest_collection_modifyitems(items):
     one builds a copy of the kernels.
     """
     groups = {"test_vendoring.py": "vendoring"}
-    groups |= dict.fromkeys(("test_cuda.py", "test_cuda_attention.py", "test_ptx.py"), "cuda")
+    cuda = "test_cuda.py", "test_cuda_attention.py", "test_cuda_binary_cross_entropy.py"
+    groups |= dict.fromkeys((*cuda, "test_ptx.py"), "cuda")
     for item in items:
         group = groups.get(item.path.name)
         if group == "cuda" and "attention" in item.nodeid:  # no kernel is in both

@@ -61,6 +61,7 @@ def test_traffic():
     assert Case("cross_entropy", (10, 100)).traffic == 4000 + 80
     assert Case("cross_entropy_with_grad", (10, 100), "bfloat16").traffic == 2 * 2000 + 80
     assert Case("cross_entropy", (10, 100), target="probabilities").traffic == 2 * 4000 + 80
+    assert Case("binary_cross_entropy_with_logits_with_grad", (1000,)).traffic == 3 * 4000
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
@@ -297,6 +298,7 @@ def suite(monkeypatch):
         ("log_softmax", "LogSoftmax"),
         ("cross_entropy", "CrossEntropy"),
         ("robust_losses", "RobustLosses"),
+        ("binary_cross_entropy", "BinaryCrossEntropy"),
         ("attention", "Attention"),
     ],
 )

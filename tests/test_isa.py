@@ -16,6 +16,7 @@ FILES = {
     "log_softmax": "test_log_softmax.py",
     "cross_entropy": "test_cross_entropy.py",
     "robust_losses": "test_robust_losses.py",
+    "binary_cross_entropy": "test_binary_cross_entropy.py",
     "_vector_math": "test_vector_math.py",
     "attention": "test_attention.py::test_truth",  # the rest takes a minute and a half per level
 }

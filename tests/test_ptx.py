@@ -5,6 +5,7 @@ the inner loops are looked for in the PTX.
 """
 
 import functools
+import itertools
 import re
 import subprocess
 
@@ -17,6 +18,7 @@ import _ptx_machine
 from cuda.pathfinder import find_nvidia_binary_utility
 
 from fastce.kernels.cuda import _device, _launch
+from fastce.kernels.cuda import binary_cross_entropy as bce
 from fastce.kernels.cuda import cross_entropy as ce
 from fastce.kernels.cuda import log_softmax as ls
 from fastce.kernels.cuda._attention_backward import backward_kv_of, backward_q_of, delta_of
@@ -95,6 +97,33 @@ def test_resources_of_reductions(kernel, cc):
     stack, spilled, registers = assemble(_gpu.ptx_of(kernel, _gpu.argument_types(kernel), cc), cc)
     assert (stack, spilled) == (0, 0)
     assert registers <= 64
+
+
+# The most registers of a thread of binary cross-entropy: a multiprocessor has four blocks of 256 at
+# 64, and two at 104, where a thread computes on 8 numbers of 16 bits at once.
+ELEMENTS = {"float64": 96, "float32": 64, "float16": 104, "bfloat16": 104}
+
+
+@pytest.mark.parametrize("cc", ARCHITECTURES, ids=lambda cc: f"sm_{cc[0]}{cc[1]}")
+@pytest.mark.parametrize("name", DTYPES)
+def test_resources_of_binary_cross_entropy(name, cc):
+    for options in itertools.product((False, True), repeat=3):
+        _, labels, grads = options
+        kernel = bce.kernel_of(name, *options)
+        ptx = _gpu.ptx_of(kernel, _gpu.argument_types(kernel), cc)
+        stack, spilled, registers = assemble(ptx, cc)
+        found = f"{name} {options}: {stack} {spilled} {registers}"
+        assert (stack, spilled) == (0, 0), found
+        assert ".local" not in ptx, found
+        assert registers <= ELEMENTS[name], found
+        assert ptx.count("ld.global.v4.u32") >= (1 if labels else 2), found
+        assert ("st.global.v4.u32" in ptx) == grads, found
+    for kernel in bce._scan_of(name), bce._scan_again:
+        stack, spilled, registers = assemble(
+            _gpu.ptx_of(kernel, _gpu.argument_types(kernel), cc), cc
+        )
+        assert (stack, spilled) == (0, 0)
+        assert registers <= 64
 
 
 # ---- attention -------------------------------------------------------------------------------

@@ -60,6 +60,16 @@ def test_log1p(math, dtype, low, high):
     assert ulp(result, np.log1p(x.astype(np.longdouble)), dtype).max() <= 2
 
 
+@pytest.mark.parametrize(("dtype", "low"), [("f4", -149), ("f8", -1022)])
+def test_log1p_of_small_numbers(math, dtype, low):
+    """From 0 to 1, by a polynomial."""
+    x = np.concatenate([stratified(dtype, low, -1), np.linspace(0, 1, 100_001).astype(dtype)])
+    math.log_1p_small_of(x, result := np.empty_like(x))
+    assert ulp(result, np.log1p(x.astype(np.longdouble)), dtype).max() <= 2
+    math.log_1p_small_of(x := np.array([0, np.nan], dtype), result := np.empty_like(x))
+    np.testing.assert_array_equal(result, x)
+
+
 @pytest.mark.parametrize(("dtype", "low"), [("f4", -26), ("f8", -60)])
 def test_log1p_of_negative_numbers(math, dtype, low):
     x = -stratified(dtype, low, -1)

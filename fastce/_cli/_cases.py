@@ -35,6 +35,12 @@ TRAFFIC = {
     "nll_loss": (0, 0),
     "nll_loss_backward": (0, 1),
     **ROBUST,
+    "binary_cross_entropy": (2, 0),
+    "binary_cross_entropy_backward": (2, 1),
+    "binary_cross_entropy_with_grad": (2, 1),
+    "binary_cross_entropy_with_logits": (2, 0),
+    "binary_cross_entropy_with_logits_backward": (2, 1),
+    "binary_cross_entropy_with_logits_with_grad": (2, 1),
     "scaled_dot_product_attention": (0, 0),  # bound by arithmetic, see Case.flops
     "scaled_dot_product_attention_backward": (0, 0),
 }
@@ -58,7 +64,7 @@ class Case:
     def label(self) -> str:
         """Everything but the op, for a table."""
         words = [str(self.shape)]
-        words += [f"{self.keys} keys"] if self.keys not in (0, self.shape[-2]) else []
+        words += [f"{self.keys} keys"] if self.keys and self.keys != self.shape[-2] else []
         words += ["causal"] if self.causal else []
         words += [self.dtype] if self.dtype != "float32" else []
         words += [f"axis={self.axis}"] if self.axis != -1 else []
@@ -74,6 +80,11 @@ class Case:
     @property
     def robust(self) -> bool:
         return self.op in ROBUST
+
+    @property
+    def is_binary(self) -> bool:
+        """Of single numbers, without classes."""
+        return self.op.startswith("binary")
 
     @property
     def classes(self) -> int:
@@ -105,7 +116,9 @@ class Case:
             return self.nbytes if self.shape[-2] == 1 else 0
         read, written = TRAFFIC[self.op]
         read += self.target == "probabilities"
-        labels = self.rows * 8 if "loss" in self.op or "entropy" in self.op or self.robust else 0
+        with_labels = "loss" in self.op or "entropy" in self.op or self.robust
+        has_labels = with_labels and not self.is_binary
+        labels = self.rows * 8 if has_labels else 0
         return (read + written) * self.nbytes + labels
 
     @property
@@ -158,6 +171,7 @@ def _cases() -> list[Case]:
         Case("nll_loss", (65536, 1000)),
         Case("nll_loss_backward", (65536, 1000)),
         *_robust_cases(),
+        *_binary_cases(),
         *_attention_cases(),
     ]
 
@@ -165,6 +179,23 @@ def _cases() -> list[Case]:
 def _robust_cases() -> list[Case]:
     many = [Case("focal_loss_with_grad", shape) for shape in ((4096, 32000), (1_000_000, 10))]
     return [*many, *(Case(op, (65536, 1000)) for op in ROBUST)]
+
+
+def _binary_cases() -> list[Case]:
+    shape, probs, logits = (20_000_000,), "binary_cross_entropy", "binary_cross_entropy_with_logits"
+    return [
+        Case(logits, shape),
+        Case(logits, shape, "bfloat16"),
+        Case(logits, (1000,)),
+        Case(f"{logits}_with_grad", shape),
+        Case(f"{logits}_with_grad", shape, into="out"),
+        Case(f"{logits}_with_grad", shape, "bfloat16", "out"),
+        Case(f"{logits}_backward", shape),
+        Case(probs, shape),
+        Case(f"{probs}_with_grad", shape),
+        Case(f"{probs}_with_grad", shape, into="out"),
+        Case(f"{probs}_backward", shape),
+    ]
 
 
 def _attention_cases() -> list[Case]:
@@ -201,6 +232,8 @@ def _quick_cases() -> list[Case]:
         Case("log_softmax", (1, 10)),
         Case("softmax", (8192, 1000), into="out"),
         Case("focal_loss_with_grad", (8192, 1000)),
+        Case("binary_cross_entropy_with_logits", (2_000_000,)),
+        Case("binary_cross_entropy_with_logits_with_grad", (2_000_000,), into="out"),
         Case("scaled_dot_product_attention", (1, 8, 1024, 64), keys=1024),
         Case("scaled_dot_product_attention_backward", (1, 8, 1024, 64), keys=1024, causal=True),
     ]
@@ -254,6 +287,10 @@ def make_data(case: Case) -> Data:
             _normal(case, 1),
             getattr(fastce, case.op.removesuffix("_backward"))(x, axis=case.axis),
         )
+    if case.is_binary:
+        if "logits" not in case.op:
+            x = (0.5 + 0.5 * np.tanh(x.astype(np.float32) / 2)).astype(x.dtype)
+        return Data(x, (_normal(case, 1) > 0).astype(x.dtype), None, None, None)
     rng = np.random.default_rng(2)
     if case.target == "probabilities":
         target = fastce.softmax(_normal(case, 3), axis=case.axis)

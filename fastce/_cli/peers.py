@@ -17,6 +17,7 @@ import numpy as np
 import fastce
 
 from ._attention import ATTENTION
+from ._binary import BINARY
 from ._cases import ITEMSIZE, Case, Data, tensor
 from ._robust import torch_call
 from ._timing import Call
@@ -297,9 +298,11 @@ def nothing(case: Case, data: Any) -> None:
 
 class Peer(NamedTuple):
     package: str  # what to import
-    make: Callable[[Case, Data], Call | None]  # but for attention
+    make: Callable[[Case, Data], Call | None]  # but for attention and binary cross-entropy
 
     def call(self, name: str, case: Case, data: Any) -> Call | None:
+        if case.is_binary:
+            return BINARY.get(name, nothing)(case, data)
         return (ATTENTION.get(name, nothing) if case.keys else self.make)(case, data)
 
 

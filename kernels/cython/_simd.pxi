@@ -32,12 +32,14 @@ cdef extern from "simd.h" nogil:
     vector[T] load_n[T](const T*, Py_ssize_t, double)
     void store[T](T*, vector[T])
     void store_n[T](T*, vector[T], Py_ssize_t)
+    Py_ssize_t wide_size[T](const T*)
     double get_wide[T](const T*, const void*, Py_ssize_t)
     void put_wide[T](const T*, void*, Py_ssize_t, double)
     vector[T] load_wide[T](const T*, const void*, Py_ssize_t, Py_ssize_t)
     void store_wide[T](const T*, void*, Py_ssize_t, vector[T], Py_ssize_t)
     void stream[T](T*, vector[T])
     size_t stream_align[T](const T*)
+    void stream_copy(void*, const void*, Py_ssize_t)
     void stream_end()
     void prefetch(const void*)
 
@@ -46,6 +48,11 @@ cdef extern from "simd.h" nogil:
     vector[T] mul_add[T](vector[T], vector[T], vector[T])
     vector[T] where_equal[T](vector[T], vector[T], vector[T], vector[T])
     vector[T] add_unless_equal[T](vector[T], vector[T], vector[T], vector[T])
+    vector[T] where_negative[T](vector[T], vector[T], vector[T])
+    vector[T] minus_size[T](vector[T])
+    vector[T] first_lanes[T](vector[T], Py_ssize_t)
+    vector[double] low_doubles[T](vector[T])
+    vector[double] high_doubles[T](vector[T])
     double reduce_max[T](vector[T])
     double reduce_add[T](vector[T])
 
@@ -56,6 +63,7 @@ cdef extern from "vector_math.h" nogil:
     vector[T] tan_h[T](const T*, vector[T])
     vector[T] log_of[T](vector[T])
     vector[T] log_1p[T](vector[T])
+    vector[T] log_1p_small[T](vector[T])
     vector[T] log_sum[T](vector[T], vector[T], vector[T])
 
     ctypedef struct Reference:

@@ -15,6 +15,7 @@ cdef enum:  # the functions
     EXP_2
     LOG
     LOG_1P
+    LOG_1P_SMALL
     TANH
 
 
@@ -38,6 +39,8 @@ cdef void apply(
             v = tan_h(x, v)
         elif function == LOG:
             v = log_of(v)
+        elif function == LOG_1P_SMALL:
+            v = log_1p_small(v)
         else:
             v = log_1p(v)
         store_n(out + k * w, v, left)
@@ -85,6 +88,11 @@ def log_of_of(x, out):
 def log_1p_of(x, out):
     """out = log(1 + x), for contiguous float64 or float32 arrays of at least -1."""
     by_dtype(LOG_1P, x, None, out)
+
+
+def log_1p_small_of(x, out):
+    """out = log(1 + x), for contiguous float64 or float32 arrays from 0 to 1."""
+    by_dtype(LOG_1P_SMALL, x, None, out)
 
 
 def tan_h_of(x, out):

@@ -209,6 +209,7 @@ template <class T> INLINE void store_n(T *p, vector<T> v, long n) {
 }
 
 // Arrays of the compute type beside those of storage type T: `values` holds compute<T>.
+template <class T> INLINE constexpr long wide_size(const T *) { return sizeof(compute<T>); }
 template <class T> INLINE double get_wide(const T *, const void *values, long at) {
     return ((const compute<T> *)values)[at];
 }
@@ -243,6 +244,14 @@ INLINE void stream_end() {  // streamed lines are visible to other threads after
 #if defined(__x86_64__)
     _mm_sfence();
 #endif
+}
+// The same of bytes; those before the first aligned address and after the last go the usual way.
+INLINE void stream_copy(void *to, const void *from, long bytes) {
+    long head = -(uintptr_t)to % VECTOR_BYTES, at = head < bytes ? head : bytes;
+    memcpy(to, from, at);
+    for (; at + VECTOR_BYTES <= bytes; at += VECTOR_BYTES)
+        stream((double *)((char *)to + at), load((const double *)((const char *)from + at)));
+    memcpy((char *)to + at, (const char *)from + at, bytes - at);
 }
 INLINE void prefetch(const void *p) { __builtin_prefetch(p, 0, 3); }
 INLINE void prefetch_write(const void *p) { __builtin_prefetch(p, 1, 3); }
@@ -283,6 +292,35 @@ template <class V> INLINE double reduce_add(V v) {  // in double, lanes in order
 #pragma GCC unroll 8
         for (int i = 0; i < half; i++) part[i] += part[i + half];
     return part[0];
+}
+
+// The lanes of a vector as doubles, in two vectors; of doubles, the second one is 0.
+INLINE f64v low_doubles(f64v v) { return v; }
+INLINE f64v high_doubles(f64v) { return f64v{}; }
+#if defined(__AVX512F__)
+INLINE f64v low_doubles(f32v v) { return _mm512_cvtps_pd(_mm512_castps512_ps256(v)); }
+INLINE f64v high_doubles(f32v v) {
+    return _mm512_cvtps_pd(_mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(v), 1)));
+}
+#else
+typedef float half_f32v __attribute__((vector_size(VECTOR_BYTES / 2)));
+INLINE f64v doubles_at(const char *lanes) {
+    half_f32v half;
+    memcpy(&half, lanes, sizeof half);
+    return __builtin_convertvector(half, f64v);
+}
+INLINE f64v low_doubles(f32v v) { return doubles_at((const char *)&v); }
+INLINE f64v high_doubles(f32v v) { return doubles_at((const char *)&v + sizeof(half_f32v)); }
+#endif
+// The first n lanes, and 0 in the others.
+template <class V> INLINE V first_lanes(V v, long n) {
+    typename traits<V>::ints beyond;
+    for (int i = 0; i < WIDTH<V>; i++) beyond[i] = i - n;
+    return beyond < 0 ? v : V{};
+}
+// -abs(v)
+template <class V> INLINE V minus_size(V v) {
+    return bits<V>(bits<typename traits<V>::ints>(v) | bits<typename traits<V>::ints>(-V{}));
 }
 
 // a - b for a <= 0 <= b, rounded to odd: of the two floats around an inexact result, the one whose
@@ -344,3 +382,13 @@ template <class T>
 INLINE vector<T> where_equal(vector<T> a, vector<T> b, vector<T> then, vector<T> otherwise) {
     return a == b ? then : otherwise;
 }
+template <class T>
+INLINE vector<T> where_negative(vector<T> a, vector<T> then, vector<T> otherwise) {
+    return a < 0 ? then : otherwise;
+}
+template <class T> INLINE vector<T> minus_size(vector<T> v) { return minus_size<vector<T>>(v); }
+template <class T> INLINE vector<T> first_lanes(vector<T> v, long n) {
+    return first_lanes<vector<T>>(v, n);
+}
+template <class T> INLINE f64v low_doubles(vector<T> v) { return low_doubles(v); }
+template <class T> INLINE f64v high_doubles(vector<T> v) { return high_doubles(v); }

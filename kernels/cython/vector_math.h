@@ -188,6 +188,43 @@ template <class V> INLINE V log_1p(V x) {
     return log_sum(u, (x - (u - back)) + (1 - back), V{});
 }
 
+// q in log(1 + e) = e + e**2 * q(e), 0 <= e <= 1: minimax of the relative error, 2**-27.5 with 9
+// coefficients for float, 2**-59.2 with 21 for double.
+INLINE f32v log_1p_tail(f32v e) {
+    f32v q = -0.00331846996f * e + 0.0202045722f;
+    q = q * e - 0.0576644181f;
+    q = q * e + 0.106805526f;
+    q = q * e - 0.153553944f;
+    q = q * e + 0.196953998f;
+    q = q * e - 0.249585873f;
+    q = q * e + 0.333305113f;
+    return q * e - 0.499999328f;
+}
+INLINE f64v log_1p_tail(f64v e) {
+    f64v q = -1.6599325828352185e-05 * e + 0.000199451904760749622;
+    q = q * e - 0.00113966895852180526;
+    q = q * e + 0.00413990818150590956;
+    q = q * e - 0.0108080748559061298;
+    q = q * e + 0.0218084437664177976;
+    q = q * e - 0.0358773930975282429;
+    q = q * e + 0.0503907090621690881;
+    q = q * e - 0.0631094301194415758;
+    q = q * e + 0.0734141681914698696;
+    q = q * e - 0.0821264165456194045;
+    q = q * e + 0.0905747421003253311;
+    q = q * e - 0.0999264698527077277;
+    q = q * e + 0.111098501608610581;
+    q = q * e - 0.12499835233558898;
+    q = q * e + 0.142856983772630647;
+    q = q * e - 0.16666665578802442;
+    q = q * e + 0.19999999950440156;
+    q = q * e - 0.249999999986320082;
+    q = q * e + 0.333333333333139525;
+    return q * e - 0.499999999999999001;
+}
+// log(1 + e) for e from 0 to 1, without a division.
+template <class V> INLINE V log_1p_small(V e) { return e * e * log_1p_tail(e) + e; }
+
 // Cython calls these with the storage type, as in exp_sub<f16>(x, m).
 template <class T> INLINE vector<T> exp_sub(vector<T> x, vector<T> m) {
     return exp_sub<vector<T>>(x, m);
@@ -197,6 +234,7 @@ template <class T> INLINE vector<T> log_sum(vector<T> u, vector<T> lost, vector<
 }
 template <class T> INLINE vector<T> log_of(vector<T> x) { return log_of<vector<T>>(x); }
 template <class T> INLINE vector<T> log_1p(vector<T> x) { return log_1p<vector<T>>(x); }
+template <class T> INLINE vector<T> log_1p_small(vector<T> e) { return log_1p_small<vector<T>>(e); }
 template <class T> INLINE vector<T> exp_from(vector<T> x, vector<T> shift, vector<T> power) {
     return exp_from<vector<T>>(x, shift, power);
 }

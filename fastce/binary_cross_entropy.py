@@ -1,0 +1,358 @@
+"""Binary cross-entropy, of probabilities and of logits."""
+
+from __future__ import annotations  # help() then says ArrayLike, not what that stands for
+
+from typing import Any
+
+from numpy.typing import ArrayLike
+
+from . import _arrays
+from ._elementwise import check_smoothing, element_inputs
+from .cross_entropy import Reduction
+
+_OP = "binary_cross_entropy"
+
+
+def binary_cross_entropy(
+    probs: ArrayLike,
+    target: ArrayLike,
+    *,
+    weight: ArrayLike | None = None,
+    reduction: Reduction = "mean",
+) -> Any:
+    """Binary cross-entropy between probabilities and targets, in nats.
+
+    For an element with probability p, target t and weight w the loss is
+    ``-w * (t * log(p) + (1 - t) * log(1 - p))``, where neither logarithm counts as less than -100.
+    If you have the logits, `binary_cross_entropy_with_logits` is faster and more exact.
+
+    Parameters
+    ----------
+    probs : array_like
+        Probabilities from 0 to 1: float64, float32, float16 or bfloat16, any shape and layout.
+    target : array_like
+        The wanted probabilities, of the shape of `probs`: floating, or 0 and 1 (False and True) of
+        any integer or boolean dtype. Other dtypes than that of `probs` are converted to it once.
+        That they are from 0 to 1 is not checked: the loss is linear in them.
+    weight : array_like, optional
+        A weight for each element: of any shape that broadcasts to that of `probs`.
+    reduction : {"mean", "sum", "none"}
+        The mean divides by the number of elements, whatever their weights.
+
+    Returns
+    -------
+    scalar, or array of the shape of `probs` for ``reduction="none"``
+        float64 for float64 probabilities, else float32. The mean over no element is NaN.
+
+    Raises
+    ------
+    ValueError
+        For a number that is no probability. It names the first one. (On a GPU its loss becomes NaN
+        instead, see `set_validation`.) NaN is let through.
+    TypeError, ValueError
+        For shapes, dtypes or options that do not fit. The message shows what was received.
+
+    Notes
+    -----
+    Names, defaults and meaning are those of ``torch.nn.functional.binary_cross_entropy``.
+
+    Examples
+    --------
+    >>> import fastce
+    >>> round(float(fastce.binary_cross_entropy([0.5, 0.8], [0, 1])), 6)  # -(log 0.5 + log 0.8) / 2
+    0.458145
+    """
+    p = element_inputs(_OP, "probs", probs, target, {"weight": weight}, reduction)
+    losses, loss = p.new_loss()
+    _checked(p, "binary_cross_entropy", losses, p.x, p.target, *p.weights, losses)
+    return _arrays.like(probs, loss)
+
+
+def binary_cross_entropy_backward(
+    grad_loss: ArrayLike,
+    probs: ArrayLike,
+    target: ArrayLike,
+    *,
+    weight: ArrayLike | None = None,
+    reduction: Reduction = "mean",
+    out: Any = None,
+) -> Any:
+    """Gradient of `binary_cross_entropy` with respect to the probabilities.
+
+    Parameters
+    ----------
+    grad_loss : array_like
+        Gradient with respect to the loss: a scalar, or for ``reduction="none"`` one per element.
+    probs, target, weight, reduction
+        As given to `binary_cross_entropy`.
+    out : array, optional
+        Where to put the gradient: shape and dtype of `probs`. It may be `probs` itself.
+
+    Returns
+    -------
+    array
+        Of the shape and dtype of `probs`: ``grad_loss * w * (p - t) / max(p * (1 - p), 1e-12)``.
+        It knows nothing of the bound of the logarithms, as in PyTorch.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `binary_cross_entropy`; nothing is written then.
+
+    Examples
+    --------
+    >>> import fastce
+    >>> fastce.binary_cross_entropy_backward(1.0, [0.5, 0.75], [0, 1], reduction="sum")
+    array([ 2.        , -1.33333333])
+    """
+    p = element_inputs(_OP, "probs", probs, target, {"weight": weight}, reduction, out)
+    upstream = p.grad_loss(grad_loss)
+    p.check_probabilities()
+    slopes, grad = p.new_grad()
+    p.kernel("binary_cross_entropy_backward")(
+        upstream, p.x, p.target, *p.weights, slopes, **p.options
+    )
+    return _arrays.like(probs, grad) if out is None else out
+
+
+def binary_cross_entropy_with_grad(
+    probs: ArrayLike,
+    target: ArrayLike,
+    *,
+    weight: ArrayLike | None = None,
+    reduction: Reduction = "mean",
+    out: Any = None,
+) -> tuple[Any, Any]:
+    """`binary_cross_entropy` and its gradient, in one trip through memory.
+
+    Parameters
+    ----------
+    probs, target, weight, reduction
+        As for `binary_cross_entropy`.
+    out : array, optional
+        Where to put the gradient: shape and dtype of `probs`. It may be `probs` itself.
+
+    Returns
+    -------
+    loss : scalar or array
+        As `binary_cross_entropy` returns it.
+    grad : array
+        Of the shape and dtype of `probs`. For ``reduction="none"``, the gradient of each element's
+        own loss.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `binary_cross_entropy`; nothing is written then.
+
+    Examples
+    --------
+    >>> import fastce
+    >>> loss, grad = fastce.binary_cross_entropy_with_grad([0.5, 0.5], [0, 1])
+    >>> round(float(loss), 6), grad
+    (0.693147, array([ 1., -1.]))
+    """
+    p = element_inputs(_OP, "probs", probs, target, {"weight": weight}, reduction, out)
+    losses, loss = p.new_loss()
+    slopes, grad = p.new_grad()
+    name = "binary_cross_entropy_with_grad"
+    _checked(p, name, losses, p.x, p.target, *p.weights, losses, slopes)
+    return _arrays.like(probs, loss), _arrays.like(probs, grad) if out is None else out
+
+
+def _checked(p: Any, name: str, losses: Any, *arrays: Any) -> None:
+    """Compute, and refuse what is no probability. A bad one makes its loss NaN, and so the sum."""
+    first = p.must_check_first
+    if first:
+        p.check_probabilities()
+    p.kernel(name)(*arrays, **p.options)
+    if not first and losses[0] != losses[0]:
+        p.check_probabilities()
+
+
+def binary_cross_entropy_with_logits(
+    logits: ArrayLike,
+    target: ArrayLike,
+    *,
+    weight: ArrayLike | None = None,
+    pos_weight: ArrayLike | None = None,
+    label_smoothing: float = 0.0,
+    reduction: Reduction = "mean",
+) -> Any:
+    """Binary cross-entropy between logits and targets, in nats.
+
+    For an element with logit x, target t, weight w and positive weight v, and for the label
+    smoothing s, which makes ``t' = t * (1 - s) + s / 2`` of a target, the loss is
+    ``w * (v * t' * softplus(-x) + (1 - t') * softplus(x))`` with ``softplus(x) = log(1 + exp(x))``.
+    That is `binary_cross_entropy` of ``sigmoid(x)``, exact for logits of any size.
+
+    Parameters
+    ----------
+    logits : array_like
+        Log-odds: float64, float32, float16 or bfloat16, any shape and layout.
+    target : array_like
+        The wanted probabilities, of the shape of `logits`: floating, or 0 and 1 (False and True) of
+        any integer or boolean dtype. Other dtypes than that of `logits` are converted to it once.
+        That they are from 0 to 1 is not checked: the loss is linear in them.
+    weight : array_like, optional
+        A weight for each element: of any shape that broadcasts to that of `logits`.
+    pos_weight : array_like, optional
+        What positive targets count, against 1 for negative ones: as `weight`. One number for each
+        label of rows of labels, often negatives / positives.
+    label_smoothing : float, default 0
+        From 0 to 1: how far targets are moved towards 1/2.
+    reduction : {"mean", "sum", "none"}
+        The mean divides by the number of elements, whatever their weights.
+
+    Returns
+    -------
+    scalar, or array of the shape of `logits` for ``reduction="none"``
+        float64 for float64 logits, else float32. The mean over no element is NaN.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For shapes, dtypes or options that do not fit. The message shows what was received.
+
+    Notes
+    -----
+    Names, defaults and meaning are those of
+    ``torch.nn.functional.binary_cross_entropy_with_logits``, except that a term whose factor is 0
+    adds exactly 0 even where its logit is infinite (PyTorch gives NaN). Label smoothing is that of
+    Keras.
+
+    References
+    ----------
+    Label smoothing: Szegedy et al., "Rethinking the Inception Architecture", 2016.
+
+    Examples
+    --------
+    >>> import numpy as np, fastce
+    >>> logits = np.log([1.0, 4.0])  # of probabilities 0.5 and 0.8
+    >>> round(float(fastce.binary_cross_entropy_with_logits(logits, [0, 1])), 6)
+    0.458145
+    """
+    p, smoothing = _logits(logits, target, weight, pos_weight, label_smoothing, reduction)
+    losses, loss = p.new_loss()
+    p.kernel("binary_cross_entropy_with_logits")(
+        p.x, p.target, *p.weights, losses, **p.options, label_smoothing=smoothing
+    )
+    return _arrays.like(logits, loss)
+
+
+def binary_cross_entropy_with_logits_backward(
+    grad_loss: ArrayLike,
+    logits: ArrayLike,
+    target: ArrayLike,
+    *,
+    weight: ArrayLike | None = None,
+    pos_weight: ArrayLike | None = None,
+    label_smoothing: float = 0.0,
+    reduction: Reduction = "mean",
+    out: Any = None,
+) -> Any:
+    """Gradient of `binary_cross_entropy_with_logits` with respect to the logits.
+
+    Parameters
+    ----------
+    grad_loss : array_like
+        Gradient with respect to the loss: a scalar, or for ``reduction="none"`` one per element.
+    logits, target, weight, pos_weight, label_smoothing, reduction
+        As given to `binary_cross_entropy_with_logits`.
+    out : array, optional
+        Where to put the gradient: shape and dtype of `logits`. It may be `logits` itself.
+
+    Returns
+    -------
+    array
+        Of the shape and dtype of `logits`:
+        ``grad_loss * w * ((1 - t') * sigmoid(x) - v * t' * sigmoid(-x))``, in the terms of
+        `binary_cross_entropy_with_logits`. Without weights that is ``sigmoid(x) - t'``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `binary_cross_entropy_with_logits`; nothing is written then.
+
+    Examples
+    --------
+    >>> import fastce
+    >>> fastce.binary_cross_entropy_with_logits_backward(1.0, [0.0, 0.0], [0, 1])
+    array([ 0.25, -0.25])
+    """
+    p, smoothing = _logits(logits, target, weight, pos_weight, label_smoothing, reduction, out)
+    slopes, grad = p.new_grad()
+    p.kernel("binary_cross_entropy_with_logits_backward")(
+        p.grad_loss(grad_loss),
+        p.x,
+        p.target,
+        *p.weights,
+        slopes,
+        **p.options,
+        label_smoothing=smoothing,
+    )
+    return _arrays.like(logits, grad) if out is None else out
+
+
+def binary_cross_entropy_with_logits_with_grad(
+    logits: ArrayLike,
+    target: ArrayLike,
+    *,
+    weight: ArrayLike | None = None,
+    pos_weight: ArrayLike | None = None,
+    label_smoothing: float = 0.0,
+    reduction: Reduction = "mean",
+    out: Any = None,
+) -> tuple[Any, Any]:
+    """`binary_cross_entropy_with_logits` and its gradient, in one trip through memory.
+
+    Parameters
+    ----------
+    logits, target, weight, pos_weight, label_smoothing, reduction
+        As for `binary_cross_entropy_with_logits`.
+    out : array, optional
+        Where to put the gradient: shape and dtype of `logits`. ``out=logits`` overwrites the
+        logits, which is the fastest and needs no memory.
+
+    Returns
+    -------
+    loss : scalar or array
+        As `binary_cross_entropy_with_logits` returns it.
+    grad : array
+        Of the shape and dtype of `logits`. For ``reduction="none"``, the gradient of each
+        element's own loss.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `binary_cross_entropy_with_logits`; nothing is written then.
+
+    Examples
+    --------
+    >>> import fastce
+    >>> loss, grad = fastce.binary_cross_entropy_with_logits_with_grad([0.0, 0.0], [0, 1])
+    >>> round(float(loss), 6), grad
+    (0.693147, array([ 0.25, -0.25]))
+    """
+    p, smoothing = _logits(logits, target, weight, pos_weight, label_smoothing, reduction, out)
+    losses, loss = p.new_loss()
+    slopes, grad = p.new_grad()
+    p.kernel("binary_cross_entropy_with_logits_with_grad")(
+        p.x, p.target, *p.weights, losses, slopes, **p.options, label_smoothing=smoothing
+    )
+    return _arrays.like(logits, loss), _arrays.like(logits, grad) if out is None else out
+
+
+def _logits(
+    logits: Any,
+    target: Any,
+    weight: Any,
+    pos_weight: Any,
+    label_smoothing: float,
+    reduction: str,
+    out: Any = None,
+) -> tuple[Any, float]:
+    """The arguments in canonical form, and the label smoothing."""
+    smoothing = check_smoothing(label_smoothing)
+    weights = {"weight": weight, "pos_weight": pos_weight}
+    return element_inputs(_OP, "logits", logits, target, weights, reduction, out), smoothing

@@ -1,0 +1,298 @@
+"""Binary cross-entropy with its gradient, from logits and from probabilities, on NVIDIA GPUs.
+
+The formulas are in kernels/reference/binary_cross_entropy.py. A thread works on a few groups of as
+many neighbours as 16 bytes hold: read and written as one word where all arrays begin at a multiple
+of 16 bytes, else one by one, in the same order. A block leaves the sum of its losses, in float64,
+which `_add_up` adds in a fixed order.
+
+Probabilities are not checked (that needs the host): one out of range gives NaN. The target is of
+the dtype of the input, or integer labels, for which kernels are compiled of their own.
+"""
+
+import math
+from functools import cache
+
+import numpy as np
+from numba import cuda
+
+from . import _arrays, _device, _launch, _ptx
+from ._loss import scale_of
+from ._math import device, math_of
+from ._reduce import SCRATCH, reduce_of
+from ._storage import load_label, load_number, storage_of
+from .cross_entropy import _add_up
+
+_THREADS = 256
+_GROUPS = 4  # of each thread: 64 bytes of each array are under way
+INF = np.float64(np.inf)
+_sum_f64, _max_f64 = reduce_of("float64").group_sum, reduce_of("float64").block_max
+
+
+def scan_probabilities(probs, stats, *, threads):
+    with _arrays.on_device((probs,), (stats,)) as (probs, stats):
+        first, count = _scan_of(probs.dtype), probs.shape[0]
+        _launch.over_rows(
+            first, _scan_again, count, 1, probs, (probs.address,), (stats.address,)
+        )  # fmt: skip
+
+
+def binary_cross_entropy(probs, target, weight, loss, *, denominator, threads):
+    with _arrays.on_device((probs, target, weight), (loss,)) as (probs, target, weight, loss):
+        _run(False, None, probs, target, weight, None, loss, None, denominator, 0.0)
+
+
+def binary_cross_entropy_backward(
+    grad_loss, probs, target, weight, grad, *, denominator, threads
+):  # fmt: skip
+    with _arrays.on_device((grad_loss, probs, target, weight), (grad,)) as views:
+        grad_loss, probs, target, weight, grad = views
+        _run(False, grad_loss, probs, target, weight, None, None, grad, denominator, 0.0)
+
+
+def binary_cross_entropy_with_grad(
+    probs, target, weight, loss, grad, *, denominator, threads
+):  # fmt: skip
+    with _arrays.on_device((probs, target, weight), (loss, grad)) as views:
+        probs, target, weight, loss, grad = views
+        _run(False, None, probs, target, weight, None, loss, grad, denominator, 0.0)
+
+
+def binary_cross_entropy_with_logits(
+    logits, target, weight, pos_weight, loss, *, denominator, label_smoothing, threads
+):  # fmt: skip
+    with _arrays.on_device((logits, target, weight, pos_weight), (loss,)) as views:
+        logits, target, weight, pos_weight, loss = views
+        weights = weight, pos_weight
+        _run(True, None, logits, target, *weights, loss, None, denominator, label_smoothing)
+
+
+def binary_cross_entropy_with_logits_backward(
+    grad_loss, logits, target, weight, pos_weight, grad, *, denominator, label_smoothing, threads
+):  # fmt: skip
+    with _arrays.on_device((grad_loss, logits, target, weight, pos_weight), (grad,)) as views:
+        grad_loss, logits, target, weight, pos_weight, grad = views
+        weights = weight, pos_weight
+        _run(True, grad_loss, logits, target, *weights, None, grad, denominator, label_smoothing)
+
+
+def binary_cross_entropy_with_logits_with_grad(
+    logits, target, weight, pos_weight, loss, grad, *, denominator, label_smoothing, threads
+):  # fmt: skip
+    with _arrays.on_device((logits, target, weight, pos_weight), (loss, grad)) as views:
+        logits, target, weight, pos_weight, loss, grad = views
+        weights = weight, pos_weight
+        _run(True, None, logits, target, *weights, loss, grad, denominator, label_smoothing)
+
+
+def _row(view):
+    """(address, code, how many) of weights, or zeros."""
+    return (0, 0, 0) if view is None else (view.address, view.code, view.shape[0])
+
+
+def _run(
+    from_logits, grad_loss, x, target, weight, pos_weight, loss, grad, denominator, label_smoothing
+):  # fmt: skip
+    """Work on all elements, and add up their losses where `loss` is one number."""
+    n, label_smoothing = x.shape[0], float(label_smoothing)
+    upstream = 1.0
+    if isinstance(grad_loss, float):
+        upstream, grad_loss = grad_loss, None
+    summed = loss is not None and loss.shape == (1,)
+    labels = target.dtype != x.dtype
+    arrays = x.address, target.address, 0 if grad is None else grad.address
+    whole = not any(a % 16 for a in (arrays[::2] if labels else arrays))
+    each = _THREADS * _GROUPS * storage_of(x.dtype).per_word
+    blocks, sums = -(-n // each), 0
+    if summed:
+        buffer = _device.allocate(8 * blocks, x.stream, x.device)
+        sums = _device.address(buffer)
+    arguments = (
+        *arrays,
+        n,
+        int(whole),
+        target.code if labels else 0,
+        *_row(weight),
+        *_row(pos_weight),
+        *((0, 0) if grad_loss is None else (grad_loss.address, grad_loss.code)),
+        0 if grad_loss is None or grad_loss.shape == (1,) else 1,
+        upstream,
+        float(denominator),
+        1.0 - label_smoothing,
+        label_smoothing / 2.0,
+        0 if loss is None or summed else loss.address,
+        sums,
+    )
+    if blocks:
+        kernel = kernel_of(x.dtype, from_logits, labels, grad is not None)
+        _device.launch(kernel, blocks, _THREADS, SCRATCH, x.stream, x.device, arguments)
+    if summed:
+        last = (loss.address, loss.code, float(denominator), 0)
+        _launch.over_rows(_add_up, _add_up, blocks, 1, x, (sums,), last)
+
+
+# ---- one element -----------------------------------------------------------------------------
+
+
+@cache
+def _element_of(name, from_logits):
+    """A device function (x, t, w, v, keep, spread): the loss, and its derivative."""
+    storage = storage_of(name)
+    real, maximum = storage.real, storage.maximum
+    exp_below = math_of(real, half=False).exp_below  # losses of 16 bits are float32, too
+    zero, one, nan = real(0), real(1), real(np.nan)
+    floor, least = real(-100), real(1e-12)
+
+    @device
+    def of_logit(x, t, w, v, keep, spread):
+        a, b = w * v * (keep * t + spread), w * (keep * (one - t) + spread)
+        size = abs(x)
+        e = exp_below(-size, zero)
+        c, other = (a, b) if x < zero else (b, a)
+        slope = (c - other * e) / (one + e)
+        # A factor of 0 costs nothing even at infinity; NaN is still in e.
+        far = zero if c == zero else c * size
+        return (a + b) * math.log1p(e) + far, -slope if x < zero else slope
+
+    @device
+    def of_probability(p, t, w, v, keep, spread):
+        # The two bounds are PyTorch's.
+        log_p, log_q = maximum(floor, math.log(p)), maximum(floor, math.log1p(-p))
+        slope = (p - t) / maximum(least, p * (one - p))
+        if p < zero or p > one:
+            slope = nan
+        return w * (t * -log_p + (one - t) * -log_q), w * slope
+
+    return of_logit if from_logits else of_probability
+
+
+@cache
+def kernel_of(name, from_logits, labels, grads):
+    """The kernel for a dtype, for a target of labels or of numbers, with gradient or without."""
+    storage, element = storage_of(name), _element_of(name, from_logits)
+    size, per_word, kind, real = storage.size, storage.per_word, storage.type, storage.real
+    load, unpack, store, store_word = (
+        storage.load,
+        storage.unpack,
+        storage.store,
+        storage.store_word,
+    )
+    put_number, number = storage.put_number, storage.real_size
+    one = real(1)
+
+    @device
+    def target_of(t, i, code):
+        return real(load_label(t, i, code)) if labels else load(t + i * size)
+
+    @device
+    def weight_of(weight, code, weights, i):
+        return real(load_number(weight, i % weights, code)) if weight != 0 else one
+
+    @cuda.jit
+    def kernel(
+        x,
+        t,
+        grad,
+        n,
+        whole,
+        code,
+        weight,
+        weight_code,
+        weights,
+        pos_weight,
+        pos_weight_code,
+        pos_weights,
+        grad_loss,
+        grad_loss_code,
+        step,
+        upstream,
+        denominator,
+        keep,
+        spread,
+        losses,
+        sums,
+    ):
+        values, targets = cuda.local.array(per_word, kind), cuda.local.array(per_word, kind)
+        hard, soft = real(keep), real(spread)
+        total = np.float64(0)
+        group = np.int64(cuda.blockIdx.x) * (_THREADS * _GROUPS) + cuda.threadIdx.x
+        for _ in range(_GROUPS):
+            first = group * per_word
+            group += _THREADS
+            here = min(n - first, per_word)
+            word = whole != 0 and here == per_word
+            if word:
+                unpack(_ptx.load_word(x + first * size), values)
+                if not labels:
+                    unpack(_ptx.load_word(t + first * size), targets)
+            for j in range(per_word):
+                if j < here:
+                    i = first + j
+                    value = values[j] if word else load(x + i * size)
+                    target = targets[j] if word and not labels else target_of(t, i, code)
+                    w = weight_of(weight, weight_code, weights, i)
+                    v = weight_of(pos_weight, pos_weight_code, pos_weights, i)
+                    loss, slope = element(value, target, w, v, hard, soft)
+                    total += loss
+                    if losses != 0:
+                        put_number(losses + i * number, loss)
+                    if grads:
+                        scale = scale_of(
+                            grad_loss, grad_loss_code, i, step, upstream, denominator, 0
+                        )  # fmt: skip
+                        values[j] = slope * real(scale)
+                        if not word:
+                            store(grad + i * size, values[j])
+            if grads and word:
+                store_word(grad + first * size, values)
+        if sums != 0:
+            total = _sum_f64(total, np.int64(cuda.blockDim.x))
+            if cuda.threadIdx.x == 0:
+                _ptx.store_f64(sums + 8 * cuda.blockIdx.x, total)
+
+    return kernel
+
+
+# ---- the check -------------------------------------------------------------------------------
+
+
+@cache
+def _scan_of(name):
+    storage = storage_of(name)
+    size, load, zero, one = storage.size, storage.load, storage.real(0), storage.real(1)
+
+    @cuda.jit
+    def scan(probs, count, each, out, stats):
+        """The first number below 0 or above 1."""
+        begin = np.int64(cuda.blockIdx.x) * each
+        end = min(begin + each, count)
+        first = -INF  # the element's number, negative: so the first is the largest
+        i = begin + cuda.threadIdx.x
+        while i < end:
+            value = load(probs + i * size)
+            if value < zero or value > one:
+                first = max(first, -np.float64(i))
+            i += cuda.blockDim.x
+        _put_first(first, out, stats)
+
+    return scan
+
+
+@cuda.jit
+def _scan_again(found, count, each, out, stats):
+    """The first of what blocks have found."""
+    first = -INF
+    i = np.int64(cuda.threadIdx.x)
+    while i < count:
+        first = max(first, _ptx.load_f64(found + 8 * i))
+        i += cuda.blockDim.x
+    _put_first(first, out, stats)
+
+
+@device
+def _put_first(first, out, stats):
+    first = _max_f64(first)
+    if cuda.threadIdx.x == 0:
+        if out != 0:
+            _ptx.store_f64(out + 8 * cuda.blockIdx.x, first)
+        else:
+            _ptx.store_f64(stats, np.float64(-1) if first == -INF else -first)

@@ -1,0 +1,308 @@
+"""Binary cross-entropy with its gradient, from logits and from probabilities, in one trip.
+
+The formulas are in kernels/reference/binary_cross_entropy.py, and how they are computed at the top
+of kernels/cython/binary_cross_entropy.pyx. A block goes in tiles: plain loops, which LLVM
+vectorises, write factors, losses and slopes to buffers on the stack; from there the losses are
+summed in float64, and what is wanted goes to memory. What is not given is an empty array.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from ._compile import inner, threaded
+from ._math import (
+    add_in_any_order,
+    apart,
+    cast,
+    constants,
+    exp_from,
+    larger,
+    log,
+    log_1p,
+    log_1p_small,
+    mul_add,
+    reference,
+)
+from ._storage import (
+    LINE,
+    before_line,
+    copy_lines,
+    frozen,
+    narrow,
+    raw,
+    stack_like,
+    stack_scratch,
+    stream_end,
+    streams,
+    widen,
+)
+
+TILE = 1024  # elements
+BLOCK = 16 * TILE  # a task
+
+
+class Each(NamedTuple):
+    """Arrays of the type that is computed in."""
+
+    weight: np.ndarray  # element i has number i % weight.size; empty for ones
+    pos_weight: np.ndarray
+    upstream: np.ndarray  # empty, or one for each element
+    loss: np.ndarray  # empty where the loss is reduced
+
+
+class Options(NamedTuple):
+    from_logits: bool
+    hard: float  # 1 - label_smoothing: of the target
+    soft: float  # label_smoothing / 2: of both classes
+    scale: float  # of the gradient
+    stream_grad: bool  # whether it is written past the caches
+    stream_loss: bool
+
+
+# ---- one element -----------------------------------------------------------------------------
+
+
+@inner
+def from_logit(x, a, b, base):
+    """The loss and its derivative."""
+    t = constants(x)
+    size = abs(x)
+    e = exp_from(-size, base) * t.down
+    c, other = (a, b) if x < t.zero else (b, a)
+    quotient = (c - other * e) / (t.one + e)
+    # A factor of 0 costs nothing even at infinity; NaN is still in e.
+    far = t.zero if c == t.zero else c * size
+    return mul_add(a + b, log_1p_small(e), far), -quotient if x < t.zero else quotient
+
+
+# ---- loops over a tile -----------------------------------------------------------------------
+
+
+@inner
+def fill_factors(t, weight, pos_weight, options, a, b):
+    """What the target and its complement count."""
+    apart()
+    one = constants(a[0]).one
+    hard, soft = cast(one, options.hard), cast(one, options.soft)
+    for i in range(t.size):
+        target = widen(t[i])
+        a[i] = mul_add(hard, target, soft)
+        b[i] = mul_add(hard, one - target, soft)
+    for i in range(weight.size):
+        a[i] *= weight[i]
+        b[i] *= weight[i]
+    for i in range(pos_weight.size):
+        a[i] *= pos_weight[i]
+
+
+@inner
+def of_logits(x, a, b, losses, slopes):
+    apart()
+    base, _ = reference(constants(losses[0]).zero)
+    if slopes.size:
+        for i in range(x.size):
+            losses[i], slopes[i] = from_logit(widen(x[i]), a[i], b[i], base)
+    else:
+        for i in range(x.size):
+            losses[i] = from_logit(widen(x[i]), a[i], b[i], base)[0]
+
+
+@inner
+def of_probabilities(p, t, weight, losses, slopes):
+    """The two bounds are PyTorch's. A loop has one logarithm: LLVM does not inline two."""
+    apart()
+    one, floor, least = constants(losses[0]).one, cast(losses[0], -100.0), cast(losses[0], 1e-12)
+    for i in range(p.size):
+        losses[i] = (one - widen(t[i])) * -larger(floor, log_1p(-widen(p[i])))
+    for i in range(p.size):
+        losses[i] = mul_add(widen(t[i]), -larger(floor, log(widen(p[i]))), losses[i])
+    for i in range(slopes.size):
+        value = widen(p[i])
+        slopes[i] = (value - widen(t[i])) / larger(least, value * (one - value))
+    for i in range(weight.size):
+        losses[i] *= weight[i]
+    for i in range(min(weight.size, slopes.size)):
+        slopes[i] *= weight[i]
+
+
+@inner
+def sum_of(losses):
+    apart()
+    total = 0.0
+    for i in range(losses.size):
+        total = add_in_any_order(total, np.float64(losses[i]))
+    return total
+
+
+@inner
+def put_slopes(slopes, upstream, scale, buffer):
+    """Multiplied by the upstream gradient, as they are stored."""
+    apart()
+    if upstream.size:
+        for i in range(slopes.size):
+            value = slopes[i] * upstream[i]
+            buffer[i] = narrow(value, buffer)
+    else:
+        for i in range(slopes.size):
+            value = slopes[i] * scale
+            buffer[i] = narrow(value, buffer)
+
+
+@inner
+def copy_out(values, to, streaming):
+    """Whole lines of it past the caches, if `streaming`."""
+    apart()
+    first = min(before_line(to), to.size) if streaming else 0
+    last = first + (to.size - first) * to.itemsize // LINE * (LINE // to.itemsize)
+    for i in range(first):
+        to[i] = values[i]
+    copy_lines(values[first:last], to[first:last], streaming)
+    for i in range(last, to.size):
+        to[i] = values[i]
+
+
+# ---- tasks -----------------------------------------------------------------------------------
+
+
+@inner
+def block_task(x, t, grad, each, options, sums, block):
+    """Losses and gradients of a block, whichever are wanted; the sum of the losses in `sums`."""
+    a, b = stack_scratch(x, TILE), stack_scratch(x, TILE)
+    losses, slopes = stack_scratch(x, TILE), stack_scratch(x, TILE)
+    stored = stack_like(grad, TILE)
+    weights, pos_weights = each.weight.size, each.pos_weight.size
+    at, last = block * BLOCK, min(x.size, (block + 1) * BLOCK)
+    scale = cast(losses[0], options.scale)
+    total = 0.0
+    while at < last:
+        n, w, v = min(TILE, last - at), 0, 0
+        if weights:
+            w = at % weights
+            n = min(n, weights - w)
+        if pos_weights:
+            v = at % pos_weights
+            n = min(n, pos_weights - v)
+        values, targets = x[at : at + n], t[at : at + n]
+        weight = each.weight[w : w + n]
+        wanted = slopes[: n if grad.size else 0]
+        if options.from_logits:
+            fill_factors(targets, weight, each.pos_weight[v : v + n], options, a, b)
+            of_logits(values, a, b, losses, wanted)
+        else:
+            of_probabilities(values, targets, weight, losses, wanted)
+        total += sum_of(losses[:n])
+        if each.loss.size:
+            copy_out(losses[:n], each.loss[at : at + n], options.stream_loss)
+        if grad.size:
+            put_slopes(wanted, each.upstream[at : at + n], scale, stored)
+            copy_out(stored[:n], grad[at : at + n], options.stream_grad)
+        at += n
+    if options.stream_loss or options.stream_grad:
+        stream_end()
+    sums[block] = total
+
+
+@inner
+def scan_task(p, bad, block):
+    """The first element of a block that is below 0 or above 1, if there is one."""
+    first, last = block * BLOCK, min(p.size, (block + 1) * BLOCK)
+    part = p[first:last]
+    zero, one = constants(widen(p[0])).zero, constants(widen(p[0])).one
+    count = 0
+    for i in range(part.size):
+        value = widen(part[i])
+        count += 1 if (value < zero) | (value > one) else 0
+    if count:
+        for i in range(part.size):
+            value = widen(part[i])
+            if value < zero or value > one:
+                bad[block] = first + i
+                return
+
+
+run, run_scan = threaded(block_task), threaded(scan_task)
+
+
+# ---- kernels ---------------------------------------------------------------------------------
+
+
+def scan_probabilities(probs, stats, *, threads):
+    bad = np.full(-(-probs.size // BLOCK), -1)
+    run_scan(threads, probs.size, bad.size, frozen(raw(probs)), bad)
+    bad = bad[bad >= 0]
+    stats[0] = bad[0] if bad.size else -1
+
+
+def _compute(
+    from_logits, grad_loss, x, target, weight, pos_weight, loss, grad, denominator,
+    label_smoothing, threads
+):  # fmt: skip
+    """Loss and gradient, whichever are not None."""
+    n = x.size
+    none = np.empty(0, np.float64 if x.dtype == np.float64 else np.float32)
+    per_element = n > 1 and (loss if grad_loss is None else grad_loss).size == n
+    upstream = 1.0 if grad_loss is None or per_element else float(grad_loss[0])
+    each = Each(
+        frozen(none if weight is None else weight),
+        frozen(none if pos_weight is None else pos_weight),
+        frozen(grad_loss if grad_loss is not None and per_element else none),
+        loss if loss is not None and per_element else none,
+    )
+    options = Options(
+        from_logits,
+        1.0 - label_smoothing,
+        label_smoothing / 2.0,
+        upstream / denominator if n else 1.0,
+        grad is not None and streams(grad, x, target),
+        streams(each.loss),
+    )
+    arrays = frozen(raw(x)), frozen(raw(target)), raw(x[:0].copy() if grad is None else grad)
+    sums = np.zeros(-(-n // BLOCK))
+    run(threads, n, sums.size, *arrays, each, options, sums)
+    if loss is not None and loss.size and not per_element:
+        with np.errstate(invalid="ignore"):  # the mean over nothing is NaN
+            loss[0] = np.divide(np.cumsum(sums)[-1] if n else 0.0, denominator)
+
+
+def binary_cross_entropy(probs, target, weight, loss, *, denominator, threads):
+    _compute(False, None, probs, target, weight, None, loss, None, denominator, 0.0, threads)
+
+
+def binary_cross_entropy_backward(
+    grad_loss, probs, target, weight, grad, *, denominator, threads
+):  # fmt: skip
+    _compute(False, grad_loss, probs, target, weight, None, None, grad, denominator, 0.0, threads)
+
+
+def binary_cross_entropy_with_grad(
+    probs, target, weight, loss, grad, *, denominator, threads
+):  # fmt: skip
+    _compute(False, None, probs, target, weight, None, loss, grad, denominator, 0.0, threads)
+
+
+def binary_cross_entropy_with_logits(
+    logits, target, weight, pos_weight, loss, *, denominator, label_smoothing, threads
+):  # fmt: skip
+    _compute(
+        True, None, logits, target, weight, pos_weight, loss, None, denominator, label_smoothing,
+        threads,
+    )  # fmt: skip
+
+
+def binary_cross_entropy_with_logits_backward(
+    grad_loss, logits, target, weight, pos_weight, grad, *, denominator, label_smoothing, threads
+):  # fmt: skip
+    _compute(
+        True, grad_loss, logits, target, weight, pos_weight, None, grad, denominator,
+        label_smoothing, threads,
+    )  # fmt: skip
+
+
+def binary_cross_entropy_with_logits_with_grad(
+    logits, target, weight, pos_weight, loss, grad, *, denominator, label_smoothing, threads
+):  # fmt: skip
+    _compute(
+        True, None, logits, target, weight, pos_weight, loss, grad, denominator, label_smoothing,
+        threads,
+    )  # fmt: skip
