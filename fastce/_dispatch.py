@@ -9,10 +9,12 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 BACKENDS = ("cython", "numba", "reference")  # of processors, fastest first
 GPU = "cuda"  # for arrays on a GPU; others are copied there where it is asked for by name
 OPS = ("log_softmax", "cross_entropy", "attention")
+GPU_OPS = ("log_softmax", "cross_entropy", "attention")  # those that have kernels for GPUs
 
 _chosen: ContextVar[str | None] = ContextVar(
     "fastce_backend", default=os.environ.get("FASTCE_BACKEND") or None
@@ -29,16 +31,22 @@ def kernel(op: str, name: str) -> Callable[..., None]:
 
 
 def gpu_kernel(op: str, name: str) -> Callable[..., None]:
-    """The same for arrays on a GPU."""
+    """The same for arrays on a GPU. An op without kernels for GPUs raises, whatever is chosen."""
     chosen = _chosen.get()
-    if chosen not in (None, GPU):
+    if op in GPU_OPS and chosen not in (None, GPU):
         check_name(chosen)
         raise BackendError(f"backend {chosen!r} cannot compute with arrays on a GPU, {GPU!r} can")
     return _load(GPU, op, name)
 
 
 @functools.cache
-def _load(backend: str | None, op: str, name: str) -> Callable[..., None]:
+def _load(backend: str | None, op: str, name: str | None) -> Any:
+    """That function; of no name, the file itself."""
+    if backend == GPU and op not in GPU_OPS:
+        hosts = ", ".join(BACKENDS)
+        raise BackendError(
+            f"there are no kernels of {op} for GPUs; for arrays on the host: {hosts}"
+        )
     # Not before the first use. Mypy does not see that fastce.kernels lies in kernels/.
     from . import kernels  # type: ignore[attr-defined]
 
@@ -46,6 +54,10 @@ def _load(backend: str | None, op: str, name: str) -> Callable[..., None]:
         return kernels.load(op, name, backend)
     except ImportError as error:
         raise BackendError(str(error)) from error
+
+
+def _ops_of(backend: str) -> tuple[str, ...]:
+    return GPU_OPS if backend == GPU else OPS
 
 
 def check_name(backend: str) -> None:
@@ -63,7 +75,8 @@ def use_backend(name: str) -> Iterator[None]:
     ----------
     name : {"cython", "numba", "reference", "cuda"}
         See `available_backends`. Arrays on a GPU are computed there without being asked; with
-        "cuda", NumPy arrays are copied to the GPU and the results back.
+        "cuda", NumPy arrays are copied to the GPU and the results back; a call of an op that has
+        no kernels for GPUs raises.
 
     Raises
     ------
@@ -80,8 +93,8 @@ def use_backend(name: str) -> Iterator[None]:
     array([0.5, 0.5])
     """
     check_name(name)
-    for op in OPS:
-        _load(name, op, op)
+    for op in _ops_of(name):
+        _load(name, op, None)
     token = _chosen.set(name)
     try:
         yield
@@ -114,8 +127,8 @@ def available_backends() -> dict[str, str | None]:
     reasons: dict[str, str | None] = {}
     for backend in (*BACKENDS, GPU):
         try:
-            for op in OPS:
-                _load(backend, op, op)
+            for op in _ops_of(backend):
+                _load(backend, op, None)
             reasons[backend] = None
         except (BackendError, ValueError) as error:  # ValueError: a FASTCE_ISA that is not there
             reasons[backend] = str(error)

@@ -78,7 +78,8 @@ GPU = "cuda"  # only where it is asked for by name
 
 @functools.cache
 def load(op, name, backend=None):
-    """Function `name` of file `op`, for example ``load("cross_entropy", "nll_loss")``.
+    """Function `name` of file `op`, for example ``load("cross_entropy", "nll_loss")``; the file
+    itself where `name` is None.
 
     That of `backend`, or of the first of `BACKENDS` that loads. A choice, be it of a backend or,
     with ``FASTCE_ISA``, of a level, never falls back: the ImportError says why.
@@ -91,10 +92,11 @@ def load(op, name, backend=None):
     try:
         if backend == GPU:
             import_module(f"{__name__}.{GPU}").require()
-        return getattr(import_module(f"{__name__}.{backend}.{op}"), name)
+        file = import_module(f"{__name__}.{backend}.{op}")
+        return file if name is None else getattr(file, name)
     except ImportError as error:
         reason = _reason(error, backend)
-        raise ImportError(f"backend {backend!r} cannot compute {name}: {reason}") from error
+        raise ImportError(f"backend {backend!r} cannot compute {name or op}: {reason}") from error
 
 
 def _first(op, name):

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+from contextvars import ContextVar
 
 import numpy as np
 import pytest
@@ -131,7 +132,19 @@ def test_available_backends():
 
 def test_ops_are_all_loadable_from_the_reference():
     for op in _dispatch.OPS:
-        assert callable(_dispatch._load("reference", op, op))
+        module = _dispatch._load("reference", op, None)
+        assert module.__name__ == f"fastce.kernels.reference.{op}"
+
+
+def test_an_op_without_kernels_for_gpus_says_so(monkeypatch):
+    monkeypatch.setattr(_dispatch, "GPU_OPS", ("cross_entropy",))
+    for chosen in None, "cuda", "reference":
+        monkeypatch.setattr(_dispatch, "_chosen", ContextVar("chosen", default=chosen))
+        with pytest.raises(fastce.BackendError, match="no kernels of attention for GPUs"):
+            _dispatch.gpu_kernel("attention", "attention")
+    monkeypatch.setattr(_dispatch, "_chosen", ContextVar("chosen", default="cuda"))
+    with pytest.raises(fastce.BackendError, match="no kernels of attention for GPUs"):
+        _dispatch.kernel("attention", "attention")
 
 
 def test_show_config(capsys):
