@@ -4,6 +4,7 @@ Every op takes any axis and any layout, float64, float32, float16 and bfloat16, 
 all CPU threads with results that are the same to the last bit for any number of them.
 """
 
+from . import information
 from ._config import show_config
 from ._dispatch import BackendError, available_backends, use_backend
 from ._tf32 import set_allow_tf32
@@ -41,6 +42,7 @@ __all__ = [
     "cross_entropy_backward",
     "cross_entropy_with_grad",
     "get_num_threads",
+    "information",
     "log_softmax",
     "log_softmax_backward",
     "logsumexp",

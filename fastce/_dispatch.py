@@ -13,7 +13,7 @@ from typing import Any
 
 BACKENDS = ("cython", "numba", "reference")  # of processors, fastest first
 GPU = "cuda"  # for arrays on a GPU; others are copied there where it is asked for by name
-OPS = ("log_softmax", "cross_entropy", "attention")
+OPS = ("log_softmax", "cross_entropy", "attention", "information")
 GPU_OPS = ("log_softmax", "cross_entropy", "attention")  # those that have kernels for GPUs
 
 _chosen: ContextVar[str | None] = ContextVar(

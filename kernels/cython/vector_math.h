@@ -188,7 +188,62 @@ template <class V> INLINE V log_1p(V x) {
     return log_sum(u, (x - (u - back)) + (1 - back), V{});
 }
 
+// x * log(x / y) - x + y for x and y from 0 up to far below the largest number, where x_low and y_low
+// are what rounding them lost: y for x = 0, infinity for y = 0. It is never negative; where x and y
+// are nearly equal it is about (y - x)**2 / (2 * x), and as exact as y - x is.
+//
+// With y / x = 2**power * (1 + f), this is x * (f - log(1 + f)) if power is 0, and else y - x less
+// x * log(y / x), which differ by a factor that is not near 1.
+template <class V> INLINE V relative(V x, V x_low, V y, V y_low) {
+    typedef traits<V> t;
+    typedef typename t::ints ints;
+    typedef typename t::scalar scalar;
+    auto tiny_x = x < t::tiny, tiny_y = y < t::tiny;  // the ratio must be a normal number
+    V a = tiny_x ? x * t::untiny : x, b = tiny_y ? y * t::untiny : y;
+    V down = (tiny_y ? V{} + t::untiny_power : V{}) - (tiny_x ? V{} + t::untiny_power : V{});
+    V inverse = 1 / a, u = b * inverse;
+    V lost = (mul_add<scalar>(-u, a, b) + (y_low - u * x_low)) * inverse;
+    ints all = bits<ints>(u), k = (all - (ints{} + t::sqrt_half)) >> t::mantissa;
+    V power = __builtin_convertvector(k, V) - down;
+    V f = (bits<V>(all - (k << t::mantissa)) - 1) + lost * bits<V>((t::bias - k) << t::mantissa);
+    V s = f / (f + 2), h = (scalar)0.5 * f * f;
+    V near = x * (h - s * (h + log_tail(s * s)));
+    V far = (y - x) - x * (power * t::ln2_hi + (f + power * t::ln2_lo));
+    V result = power == 0 ? near : near + far;
+    return x == 0 ? y : y == 0 ? V{} + INFINITY : result;
+}
+
+// The same of p and q, given log_ratio = log(p / q), and in `apart` q - p, exact in the same way.
+template <class V> INLINE V relative_log(V p, V q, V log_ratio, V *apart) {
+    typedef typename traits<V>::scalar scalar;
+    V r = -log_ratio, square = r * r * exp_tail(r);  // expm1(r) - r, |r| <= ln(2) / 2
+    auto near = (r < (scalar)0.34657359) & (r > (scalar)-0.34657359);
+    *apart = near ? p * (r + square) : q - p;
+    V result = near ? p * square : p * log_ratio + (q - p);
+    return p == 0 ? q : result;
+}
+
+// A power of two that brings x >= 0 near 1: to [1, 2), or [2, 4), or less for a subnormal number.
+template <class V> INLINE V scale_near_one(V x) {
+    typedef traits<V> t;
+    typedef typename t::ints ints;
+    ints exponent = bits<ints>(x) >> t::mantissa;
+    ints wanted = 2 * t::bias - exponent;
+    return bits<V>((wanted > 1 ? wanted : ints{} + 1) << t::mantissa);
+}
+
 // Cython calls these with the storage type, as in exp_sub<f16>(x, m).
+template <class T>
+INLINE vector<T> relative(vector<T> x, vector<T> x_low, vector<T> y, vector<T> y_low) {
+    return relative<vector<T>>(x, x_low, y, y_low);
+}
+template <class T>
+INLINE vector<T> relative_log(vector<T> p, vector<T> q, vector<T> log_ratio, vector<T> *apart) {
+    return relative_log<vector<T>>(p, q, log_ratio, apart);
+}
+template <class T> INLINE vector<T> scale_near_one(vector<T> x) {
+    return scale_near_one<vector<T>>(x);
+}
 template <class T> INLINE vector<T> exp_sub(vector<T> x, vector<T> m) {
     return exp_sub<vector<T>>(x, m);
 }

@@ -115,6 +115,9 @@ class Constants(NamedTuple):
     to_exponent: np.floating  # adding it to n leaves the exponent of 2**(n + up) in the last bits
     down: np.floating  # 2**-up
     nothing: np.floating  # below it, times 2**up, a sum rounds to 0
+    tiny: np.floating  # see relative; so the next two
+    untiny: np.floating
+    untiny_power: np.floating
     mantissa: np.integer
     bias: np.integer
     sqrt_half: np.integer  # its bits
@@ -134,6 +137,7 @@ def _constants(real, whole, bias, mantissa, up, ln2_hi, ln2_lo, exp_low, near, s
         *map(real, (1.4426950408889634, 0.6931471805599453, ln2_hi, ln2_lo)),
         *map(real, (exp_low, near, 2 * info.eps)),
         *map(real, (2 - bias - up, to_int + bias + up, 2.0**-up, 2.0 ** (up - bias - mantissa))),
+        *map(real, (2.0**-63, 2.0**86, 86) if mantissa == 23 else (2.0**-500, 2.0**600, 600)),
         *map(whole, (mantissa, bias, sqrt_half, np.iinfo(whole).max, info.bits - 1, 1)),
     )
 
@@ -442,3 +446,52 @@ def log_1p(x):
     u = x + t.one
     back = u - x
     return log_sum(u, (x - (u - back)) + (t.one - back), t.zero)
+
+
+# ---- relative entropy ------------------------------------------------------------------------
+
+
+@inner
+def relative(x, x_low, y, y_low):
+    """x * log(x / y) - x + y, where x_low and y_low are what rounding x and y lost: y for x = 0,
+    infinity for y = 0. Never negative; as exact as y - x where the two are nearly equal.
+    """
+    t = constants(x)
+    tiny_x, tiny_y = x < t.tiny, y < t.tiny  # the ratio must be a normal number
+    a = x * (t.untiny if tiny_x else t.one)
+    b = y * (t.untiny if tiny_y else t.one)
+    down = (t.untiny_power if tiny_y else t.zero) - (t.untiny_power if tiny_x else t.zero)
+    inverse = t.one / a
+    u = b * inverse
+    lost = (mul_add(-u, a, b) + (y_low - u * x_low)) * inverse
+    all_bits = bits(u)
+    k = as_int(u, as_int(u, all_bits - t.sqrt_half) >> t.mantissa)
+    power = cast(u, k) - down
+    f = bits(as_int(u, all_bits - (k << t.mantissa))) - t.one
+    f += lost * bits(as_int(u, (t.bias - k) << t.mantissa))
+    s = f / (f + t.two)
+    h = t.half * f * f
+    near = x * (h - s * (h + s * s * _log_tail(s * s)))
+    far = (y - x) - x * (power * t.ln2_hi + (f + power * t.ln2_lo))
+    result = near + (far if power != t.zero else t.zero)
+    return y if x == t.zero else -t.lowest if y == t.zero else result
+
+
+@inner
+def relative_log(p, q, log_ratio):
+    """The same of p and q, and q - p, given log_ratio = log(p / q): exact in the same way."""
+    t = constants(p)
+    r = -log_ratio
+    square = r * r * _exp_tail(r)  # expm1(r) - r, |r| <= ln(2) / 2
+    near = abs(r) < t.half * t.ln2
+    apart = p * (r + square) if near else q - p
+    result = p * square if near else p * log_ratio + (q - p)
+    return (q if p == t.zero else result), apart
+
+
+@inner
+def scale_near_one(x):
+    """A power of two that brings x >= 0 to [1, 2), or [2, 4), or less for a subnormal number."""
+    t = constants(x)
+    wanted = as_int(x, as_int(x, t.bias + t.bias) - as_int(x, bits(x) >> t.mantissa))
+    return bits(as_int(x, (wanted if wanted > t.one_int else t.one_int) << t.mantissa))
