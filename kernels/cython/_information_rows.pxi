@@ -106,9 +106,9 @@ cdef inline vector[real] divergence_term(
     """
     cdef vector[real] zero = splat(like, 0.0), half = splat(like, 0.5)
     cdef vector[real] a = u * ratio, low = mul_add(u, ratio, zero - a), total, back, m, m_low
-    if op == KL:  # infinite also for a u that is so small that a is 0
-        return where_equal(v, zero, where_equal(u, zero, zero, splat(like, INFINITY)),
-                           relative(a, low, v, zero))
+    a = where_equal(a, zero, u, a)  # of a u > 0 it is not 0, so that v = 0 makes it infinite
+    if op == KL:
+        return relative(a, low, v, zero)
     total = a + v
     back = total - a
     m = total * half

@@ -6,7 +6,7 @@ three times. Sums are compensated.
 """
 
 from ._compile import inner
-from ._information_rows import cross_term, js_term, kl_term
+from ._information_rows import cross_term, js_term_of_p, js_term_of_q, kl_term
 from ._math import (
     add_compensated,
     apart,
@@ -99,13 +99,6 @@ def cross_columns(x_tile, y_tile, count, x_scales, y_scales, tops, inverses, cos
 
 
 @inner
-def put(value, out, at, unit, exponential):
-    t = constants(value)
-    power = t.one / exp_sub(-value, t.zero)
-    out[at] = power if exponential else value / cast(value, unit)
-
-
-@inner
 def cross_panel(x, y, same, out, number, outer, n, inner, unit, exponential):
     """The cross-entropy of each row of a panel, or its entropy where y is the same as x."""
     row, width = panel_rows(number, outer, inner)
@@ -133,13 +126,12 @@ def cross_panel(x, y, same, out, number, outer, n, inner, unit, exponential):
         cost = cast(t.one, compensated(costs[c], errors[c]))
         cost += weights[c] * mul_add(inverses[c], y_tops[c], -t.one)
         value = log_1p(y_rests[c] / y_tops[c]) + cost / (x_tops[c] + x_rests[c])
-        put(value, out, row + c, unit, exponential)
+        power = t.one / exp_sub(-value, t.zero)
+        out[row + c] = power if exponential else value / cast(value, unit)
 
 
-def divergence_panel(term, parts):
-    """A function that sums a term for each row of a panel, and divides by `parts` times the sum of
-    q.
-    """
+def columns_of(term):
+    """A function that sums a term for each row of a panel."""
 
     @inner
     def columns(x_tile, y_tile, count, x_scales, y_scales, ratios, costs, errors):
@@ -151,36 +143,44 @@ def divergence_panel(term, parts):
                 u, v = x_line[c] * x_scales[c], y_line[c] * y_scales[c]
                 costs[c], errors[c] = add_compensated(costs[c], errors[c], term(u, v, ratios[c]))
 
-    @inner
-    def panel(x, y, same, out, number, outer, n, inner, unit, exponential):
-        row, width = panel_rows(number, outer, inner)
-        x_tile, y_tile = stack_scratch(x.data, TILE), stack_scratch(x.data, TILE)
-        work = stack_scratch(x.data, COLUMNS)
-        x_scales, x_tops, x_rests = column(work, 3), column(work, 4), column(work, 5)
-        y_scales, y_tops, y_rests = column(work, 6), column(work, 7), column(work, 8)
-        costs, errors, ratios = column(work, 9), column(work, 10), column(work, 11)
-        t = constants(x_tile[0])
-        panel_masses(x, number, n, width, inner, x_tile, x_scales, x_tops, x_rests, work)
-        panel_masses(y, number, n, width, inner, y_tile, y_scales, y_tops, y_rests, work)
-        for c in range(PANEL):
-            ratios[c] = (y_tops[c] + y_rests[c]) / (x_tops[c] + x_rests[c])
-            costs[c], errors[c] = t.zero, t.zero
-        for first in range(0, n, CLASSES):
-            count = min(CLASSES, n - first)
-            if n > CLASSES:
-                load_tile(x.data, panel_place(x, number, inner), first, count, width, x_tile)
-                load_tile(y.data, panel_place(y, number, inner), first, count, width, y_tile)
-            columns(x_tile, y_tile, count, x_scales, y_scales, ratios, costs, errors)
-        for c in range(width):
-            cost = cast(t.one, compensated(costs[c], errors[c]))
-            value = cost / (cast(t.one, parts) * (y_tops[c] + y_rests[c]))
-            # NaN where either is no distribution: a term need not show it
-            put(value + (ratios[c] - ratios[c]), out, row + c, unit, exponential)
-
-    return panel
+    return columns
 
 
-kl_panel, js_panel = divergence_panel(kl_term, 1), divergence_panel(js_term, 2)
+kl_columns, js_columns_of_p, js_columns_of_q = map(
+    columns_of, (kl_term, js_term_of_p, js_term_of_q)
+)
+
+
+@inner
+def divergence_panel(x, y, of_js, out, number, outer, n, inner, unit):
+    row, width = panel_rows(number, outer, inner)
+    x_tile, y_tile = stack_scratch(x.data, TILE), stack_scratch(x.data, TILE)
+    work = stack_scratch(x.data, COLUMNS)
+    x_scales, x_tops, x_rests = column(work, 3), column(work, 4), column(work, 5)
+    y_scales, y_tops, y_rests = column(work, 6), column(work, 7), column(work, 8)
+    costs, errors, ratios = column(work, 9), column(work, 10), column(work, 11)
+    t = constants(x_tile[0])
+    panel_masses(x, number, n, width, inner, x_tile, x_scales, x_tops, x_rests, work)
+    panel_masses(y, number, n, width, inner, y_tile, y_scales, y_tops, y_rests, work)
+    for c in range(PANEL):
+        ratios[c] = (y_tops[c] + y_rests[c]) / (x_tops[c] + x_rests[c])
+        costs[c], errors[c] = t.zero, t.zero
+    for first in range(0, n, CLASSES):
+        count = min(CLASSES, n - first)
+        if n > CLASSES:
+            load_tile(x.data, panel_place(x, number, inner), first, count, width, x_tile)
+            load_tile(y.data, panel_place(y, number, inner), first, count, width, y_tile)
+        if of_js:
+            js_columns_of_p(x_tile, y_tile, count, x_scales, y_scales, ratios, costs, errors)
+            js_columns_of_q(x_tile, y_tile, count, x_scales, y_scales, ratios, costs, errors)
+        else:
+            kl_columns(x_tile, y_tile, count, x_scales, y_scales, ratios, costs, errors)
+    parts = t.two if of_js else t.one
+    for c in range(width):
+        cost = cast(t.one, compensated(costs[c], errors[c]))
+        value = cost / (parts * (y_tops[c] + y_rests[c]))
+        # NaN where either is no distribution: a term need not show it
+        out[row + c] = (value + (ratios[c] - ratios[c])) / cast(t.one, unit)
 
 
 @inner

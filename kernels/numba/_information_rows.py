@@ -88,29 +88,44 @@ def cross_term(u, v, inverse):
 
 
 @inner
+def brought_to(ratio, u):
+    """u * ratio, and what rounding that loses. Of a u > 0 it is not 0."""
+    a = u * ratio
+    return (a if a != constants(u).zero else u), mul_add(u, ratio, -a)
+
+
+@inner
 def kl_term(u, v, ratio):
     """A term of KL of p = u / (sum of u) from q = v / (sum of v), times the sum of v. `ratio` is
     that sum divided by the other; what rounding it loses is of second order, see
     kernels/reference/information.py.
     """
-    t = constants(u)
-    a = u * ratio
-    cost = relative(a, mul_add(u, ratio, -a), v, t.zero)
-    # Also of a u that is so small that a is 0.
-    return cost if v != t.zero or u == t.zero else -t.lowest
+    a, low = brought_to(ratio, u)
+    return relative(a, low, v, constants(u).zero)
 
 
 @inner
-def js_term(u, v, ratio):
-    """The same of twice JS."""
+def middle(u, v, ratio):
+    """(p + q) / 2 in the same units, and what rounding it loses."""
     t = constants(u)
-    a = u * ratio
-    low = mul_add(u, ratio, -a)
+    a, low = brought_to(ratio, u)
     total = a + v
     back = total - a
-    m = total * t.half
-    m_low = ((a - (total - back)) + (v - back) + low) * t.half
-    return relative(a, low, m, m_low) + relative(v, t.zero, m, m_low)
+    return total * t.half, ((a - (total - back)) + (v - back) + low) * t.half
+
+
+# JS has a term for p and one for q; a loop with both is not vectorised.
+@inner
+def js_term_of_p(u, v, ratio):
+    a, low = brought_to(ratio, u)
+    m, m_low = middle(u, v, ratio)
+    return relative(a, low, m, m_low)
+
+
+@inner
+def js_term_of_q(u, v, ratio):
+    m, m_low = middle(u, v, ratio)
+    return relative(v, constants(u).zero, m, m_low)
 
 
 @inner
@@ -149,8 +164,8 @@ def cross_row(x, y, same, memories):
     return math.log1p(q[1] / q[0]) + cost / (p[0] + p[1])
 
 
-def divergence_row(term, parts):
-    """A function of two rows that sums a term, and divides by `parts` times the sum of q."""
+def sums_of(term):
+    """A function that sums a term over a block."""
 
     @inner
     def sums(x, y, x_scale, y_scale, ratio):
@@ -160,20 +175,25 @@ def divergence_row(term, parts):
             cost = add_in_any_order(cost, term(x[i] * x_scale, y[i] * y_scale, ratio))
         return np.float64(cost)
 
-    @inner
-    def row(x, y, same, memories):
-        p, q = row_mass(x, memories[0]), row_mass(y, memories[0])
-        if not (is_distribution(p) and is_distribution(q)):
-            return math.nan
-        like = memories[0][0]
-        total = q[0] + q[1]
-        ratio, cost = cast(like, total / (p[0] + p[1])), 0.0
-        for at in range(0, x.size, BLOCK):
-            u, v = floats(x[at : at + BLOCK], memories[0]), floats(y[at : at + BLOCK], memories[1])
-            cost += sums(u, v, to_units(like, p), to_units(like, q), ratio)
-        return cost / (parts * total)
-
-    return row
+    return sums
 
 
-kl_row, js_row = divergence_row(kl_term, 1), divergence_row(js_term, 2)
+kl_sums, js_sums_of_p, js_sums_of_q = map(sums_of, (kl_term, js_term_of_p, js_term_of_q))
+
+
+@inner
+def divergence_row(x, y, of_js, memories):
+    p, q = row_mass(x, memories[0]), row_mass(y, memories[0])
+    if not (is_distribution(p) and is_distribution(q)):
+        return math.nan
+    like = memories[0][0]
+    total = q[0] + q[1]
+    scales, ratio = (to_units(like, p), to_units(like, q)), cast(like, total / (p[0] + p[1]))
+    cost = 0.0
+    for at in range(0, x.size, BLOCK):
+        u, v = floats(x[at : at + BLOCK], memories[0]), floats(y[at : at + BLOCK], memories[1])
+        if of_js:
+            cost += js_sums_of_p(u, v, *scales, ratio) + js_sums_of_q(u, v, *scales, ratio)
+        else:
+            cost += kl_sums(u, v, *scales, ratio)
+    return cost / (2 * total if of_js else total)

@@ -453,14 +453,16 @@ def log_1p(x):
 
 @inner
 def relative(x, x_low, y, y_low):
-    """x * log(x / y) - x + y, where x_low and y_low are what rounding x and y lost: y for x = 0,
-    infinity for y = 0. Never negative; as exact as y - x where the two are nearly equal.
+    """x * log(x / y) - x + y for x, y >= 0, where x_low and y_low are what rounding x and y lost: y
+    for x = 0, infinity for y = 0. Never negative; as exact as y - x where the two are nearly equal.
+
+    Each choice is one of two: LLVM makes vectors of those, but not of three in one expression.
     """
     t = constants(x)
-    tiny_x, tiny_y = x < t.tiny, y < t.tiny  # the ratio must be a normal number
-    a = x * (t.untiny if tiny_x else t.one)
-    b = y * (t.untiny if tiny_y else t.one)
-    down = (t.untiny_power if tiny_y else t.zero) - (t.untiny_power if tiny_x else t.zero)
+    a = x * (t.untiny if x < t.tiny else t.one)  # the ratio must be a normal number
+    b = y * (t.untiny if y < t.tiny else t.one)
+    down = t.untiny_power if y < t.tiny else t.zero
+    down -= t.untiny_power if x < t.tiny else t.zero
     inverse = t.one / a
     u = b * inverse
     lost = (mul_add(-u, a, b) + (y_low - u * x_low)) * inverse
@@ -468,13 +470,14 @@ def relative(x, x_low, y, y_low):
     k = as_int(u, as_int(u, all_bits - t.sqrt_half) >> t.mantissa)
     power = cast(u, k) - down
     f = bits(as_int(u, all_bits - (k << t.mantissa))) - t.one
-    f += lost * bits(as_int(u, (t.bias - k) << t.mantissa))
+    f += lost * bits(as_int(u, as_int(u, t.bias - k) << t.mantissa))
     s = f / (f + t.two)
     h = t.half * f * f
     near = x * (h - s * (h + s * s * _log_tail(s * s)))
     far = (y - x) - x * (power * t.ln2_hi + (f + power * t.ln2_lo))
     result = near + (far if power != t.zero else t.zero)
-    return y if x == t.zero else -t.lowest if y == t.zero else result
+    result = result if y > t.zero else -t.lowest
+    return result if x > t.zero else y
 
 
 @inner

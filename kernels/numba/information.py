@@ -5,14 +5,14 @@ _information_rows.py first, then _information_panels.py for short rows and other
 _information_logits.py and _information_tables.py. A task is some rows, some panels or a table.
 """
 
-import numpy as np
+import math
 
 from ._compile import inner, threaded
 from ._information_logits import entropy_panel, entropy_row
 from ._information_logits import kl_panel as logits_kl_panel
 from ._information_logits import kl_row as logits_kl_row
-from ._information_panels import cross_panel, js_panel, kl_panel, panels_in
-from ._information_rows import cross_row, js_row, kl_row
+from ._information_panels import cross_panel, divergence_panel, panels_in
+from ._information_rows import cross_row, divergence_row
 from ._information_tables import table_task
 from ._math import cast
 from ._panels import is_panelled, rows_per_task, task_count
@@ -20,44 +20,30 @@ from ._rows import BLOCK, row_of
 from ._storage import no_planes, planes_in, planes_out, stack_scratch
 
 
-def rows_or_panels(row, panel):
-    """A task of an op on probabilities."""
-
-    @inner
-    def task_of(x, y, same, out, outer, n, inner, unit, exponential, task):
-        if is_panelled(n, inner):
-            first, last = panels_in(n, outer, inner, task)
-            for number in range(first, last):
-                panel(x, y, same, out, number, outer, n, inner, unit, exponential)
-            return
-        memories = stack_scratch(x.data, BLOCK), stack_scratch(x.data, BLOCK)
-        for r in range(task * rows_per_task(n), min(outer, (task + 1) * rows_per_task(n))):
-            value = row(row_of(x, r, n), row_of(y, r, n), same, memories)
-            out[r] = cast(out[r], np.exp(value) if exponential else value / unit)
-
-    return task_of
-
-
-_cross, _kl, _js = (
-    rows_or_panels(cross_row, cross_panel),
-    rows_or_panels(kl_row, kl_panel),
-    rows_or_panels(js_row, js_panel),
-)
-
-
 @inner
 def cross_entropy_task(x, y, same, out, outer, n, inner, unit, exponential, task):
-    _cross(x, y, same, out, outer, n, inner, unit, exponential, task)
+    if is_panelled(n, inner):
+        first, last = panels_in(n, outer, inner, task)
+        for number in range(first, last):
+            cross_panel(x, y, same, out, number, outer, n, inner, unit, exponential)
+        return
+    memories = stack_scratch(x.data, BLOCK), stack_scratch(x.data, BLOCK)
+    for r in range(task * rows_per_task(n), min(outer, (task + 1) * rows_per_task(n))):
+        value = cross_row(row_of(x, r, n), row_of(y, r, n), same, memories)
+        out[r] = cast(out[r], math.exp(value) if exponential else value / unit)
 
 
 @inner
-def kl_task(x, y, same, out, outer, n, inner, unit, exponential, task):
-    _kl(x, y, same, out, outer, n, inner, unit, exponential, task)
-
-
-@inner
-def js_task(x, y, same, out, outer, n, inner, unit, exponential, task):
-    _js(x, y, same, out, outer, n, inner, unit, exponential, task)
+def divergence_task(x, y, of_js, out, outer, n, inner, unit, task):
+    if is_panelled(n, inner):
+        first, last = panels_in(n, outer, inner, task)
+        for number in range(first, last):
+            divergence_panel(x, y, of_js, out, number, outer, n, inner, unit)
+        return
+    memories = stack_scratch(x.data, BLOCK), stack_scratch(x.data, BLOCK)
+    for r in range(task * rows_per_task(n), min(outer, (task + 1) * rows_per_task(n))):
+        value = divergence_row(row_of(x, r, n), row_of(y, r, n), of_js, memories)
+        out[r] = cast(out[r], value / unit)
 
 
 @inner
@@ -89,34 +75,36 @@ def kl_from_logits_task(x, y, out, q_grad, p_grad, outer, n, inner, unit, task):
 
 # ---- kernels ---------------------------------------------------------------------------------
 
-run_cross, run_kl, run_js = threaded(cross_entropy_task), threaded(kl_task), threaded(js_task)
+run_cross_entropy, run_divergence = threaded(cross_entropy_task), threaded(divergence_task)
 run_entropy_from_logits = threaded(entropy_from_logits_task)
 run_kl_from_logits = threaded(kl_from_logits_task)
 run_tables = threaded(table_task)
 
 
-def _over_rows(run, p, q, out, unit, exponential, threads):
-    planes = planes_in(p), planes_in(q), q is p
-    run(
-        threads, p.size, task_count(*p.shape), *planes, out.reshape(-1), *p.shape, float(unit),
-        bool(exponential),
-    )  # fmt: skip
-
-
 def entropy(p, out, *, unit, exponential, threads):
-    _over_rows(run_cross, p, p, out, unit, exponential, threads)
+    cross_entropy_of(p, p, out, unit=unit, exponential=exponential, threads=threads)
 
 
 def cross_entropy_of(p, q, out, *, unit, exponential, threads):
-    _over_rows(run_cross, p, q, out, unit, exponential, threads)
+    run_cross_entropy(
+        threads, p.size, task_count(*p.shape), planes_in(p), planes_in(q), q is p, out.reshape(-1),
+        *p.shape, float(unit), bool(exponential),
+    )  # fmt: skip
 
 
 def kl_divergence(p, q, out, *, unit, threads):
-    _over_rows(run_kl, p, q, out, unit, False, threads)
+    _divergence(False, p, q, out, unit, threads)
 
 
 def js_divergence(p, q, out, *, unit, threads):
-    _over_rows(run_js, p, q, out, unit, False, threads)
+    _divergence(True, p, q, out, unit, threads)
+
+
+def _divergence(of_js, p, q, out, unit, threads):
+    run_divergence(
+        threads, p.size, task_count(*p.shape), planes_in(p), planes_in(q), of_js, out.reshape(-1),
+        *p.shape, float(unit),
+    )  # fmt: skip
 
 
 def _over_tables(of_both, table, out, unit, threads):
