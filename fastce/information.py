@@ -7,7 +7,6 @@ their sum; ``0 * log(0)`` is 0; results are in nats unless there is a `base`.
 from __future__ import annotations  # help() then says ArrayLike, not what that stands for
 
 import math
-import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -293,10 +292,11 @@ def joint_entropy(
     >>> fastce.information.joint_entropy([[1, 1], [1, 1]], base=2)
     np.float64(2.0)
     """
-    a = _floating(table, "table", "entropy")
-    tables = _tables(a, axis)
-    rows = tables.reshape(-1, math.prod(tables.shape[a.ndim - len(tuple(axis)) :]), 1)
-    return _per_table("entropy", table, rows, _shape_without(a, axis), base, exponential=False)
+    tables, shape = _tables(table, axis, "entropy")
+    rows = tables.reshape(len(tables), math.prod(tables.shape[1:]), 1)
+    result = np.empty((len(tables), 1), _arrays.compute_dtype(tables.dtype))
+    _run("entropy", base, rows, result, exponential=False)
+    return _arrays.like(table, result.reshape(shape))
 
 
 def conditional_entropy(
@@ -468,7 +468,8 @@ def conditional_entropy_from_samples(
     Examples
     --------
     >>> import fastce
-    >>> fastce.information.conditional_entropy_from_samples([0, 1, 2, 2], given=[0, 0, 1, 1], base=2)
+    >>> x, y = [0, 1, 2, 2], [0, 0, 1, 1]
+    >>> fastce.information.conditional_entropy_from_samples(x, given=y, base=2)
     np.float64(0.5)
     """
     pairs = _Pairs(x, given, "given")
@@ -504,7 +505,8 @@ def mutual_information_from_samples(
     Examples
     --------
     >>> import fastce
-    >>> fastce.information.mutual_information_from_samples([0, 0, 1, 1], ["a", "a", "b", "b"], base=2)
+    >>> x, y = [0, 0, 1, 1], ["a", "a", "b", "b"]
+    >>> fastce.information.mutual_information_from_samples(x, y, base=2)
     np.float64(1.0)
     """
     pairs = _Pairs(x, y, "y")
@@ -763,13 +765,11 @@ def _unit(base: Any) -> float:
     """Nats in the unit of the result."""
     if base is None:
         return 1.0
-    try:
-        number = float(operator.index(base) if hasattr(base, "__index__") else base)
-    except (TypeError, ValueError):
-        raise TypeError(f"base must be a number, got {base!r}") from None
-    if not 1 < number < math.inf:
+    if not isinstance(base, (int, float, np.integer, np.floating)):
+        raise TypeError(f"base must be a number, got {base!r}")
+    if not 1 < base < math.inf:
         raise ValueError(f"base must be a finite number above 1, got {base!r}")
-    return math.log(number)
+    return math.log(base)
 
 
 def _run(name: str, base: Any, *arrays: Any, **options: Any) -> None:
@@ -785,9 +785,7 @@ def _given_or_like(out: Any, x: Any, result: np.ndarray) -> Any:
     return _arrays.like(x, result) if out is None else out
 
 
-def _of_one(
-    name: str, p: Any, axis: int, base: Any, keepdims: bool, **options: Any
-) -> Any:
+def _of_one(name: str, p: Any, axis: int, base: Any, keepdims: bool, **options: Any) -> Any:
     a = _floating(p, "p", name)
     layout = _arrays.layout_of(a, axis, "p")
     rows, result = _arrays.row_out(layout, _arrays.compute_dtype(a.dtype))
@@ -828,6 +826,8 @@ def _of_two(
     a, b = _broadcast(p, q, name, names)
     fuller = b if 0 in a.strides and 0 not in b.strides else a
     layout = _arrays.layout_of(fuller, axis, names[0])
+    if 0 in fuller.strides:  # both are broadcast: as the result lies in memory
+        layout = _arrays.fold(fuller.shape, None, axis, names[0])
     rows, result = _arrays.row_out(layout, _arrays.compute_dtype(a.dtype))
     _run(name, base, _arrays.rows_in(a, layout), _arrays.rows_in(b, layout), rows, **options)
     return _finished(p, result, layout, keepdims)
@@ -847,43 +847,24 @@ def _room(
     return a, grad, _arrays.layout_of(grad, axis, name)
 
 
-def _axes(a: np.ndarray, axis: Any, name: str = "axis") -> tuple[int, ...]:
+def _tables(table: Any, axis: Any, wanted: str) -> tuple[np.ndarray, tuple[int, ...]]:
+    """Tables as a kernel takes them, all other axes in one in front; and the shape of those."""
+    a = _floating(table, "table", wanted)
     try:
         axes = normalize_axis_tuple(tuple(axis), a.ndim)
     except TypeError:
-        raise TypeError(f"{name} must be a sequence of integers, got {axis!r}") from None
-    if len(axes) < 2:
-        raise ValueError(f"{name} must name at least two axes, got {axis!r}")
-    return axes
-
-
-def _tables(a: np.ndarray, axis: Any) -> np.ndarray:
-    """With the axes of the variables behind the others, in the order of `axis`."""
-    axes = _axes(a, axis)
-    return np.moveaxis(a, axes, range(a.ndim - len(axes), a.ndim))
-
-
-def _shape_without(a: np.ndarray, axis: Any) -> tuple[int, ...]:
-    axes = _axes(a, axis)
-    return tuple(size for i, size in enumerate(a.shape) if i not in axes)
-
-
-def _per_table(
-    name: str, table: Any, rows: np.ndarray, shape: tuple[int, ...], base: Any, **options: Any
-) -> Any:
-    a = np.ascontiguousarray(rows)
-    bits = a.view(np.uint16) if _arrays.is_bfloat16(a.dtype) else a
-    result = np.empty(shape, _arrays.compute_dtype(a.dtype))
-    per_row = result.reshape(-1, 1) if name == "entropy" else result.reshape(-1)
-    _run(name, base, bits, per_row, **options)
-    return _arrays.like(table, result)
+        raise TypeError(f"axis must be a sequence of integers, got {axis!r}") from None
+    if len(axes) < 2 or (wanted != "entropy" and len(axes) > 2):
+        least = "at least " if wanted == "entropy" else ""
+        raise ValueError(f"axis must name {least}two axes, got {axis!r}")
+    behind = np.moveaxis(a, axes, range(a.ndim - len(axes), a.ndim))
+    shape, sizes = behind.shape[: -len(axes)], behind.shape[-len(axes) :]
+    tables = np.ascontiguousarray(behind).reshape(math.prod(shape), *sizes)
+    return tables.view(np.uint16) if _arrays.is_bfloat16(a.dtype) else tables, shape
 
 
 def _of_pairs(name: str, table: Any, axis: Any, base: Any) -> Any:
-    a = _floating(table, "table", name)
-    tables = _tables(a, axis)
-    if len(tuple(axis)) != 2:
-        raise ValueError(f"axis must name two axes, got {axis!r}")
-    return _per_table(
-        name, table, tables.reshape(-1, *tables.shape[-2:]), _shape_without(a, axis), base
-    )
+    tables, shape = _tables(table, axis, name)
+    result = np.empty(len(tables), _arrays.compute_dtype(tables.dtype))
+    _run(name, base, tables, result)
+    return _arrays.like(table, result.reshape(shape))

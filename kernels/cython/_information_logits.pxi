@@ -1,6 +1,7 @@
 """Entropy and KL divergence of softmax, with their gradients, from logits.
 
-The states of _rows.pxi and _panels.pxi first; then, with gap = top - x, log p = -gap - log(1 + rest):
+The states of _rows.pxi and _panels.pxi first; then, with gap = top - x and
+log p = -gap - log(1 + rest):
 
     H  = log(1 + rest) + m,  m = sum of p * gap;  dH/dx = p * (gap - m)
     KL = sum of p * log(p / q) - p + q;  d/dq_logits = q - p;  d/dp_logits = p * (log(p / q) - KL)
@@ -12,7 +13,7 @@ cdef struct Softmax:  # of a row, in numbers
     double top
     double log_total  # log(1 + rest); NaN where there is no distribution
     double shift, power  # see Reference
-    double share  # p = share * exp_from(x, shift, power)
+    double share  # p = share * exp_from(x, shift, power); NaN, too
 
 
 cdef inline Softmax softmax_of(const real* x, Py_ssize_t n, int crew) noexcept nogil:
@@ -23,11 +24,13 @@ cdef inline Softmax softmax_of(const real* x, Py_ssize_t n, int crew) noexcept n
     s.log_total = log_total(state)
     s.shift = at.shift
     s.power = at.power
-    s.share = at.ratio / (1 + state.rest)
+    s.share = at.ratio / (1 + state.rest) + (s.log_total - s.log_total)
     return s
 
 
-cdef inline vector[real] gap_term(const real* like, vector[real] p, vector[real] gap) noexcept nogil:
+cdef inline vector[real] gap_term(
+    const real* like, vector[real] p, vector[real] gap
+) noexcept nogil:
     """p * gap, 0 for p = 0, whatever the gap."""
     cdef vector[real] zero = splat(like, 0.0)
     return where_equal(p, zero, zero, p * gap)
@@ -35,12 +38,15 @@ cdef inline vector[real] gap_term(const real* like, vector[real] p, vector[real]
 
 cdef double block_mean(const real* x, Py_ssize_t n, Softmax s) noexcept nogil:
     """The sum of p * gap over up to BLOCK logits."""
-    cdef Py_ssize_t k, w = lanes(x)
+    cdef Py_ssize_t group, k, w = lanes(x), count = (n + w - 1) // w
     cdef vector[real] top = splat(x, s.top), shift = splat(x, s.shift), power = splat(x, s.power)
-    cdef vector[real] total = splat(x, 0.0), a
-    for k in range((n + w - 1) // w):
-        a = load_n(x + k * w, min(w, n - k * w), -INFINITY)
-        total = total + gap_term(x, exp_from(a, shift, power), top - a)
+    cdef vector[real] total = splat(x, 0.0), part, a
+    for group in range((count + SUMS - 1) // SUMS):
+        part = splat(x, 0.0)
+        for k in range(group * SUMS, min(count, (group + 1) * SUMS)):
+            a = load_n(x + k * w, min(w, n - k * w), -INFINITY)
+            part = part + gap_term(x, exp_from(a, shift, power), top - a)
+        total = total + part
     return s.share * reduce_add(total)
 
 
@@ -73,13 +79,16 @@ cdef inline vector[real] ratio_term(
 cdef double block_kl(
     const real* x, const real* y, Py_ssize_t n, Softmax s, Softmax t
 ) noexcept nogil:
-    cdef Py_ssize_t k, w = lanes(x), left
-    cdef vector[real] total = splat(x, 0.0), a, b, p, log_ratio, apart
-    for k in range((n + w - 1) // w):
-        left = min(w, n - k * w)
-        a = load_n(x + k * w, left, -INFINITY)
-        b = load_n(y + k * w, left, -INFINITY)
-        total = total + ratio_term(x, a, b, &s, &t, &p, &log_ratio, &apart)
+    cdef Py_ssize_t group, k, w = lanes(x), left, count = (n + w - 1) // w
+    cdef vector[real] total = splat(x, 0.0), part, a, b, p, log_ratio, apart
+    for group in range((count + SUMS - 1) // SUMS):
+        part = splat(x, 0.0)
+        for k in range(group * SUMS, min(count, (group + 1) * SUMS)):
+            left = min(w, n - k * w)
+            a = load_n(x + k * w, left, -INFINITY)
+            b = load_n(y + k * w, left, -INFINITY)
+            part = part + ratio_term(x, a, b, &s, &t, &p, &log_ratio, &apart)
+        total = total + part
     return reduce_add(total)
 
 
@@ -180,7 +189,7 @@ cdef inline void lane_softmax(
     total = (total + error) + (splat(x, n - 1) - others)
     top[0] = largest
     log_total[0] = log_1p(total) + (largest - largest)  # NaN where the maximum is infinite
-    share[0] = inverse(x, total)
+    share[0] = inverse(x, total) + (largest - largest)
 
 
 cdef inline vector[real] lane_logits(

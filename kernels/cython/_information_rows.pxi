@@ -9,10 +9,13 @@ from libc.math cimport fma, ilogb, ldexp
 
 cdef enum:
     NOTHING = -10000  # power of a sum of zeros: less than any other
+    # Vectors that are added one by one, before their sum is added to those of others: 300 equal
+    # terms in a lane, all rounded in the same direction, were 10 ULP off.
+    SUMS = 16
 
 cdef struct Mass:
-    # The sum is (top + rest) * 2**power: top the largest element, rest all the others. `rest` is NaN
-    # where one of them is negative, NaN or infinite.
+    # The sum is (top + rest) * 2**power: top the largest element, rest all the others. `rest` is
+    # NaN where one of them is negative, NaN or infinite.
     double top
     double rest
     int power
@@ -40,12 +43,12 @@ cdef inline bint is_distribution(Mass mass) noexcept nogil:
 
 
 cdef inline Mass block_mass(const real* x, Py_ssize_t n) noexcept nogil:
-    cdef Py_ssize_t k, w = lanes(x), count = (n + w - 1) // w
+    cdef Py_ssize_t group, k, w = lanes(x), count = (n + w - 1) // w
     cdef int most = ilogb(largest_of(x)) - 1  # whose power of two and its inverse are normal
     cdef double largest, to_units = 1
     cdef Mass mass = empty_mass()
     cdef vector[real] zero = splat(x, 0.0), one = splat(x, 1.0)
-    cdef vector[real] a, top = zero, low = zero, total = zero, others = zero, scale
+    cdef vector[real] a, top = zero, low = zero, part, total = zero, others = zero, scale
     for k in range(count):
         a = load_n(x + k * w, min(w, n - k * w), 0.0)
         top = vmax(a, top)
@@ -60,10 +63,13 @@ cdef inline Mass block_mass(const real* x, Py_ssize_t n) noexcept nogil:
     mass.top = largest * to_units
     scale = splat(x, to_units)
     top = splat(x, mass.top)
-    for k in range(count):
-        a = load_n(x + k * w, min(w, n - k * w), 0.0) * scale
-        total = add_unless_equal(total, a, top, a)
-        others = add_unless_equal(others, a, top, one)
+    for group in range((count + SUMS - 1) // SUMS):
+        part = zero
+        for k in range(group * SUMS, min(count, (group + 1) * SUMS)):
+            a = load_n(x + k * w, min(w, n - k * w), 0.0) * scale
+            part = add_unless_equal(part, a, top, a)
+            others = add_unless_equal(others, a, top, one)
+        total = total + part
     # The other elements that equal the largest: all but those summed, and but one.
     mass.rest = reduce_add(total) + mass.top * (w * count - reduce_add(others) - 1)
     return mass
@@ -108,12 +114,12 @@ cdef inline vector[real] divergence_term(
     cdef vector[real] a = u * ratio, low = mul_add(u, ratio, zero - a), total, back, m, m_low
     a = where_equal(a, zero, u, a)  # of a u > 0 it is not 0, so that v = 0 makes it infinite
     if op == KL:
-        return relative(a, low, v, zero)
+        return relative(a, v, zero - low)
     total = a + v
     back = total - a
     m = total * half
     m_low = ((a - (total - back)) + (v - back) + low) * half
-    return relative(a, low, m, m_low) + relative(v, zero, m, m_low)
+    return relative(a, m, m_low - low) + relative(v, m, m_low)
 
 
 cdef inline vector[real] cross_term(
@@ -130,21 +136,27 @@ cdef Sums block_sums(
     """Of up to BLOCK elements: the cost, and for cross-entropy the weight of those that are not the
     most likely in q, whose cost is 0 here.
     """
-    cdef Py_ssize_t k, w = lanes(x), left
+    cdef Py_ssize_t group, k, w = lanes(x), left, count = (n + w - 1) // w
     cdef vector[real] zero = splat(x, 0.0), x_scale = splat(x, t.x_scale), y_scale
     cdef vector[real] inverse = splat(x, t.inverse), top = splat(x, t.top)
-    cdef vector[real] ratio = splat(x, t.ratio), cost = zero, weight = zero, u, v
+    cdef vector[real] ratio = splat(x, t.ratio), cost = zero, weight = zero
+    cdef vector[real] part, part_weight, u, v
     cdef Sums sums
     y_scale = splat(x, t.y_scale)
-    for k in range((n + w - 1) // w):
-        left = min(w, n - k * w)
-        u = load_n(x + k * w, left, 0.0) * x_scale
-        v = u if op == ENTROPY else load_n(y + k * w, left, 0.0) * y_scale
-        if op == ENTROPY or op == CROSS_ENTROPY:
-            cost = add_unless_equal(cost, v, top, cross_term(x, u, v, inverse))
-            weight = add_unless_equal(weight, v, top, u)
-        else:
-            cost = cost + divergence_term(op, x, u, v, ratio)
+    for group in range((count + SUMS - 1) // SUMS):
+        part = zero
+        part_weight = zero
+        for k in range(group * SUMS, min(count, (group + 1) * SUMS)):
+            left = min(w, n - k * w)
+            u = load_n(x + k * w, left, 0.0) * x_scale
+            v = u if op == ENTROPY else load_n(y + k * w, left, 0.0) * y_scale
+            if op == ENTROPY or op == CROSS_ENTROPY:
+                part = add_unless_equal(part, v, top, cross_term(x, u, v, inverse))
+                part_weight = add_unless_equal(part_weight, v, top, u)
+            else:
+                part = part + divergence_term(op, x, u, v, ratio)
+        cost = cost + part
+        weight = weight + part_weight
     sums.cost = reduce_add(cost)
     sums.weight = reduce_add(weight)
     return sums

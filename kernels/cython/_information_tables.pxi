@@ -60,6 +60,6 @@ cdef double table_mutual(
             u = load_n(x + i * columns + k * w, left, 0.0) * to_units
             # Divided at last: the product of counts is exact, and independence gives 0.
             v = of_row * load_wide(x, margin, k * w, left) / of_all
-            cost = cost + relative(u, zero, v, zero)
+            cost = cost + relative(u, v, zero)
         total += reduce_add(cost)
     return total / (mass.top + mass.rest)

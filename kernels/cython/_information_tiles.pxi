@@ -1,4 +1,4 @@
-"""Probabilities side by side in the lanes: short rows, and outcomes that are not next to each other.
+"""Probabilities side by side in the lanes: short rows, and outcomes that lie further apart.
 
 What _information_rows.pxi does, with each lane a distribution of its own: the largest element, the
 sum of the others, and then the terms, in three passes down the outcomes of as many distributions as

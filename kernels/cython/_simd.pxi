@@ -59,7 +59,7 @@ cdef extern from "vector_math.h" nogil:
     vector[T] log_1p[T](vector[T])
     vector[T] log_sum[T](vector[T], vector[T], vector[T])
 
-    vector[T] relative[T](vector[T], vector[T], vector[T], vector[T])
+    vector[T] relative[T](vector[T], vector[T], vector[T])
     vector[T] relative_log[T](vector[T], vector[T], vector[T], vector[T]*)
     vector[T] scale_near_one[T](vector[T])
 

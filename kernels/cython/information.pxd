@@ -5,13 +5,13 @@
     with nogil:
         c_entropy(F32, p, out, rows, outcomes, 1, outcomes, 1.0, False, threads)
 
-Every function returns 0, -1 where there was no memory for intermediate results (mutual information
-only), or -2 where `dtype` is none of the four. Nothing else is checked. What log_softmax.pxd says of
-arrays, pointers, steps and threads holds here too; the outcomes lie on the middle axis.
+Every function returns 0, -1 where there was no memory for intermediate results (of tables only), or
+-2 where `dtype` is none of the four. Nothing else is checked. What log_softmax.pxd says of arrays,
+pointers, steps and threads holds here too; the outcomes lie on the middle axis.
 
 `out` has shape (outer, inner), is contiguous, in the compute type: double for F64, else float. It
-overlaps nothing. Results are divided by `unit`: 1 for nats, log(2) for bits. With `exponential` they
-are exp of the number of nats instead.
+overlaps nothing. Results are divided by `unit`: 1 for nats, log(2) for bits. With `exponential`
+they are exp of the number of nats instead.
 """
 
 cdef enum:

@@ -4,8 +4,8 @@
 
 The formulas, of which no term is negative, are in kernels/reference/information.py. A row is read
 twice, first for its largest element and its sum, then for the terms, from the cache; the logarithms
-are most of the work. Rejected: log(sum) - sum(x * log(x)) / sum in one pass, which cancels where one
-outcome dominates; and KL as the difference of two such sums.
+are most of the work. Rejected: log(sum) - sum(x * log(x)) / sum in one pass, which cancels where
+one outcome dominates; and KL as the difference of two such sums.
 
 Read _information_rows.pxi first, then _information_tiles.pxi for short rows and other axes,
 _information_logits.pxi and _information_tables.pxi.

@@ -188,24 +188,24 @@ template <class V> INLINE V log_1p(V x) {
     return log_sum(u, (x - (u - back)) + (1 - back), V{});
 }
 
-// x * log(x / y) - x + y for x and y from 0 up to far below the largest number, where x_low and y_low
-// are what rounding them lost: y for x = 0, infinity for y = 0. It is never negative; where x and y
-// are nearly equal it is about (y - x)**2 / (2 * x), and as exact as y - x is.
+// x * log(x / y) - x + y for x and y from 0 up to far below the largest number: y for x = 0, infinity
+// for y = 0, and never negative. Where x and y are nearly equal it is about (y - x)**2 / (2 * x), and
+// as exact as y - x is, to which `low` is added: what rounding x and y lost of it.
 //
-// With y / x = 2**power * (1 + f), this is x * (f - log(1 + f)) if power is 0, and else y - x less
-// x * log(y / x), which differ by a factor that is not near 1.
-template <class V> INLINE V relative(V x, V x_low, V y, V y_low) {
+// With y / x = 2**power * (1 + f), it is x * (f - log(1 + f)) if power is 0; else y - x is added, and
+// x * (f + power * log(2)) taken away.
+template <class V> INLINE V relative(V x, V y, V low) {
     typedef traits<V> t;
     typedef typename t::ints ints;
     typedef typename t::scalar scalar;
     auto tiny_x = x < t::tiny, tiny_y = y < t::tiny;  // the ratio must be a normal number
     V a = tiny_x ? x * t::untiny : x, b = tiny_y ? y * t::untiny : y;
     V down = (tiny_y ? V{} + t::untiny_power : V{}) - (tiny_x ? V{} + t::untiny_power : V{});
-    V inverse = 1 / a, u = b * inverse;
-    V lost = (mul_add<scalar>(-u, a, b) + (y_low - u * x_low)) * inverse;
+    V inverse = 1 / a, u = b * inverse, lost = mul_add<scalar>(-u, a, b) * inverse;
     ints all = bits<ints>(u), k = (all - (ints{} + t::sqrt_half)) >> t::mantissa;
     V power = __builtin_convertvector(k, V) - down;
     V f = (bits<V>(all - (k << t::mantissa)) - 1) + lost * bits<V>((t::bias - k) << t::mantissa);
+    f = power == 0 ? ((b - a) + low) * inverse : f;
     V s = f / (f + 2), h = (scalar)0.5 * f * f;
     V near = x * (h - s * (h + log_tail(s * s)));
     V far = (y - x) - x * (power * t::ln2_hi + (f + power * t::ln2_lo));
@@ -218,8 +218,10 @@ template <class V> INLINE V relative_log(V p, V q, V log_ratio, V *apart) {
     typedef typename traits<V>::scalar scalar;
     V r = -log_ratio, square = r * r * exp_tail(r);  // expm1(r) - r, |r| <= ln(2) / 2
     auto near = (r < (scalar)0.34657359) & (r > (scalar)-0.34657359);
-    *apart = near ? p * (r + square) : q - p;
-    V result = near ? p * square : p * log_ratio + (q - p);
+    // As written, q - p may be fused with the product that q is, in one copy of a loop only.
+    V difference = mul_add<scalar>(V{} + 1, q, -p);
+    *apart = near ? p * (r + square) : difference;
+    V result = near ? p * square : mul_add<scalar>(p, log_ratio, difference);
     return p == 0 ? q : result;
 }
 
@@ -233,9 +235,8 @@ template <class V> INLINE V scale_near_one(V x) {
 }
 
 // Cython calls these with the storage type, as in exp_sub<f16>(x, m).
-template <class T>
-INLINE vector<T> relative(vector<T> x, vector<T> x_low, vector<T> y, vector<T> y_low) {
-    return relative<vector<T>>(x, x_low, y, y_low);
+template <class T> INLINE vector<T> relative(vector<T> x, vector<T> y, vector<T> low) {
+    return relative<vector<T>>(x, y, low);
 }
 template <class T>
 INLINE vector<T> relative_log(vector<T> p, vector<T> q, vector<T> log_ratio, vector<T> *apart) {

@@ -8,7 +8,6 @@ The states of _rows.py and _panels.py first; then, with gap = top - x, log p = -
 No term of the sums is negative. A gradient that is not wanted is empty.
 """
 
-import math
 from typing import NamedTuple
 
 import numpy as np
@@ -46,10 +45,10 @@ WORK = 16 * PANEL
 
 
 class Softmax(NamedTuple):
-    """Of a row: p = share * exp_from(x, base)."""
+    """Of a row: p = share * exp_from(x, base). NaN where there is no distribution."""
 
     top: np.floating
-    log_total: float  # log(1 + rest); NaN where there is no distribution
+    log_total: float  # log(1 + rest)
     base: tuple
     share: float
 
@@ -58,7 +57,8 @@ class Softmax(NamedTuple):
 def softmax_of(x, memory):
     top, rest = row_state(x, memory, memory[:0])
     base, ratio = reference(top)
-    return Softmax(top, log_total(top, rest), base, ratio / (1 + rest))
+    log_sum = log_total(top, rest)
+    return Softmax(top, log_sum, base, ratio / (1 + rest) + (log_sum - log_sum))
 
 
 # ---- rows ------------------------------------------------------------------------------------
@@ -183,7 +183,7 @@ def softmax_columns(planes, number, n, inner, width, tile, tops, shares, sums, m
     log_sums(tops, rests, sums)
     column_bounds(tops, ms, lows)
     for c in range(PANEL):
-        shares[c] = cast(zero, 1 / (1 + rests[c]))
+        shares[c] = cast(zero, 1 / (1 + rests[c])) + (tops[c] - tops[c])
 
 
 @inner

@@ -84,7 +84,9 @@ def panel_masses(planes, number, n, width, inner, tile, scales, tops, rests, wor
 
 
 @inner
-def cross_columns(x_tile, y_tile, count, x_scales, y_scales, tops, inverses, costs, errors, weights):
+def cross_columns(
+    x_tile, y_tile, count, x_scales, y_scales, tops, inverses, costs, errors, weights
+):
     apart()
     t = constants(x_tile[0])
     for k in range(count):

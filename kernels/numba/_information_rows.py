@@ -101,7 +101,7 @@ def kl_term(u, v, ratio):
     kernels/reference/information.py.
     """
     a, low = brought_to(ratio, u)
-    return relative(a, low, v, constants(u).zero)
+    return relative(a, v, -low)
 
 
 @inner
@@ -119,13 +119,13 @@ def middle(u, v, ratio):
 def js_term_of_p(u, v, ratio):
     a, low = brought_to(ratio, u)
     m, m_low = middle(u, v, ratio)
-    return relative(a, low, m, m_low)
+    return relative(a, m, m_low - low)
 
 
 @inner
 def js_term_of_q(u, v, ratio):
     m, m_low = middle(u, v, ratio)
-    return relative(v, constants(u).zero, m, m_low)
+    return relative(v, m, m_low)
 
 
 @inner

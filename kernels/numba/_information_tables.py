@@ -50,7 +50,7 @@ def cost_of_row(x, margin, scale, of_row, of_all):
     for k in range(x.size):
         # Divided at last: the product of counts is exact, and independence gives 0.
         y = of_row * margin[k] / of_all
-        cost = add_in_any_order(cost, relative(widen(x[k]) * scale, zero, y, zero))
+        cost = add_in_any_order(cost, relative(widen(x[k]) * scale, y, zero))
     return np.float64(cost)
 
 

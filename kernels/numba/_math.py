@@ -452,9 +452,10 @@ def log_1p(x):
 
 
 @inner
-def relative(x, x_low, y, y_low):
-    """x * log(x / y) - x + y for x, y >= 0, where x_low and y_low are what rounding x and y lost: y
-    for x = 0, infinity for y = 0. Never negative; as exact as y - x where the two are nearly equal.
+def relative(x, y, low):
+    """x * log(x / y) - x + y for x, y >= 0: y for x = 0, infinity for y = 0, and never negative.
+    Where x and y are nearly equal it is as exact as y - x is, to which `low` is added: what
+    rounding x and y lost of it.
 
     Each choice is one of two: LLVM makes vectors of those, but not of three in one expression.
     """
@@ -465,12 +466,14 @@ def relative(x, x_low, y, y_low):
     down -= t.untiny_power if x < t.tiny else t.zero
     inverse = t.one / a
     u = b * inverse
-    lost = (mul_add(-u, a, b) + (y_low - u * x_low)) * inverse
+    lost = mul_add(-u, a, b) * inverse
     all_bits = bits(u)
     k = as_int(u, as_int(u, all_bits - t.sqrt_half) >> t.mantissa)
     power = cast(u, k) - down
     f = bits(as_int(u, all_bits - (k << t.mantissa))) - t.one
     f += lost * bits(as_int(u, as_int(u, t.bias - k) << t.mantissa))
+    difference = ((b - a) + low) * inverse
+    f = difference if power == t.zero else f
     s = f / (f + t.two)
     h = t.half * f * f
     near = x * (h - s * (h + s * s * _log_tail(s * s)))

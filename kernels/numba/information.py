@@ -140,9 +140,7 @@ def kl_divergence_from_logits(p_logits, q_logits, out, *, unit, threads):
     )
 
 
-def kl_divergence_from_logits_with_grad(
-    p_logits, q_logits, out, q_grad, p_grad, *, unit, threads
-):
+def kl_divergence_from_logits_with_grad(p_logits, q_logits, out, q_grad, p_grad, *, unit, threads):
     shape, nothing = p_logits.shape, no_planes(p_logits.dtype, True)
     grads = (nothing if grad is None else planes_out(grad) for grad in (q_grad, p_grad))
     run_kl_from_logits(

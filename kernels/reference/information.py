@@ -28,7 +28,9 @@ from .log_softmax import shifted
 
 
 def _parts(x):
-    """top, rest and x / sum(x), with the classes on axis 1; NaN where x is no distribution."""
+    """rest, and x, its largest element and its sum, times a power of two; with the outcomes on axis
+    1. NaN where x is no distribution.
+    """
     top = np.max(x, axis=1, keepdims=True, initial=0.0)
     top = np.where((x >= 0).all(axis=1, keepdims=True) & (top > 0) & (top < np.inf), top, np.nan)
     x = np.ldexp(x, -np.frexp(top)[1])  # so that no sum overflows
@@ -36,13 +38,13 @@ def _parts(x):
     others = x.copy()
     if x.shape[1]:
         np.put_along_axis(others, np.argmax(x, axis=1, keepdims=True), 0.0, axis=1)
-    rest = total(others) / top
-    return rest, x, top, x / (top * (1 + rest))
+    others = total(others)
+    return others / top, x, top, others + top
 
 
 def _sum(terms):
-    """Over the classes; without any, there is no distribution."""
-    return total(terms) if terms.shape[1] else np.full_like(terms.sum(axis=1, keepdims=True), np.nan)
+    """Over the outcomes; without any, there is no distribution."""
+    return total(terms) + (0.0 if terms.shape[1] else np.nan)
 
 
 def _put(value, out, unit, exponential=False):
@@ -54,8 +56,18 @@ def _relative(p, q, apart):
     """d(p, q), given apart = q - p."""
     w = apart / p
     near = p * (w - np.log1p(w))
-    d = np.where(np.abs(w) < 0.5, near, p * np.log(p / q) + apart)
+    ratio = p / q
+    in_range = (ratio > 0) & (ratio < np.inf)
+    log_ratio = np.where(in_range, np.log(ratio), np.log(p) - np.log(q))
+    d = np.where(np.abs(w) < 0.5, near, p * log_ratio + apart)
     return np.where(p == 0, q, d)
+
+
+def _of_one_sum(p, q):
+    """p and q with the same sum, and the sum."""
+    _, x, _, p_sum = _parts(widen(p))
+    _, y, _, q_sum = _parts(widen(q))
+    return x * (q_sum / p_sum), y + 0 * q_sum, q_sum
 
 
 def entropy(p, out, *, unit, exponential, threads):
@@ -64,47 +76,52 @@ def entropy(p, out, *, unit, exponential, threads):
 
 def cross_entropy_of(p, q, out, *, unit, exponential, threads):
     with np.errstate(all="ignore"):
+        _, x, _, p_sum = _parts(widen(p))
         rest, y, top, _ = _parts(widen(q))
-        p = _parts(widen(p))[-1]
-        cost = _sum(np.where(p == 0, 0.0, p * -np.log(y / top)))
-        _put((np.log1p(rest) + cost)[:, 0], out, unit, exponential)
+        cost = _sum(np.where(x == 0, 0.0, x * -np.log(y / top)))
+        _put((np.log1p(rest) + cost / p_sum)[:, 0], out, unit, exponential)
 
 
 def kl_divergence(p, q, out, *, unit, threads):
     with np.errstate(all="ignore"):
-        p, q = _parts(widen(p))[-1], _parts(widen(q))[-1]
-        _put(_sum(_relative(p, q, q - p))[:, 0], out, unit)
+        p, q, q_sum = _of_one_sum(p, q)
+        _put((_sum(_relative(p, q, q - p)) / q_sum)[:, 0], out, unit)
 
 
 def js_divergence(p, q, out, *, unit, threads):
     with np.errstate(all="ignore"):
-        p, q = _parts(widen(p))[-1], _parts(widen(q))[-1]
+        p, q, q_sum = _of_one_sum(p, q)
         m, apart = (p + q) / 2, (q - p) / 2
-        _put(_sum(_relative(p, m, apart) + _relative(q, m, -apart))[:, 0] / 2, out, unit)
+        both = _relative(p, m, apart) + _relative(q, m, -apart)
+        _put((_sum(both) / (2 * q_sum))[:, 0], out, unit)
 
 
 # ---- tables ----------------------------------------------------------------------------------
 
 
+def _flat(tables):
+    """A table as one distribution."""
+    return tables.reshape(len(tables), tables.shape[1] * tables.shape[2], 1)
+
+
 def conditional_entropy(table, out, *, unit, threads):
     """H of the variable of the last axis, given that of the axis before it."""
     with np.errstate(all="ignore"):
-        flat, shape = widen(table).reshape(len(table), -1, 1), table.shape
-        p = _parts(flat)[-1].reshape(shape)
-        rest, x, top, of_row = _parts(np.moveaxis(widen(table), 1, 2).reshape(shape[0], shape[2], -1))
-        h = np.log1p(rest) + total(np.where(of_row == 0, 0.0, of_row * -np.log(x / top)))
-        weight = p.sum(axis=2)
+        _, p, _, of_all = _parts(_flat(widen(table)))
+        rest, x, top, of_row = _parts(np.swapaxes(widen(table), 1, 2))
+        h = np.log1p(rest) + total(np.where(x == 0, 0.0, x * -np.log(x / top))) / of_row
+        weight = p.reshape(table.shape).sum(axis=2) / of_all[:, 0]
         _put(_sum(np.where(weight == 0, 0.0, weight * h[:, 0])[:, :, None])[:, 0, 0], out, unit)
 
 
 def mutual_information(table, out, *, unit, threads):
     with np.errstate(all="ignore"):
-        rest, x, top, _ = _parts(widen(table).reshape(len(table), -1, 1))
-        all_of_it, x = top * (1 + rest), x.reshape(table.shape)
+        _, x, _, of_all = _parts(_flat(widen(table)))
+        x = x.reshape(table.shape)
         # Divided at last: the product of counts is exact, and independence gives 0.
-        y = x.sum(axis=2, keepdims=True) * x.sum(axis=1, keepdims=True) / all_of_it
-        d = _relative(x, y, y - x).reshape(len(table), -1, 1)
-        _put((_sum(d) / all_of_it)[:, 0, 0], out, unit)
+        y = x.sum(axis=2, keepdims=True) * x.sum(axis=1, keepdims=True) / of_all
+        d = _flat(_relative(x, y, y - x))
+        _put((_sum(d) / of_all)[:, 0, 0], out, unit)
 
 
 # ---- logits ----------------------------------------------------------------------------------
@@ -135,9 +152,7 @@ def kl_divergence_from_logits(p_logits, q_logits, out, *, unit, threads):
     _kl_from_logits(p_logits, q_logits, out, None, None, unit)
 
 
-def kl_divergence_from_logits_with_grad(
-    p_logits, q_logits, out, q_grad, p_grad, *, unit, threads
-):
+def kl_divergence_from_logits_with_grad(p_logits, q_logits, out, q_grad, p_grad, *, unit, threads):
     """q_grad = q - p; p_grad = p * (log(p / q) - KL), unless it is None."""
     _kl_from_logits(p_logits, q_logits, out, q_grad, p_grad, unit)
 
