@@ -24,7 +24,7 @@ from fastce.kernels.cython import _isa
 
 HERE = Path(__file__).parent
 FOLDER = Path(kernels.__file__).parent / "cython"
-OPS = ("log_softmax", "cross_entropy", "attention")
+OPS = ("log_softmax", "cross_entropy", "attention", "information")
 DTYPES = ("float64", "float32", "float16", "uint16")
 SETUP = """
 from Cython.Build import cythonize
@@ -155,6 +155,28 @@ def attention_calls(rng, dtype, batch):
         yield "attention_backward", inputs, (dq, dk, dv, dmask), options
 
 
+def information_calls(rng, dtype, shape):
+    outer, n, inner = shape
+    wide = "float64" if dtype == "float64" else "float32"
+    x, y = (draw(rng, shape, dtype, gap) for gap in (5, 2))
+    p, q = (np.abs(a) if dtype != "uint16" else a & 0x7FFF for a in (x, y))
+    out, grads = np.ones((outer, inner), wide), [draw(rng, shape, dtype, gap) for gap in (3, 0)]
+    bits, nats = {"unit": 0.693}, {"unit": 1.0}
+    yield "entropy", (p,), (out,), bits | {"exponential": False}
+    yield "entropy", (p,), (out,), nats | {"exponential": True}
+    yield "cross_entropy_of", (p, q), (out,), bits | {"exponential": False}
+    for name in "kl_divergence", "js_divergence":
+        yield name, (p, q), (out,), bits
+    tables = np.ascontiguousarray(p)
+    for name in "conditional_entropy", "mutual_information":
+        yield name, (tables,), (np.ones(outer, wide),), bits
+    yield "entropy_from_logits", (x,), (out,), bits
+    yield "entropy_from_logits_with_grad", (x,), (out, grads[0]), bits
+    yield "kl_divergence_from_logits", (x, y), (out,), bits
+    for both in grads, [grads[0], None]:
+        yield "kl_divergence_from_logits_with_grad", (x, y), (out, *both), bits
+
+
 def calls(rng, dtype):
     """Of each op: module, function, inputs, outputs, options."""
     for shape in ((600, 129, 1), (900, 10, 1), (3, 20, 300), (2, 70_000, 1), (1, 10, 1)):
@@ -164,6 +186,8 @@ def calls(rng, dtype):
             yield "log_softmax", *call
         for call in cross_entropy_calls(rng, dtype, shape):
             yield "cross_entropy", *call
+        for call in information_calls(rng, dtype, shape):
+            yield "information", *call
     for batch in ((), (2,), (2, 3)):
         for call in attention_calls(rng, dtype, batch):
             yield "attention", *call
@@ -252,4 +276,4 @@ def test_one_number_of_the_contract(op):
 def test_an_unknown_dtype_is_refused(user):
     code = "import cython_api; print(cython_api.unknown_dtype())"
     result = python(user, "-c", code)
-    assert result.stdout.strip() == "[-2, -2, -2, -2]", result.stderr
+    assert result.stdout.strip() == "[-2, -2, -2, -2, -2, -2]", result.stderr

@@ -24,6 +24,8 @@ TRAFFIC = {
     "nll_loss_backward": (0, 1),
     "scaled_dot_product_attention": (0, 0),  # bound by arithmetic, see Case.flops
     "scaled_dot_product_attention_backward": (0, 0),
+    "information.entropy": (1, 0),
+    "information.kl_divergence": (2, 0),
 }
 
 
@@ -88,7 +90,8 @@ class Case:
             return self.nbytes if self.shape[-2] == 1 else 0
         read, written = TRAFFIC[self.op]
         read += self.target == "probabilities"
-        labels = self.rows * 8 if "loss" in self.op or "entropy" in self.op else 0
+        labelled = "loss" in self.op or self.op.startswith("cross_entropy")
+        labels = self.rows * 8 if labelled else 0
         return (read + written) * self.nbytes + labels
 
     @property
@@ -141,6 +144,11 @@ def _cases() -> list[Case]:
         Case("nll_loss", (65536, 1000)),
         Case("nll_loss_backward", (65536, 1000)),
         *_attention_cases(),
+        *(
+            Case(f"information.{name}", shape)
+            for name in ("entropy", "kl_divergence")
+            for shape in ((65536, 1000), (4096, 32000), (1_000_000, 10))
+        ),
     ]
 
 
@@ -179,6 +187,8 @@ def _quick_cases() -> list[Case]:
         Case("softmax", (8192, 1000), into="out"),
         Case("scaled_dot_product_attention", (1, 8, 1024, 64), keys=1024),
         Case("scaled_dot_product_attention_backward", (1, 8, 1024, 64), keys=1024, causal=True),
+        Case("information.entropy", (8192, 1000)),
+        Case("information.kl_divergence", (8192, 1000)),
     ]
 
 

@@ -16,8 +16,9 @@ import numpy as np
 
 import fastce
 
-from ._attention import ATTENTION
-from ._cases import ITEMSIZE, Case, Data, tensor
+from ._attention import ATTENTION, make_heads
+from ._cases import ITEMSIZE, Case, Data, make_data, tensor
+from ._information import INFORMATION, make_pair
 from ._timing import Call
 
 SMOOTHING = 0.1
@@ -294,10 +295,25 @@ def nothing(case: Case, data: Any) -> None:
 
 class Peer(NamedTuple):
     package: str  # what to import
-    make: Callable[[Case, Data], Call | None]  # but for attention
+    make: Callable[[Case, Data], Call | None]  # but for attention and information
 
     def call(self, name: str, case: Case, data: Any) -> Call | None:
-        return (ATTENTION.get(name, nothing) if case.keys else self.make)(case, data)
+        if case.keys:
+            return ATTENTION.get(name, nothing)(case, data)
+        if is_information(case):
+            return INFORMATION.get(name, nothing)(case, data)
+        return self.make(case, data)
+
+
+def is_information(case: Case) -> bool:
+    return case.op.startswith("information.")
+
+
+def make_inputs(case: Case) -> Any:
+    """What `Peer.call` takes for this case."""
+    if case.keys:
+        return make_heads(case)
+    return make_pair(case) if is_information(case) else make_data(case)
 
 
 PEERS = {
