@@ -156,7 +156,7 @@ def attention_calls(rng, dtype, batch):
 
 
 def information_calls(rng, dtype, shape):
-    outer, n, inner = shape
+    outer, _, inner = shape
     wide = "float64" if dtype == "float64" else "float32"
     x, y = (draw(rng, shape, dtype, gap) for gap in (5, 2))
     p, q = (np.abs(a) if dtype != "uint16" else a & 0x7FFF for a in (x, y))

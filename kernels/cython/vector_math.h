@@ -216,12 +216,12 @@ template <class V> INLINE V relative(V x, V y, V low) {
 // The same of p and q, given log_ratio = log(p / q), and in `apart` q - p, exact in the same way.
 template <class V> INLINE V relative_log(V p, V q, V log_ratio, V *apart) {
     typedef typename traits<V>::scalar scalar;
-    V r = -log_ratio, square = r * r * exp_tail(r);  // expm1(r) - r, |r| <= ln(2) / 2
+    V r = -log_ratio, square = r * r, tail = exp_tail(r);  // expm1(r) = r + square * tail
     auto near = (r < (scalar)0.34657359) & (r > (scalar)-0.34657359);
-    // As written, q - p may be fused with the product that q is, in one copy of a loop only.
+    // Each written as mul_add: sums of products may else be fused, in one copy of a loop only.
     V difference = mul_add<scalar>(V{} + 1, q, -p);
-    *apart = near ? p * (r + square) : difference;
-    V result = near ? p * square : mul_add<scalar>(p, log_ratio, difference);
+    *apart = near ? p * mul_add<scalar>(square, tail, r) : difference;
+    V result = near ? p * (square * tail) : mul_add<scalar>(p, log_ratio, difference);
     return p == 0 ? q : result;
 }
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ._compile import inner
+from ._information_rows import BLOCK
 from ._math import (
     add_compensated,
     add_in_any_order,
@@ -38,7 +39,7 @@ from ._panels import (
     panel_state,
     store_tile,
 )
-from ._rows import BLOCK, floats, log_total, row_state, row_writer
+from ._rows import floats, log_total, row_state, row_writer
 from ._storage import stack_doubles, stack_scratch, widen
 
 WORK = 16 * PANEL

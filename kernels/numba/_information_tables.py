@@ -6,6 +6,7 @@ import numpy as np
 
 from ._compile import inner
 from ._information_rows import (
+    BLOCK,
     NOTHING,
     cross_row,
     is_distribution,
@@ -14,7 +15,6 @@ from ._information_rows import (
     row_mass,
 )
 from ._math import add_in_any_order, apart, cast, constants
-from ._rows import BLOCK
 from ._storage import scratch, stack_scratch, widen
 
 
