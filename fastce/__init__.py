@@ -4,6 +4,7 @@ Every op takes any axis and any layout, float64, float32, float16 and bfloat16, 
 all CPU threads with results that are the same to the last bit for any number of them.
 """
 
+from . import information
 from ._config import show_config
 from ._dispatch import BackendError, available_backends, use_backend
 from ._tf32 import set_allow_tf32
@@ -86,6 +87,7 @@ __all__ = [
     "generalized_cross_entropy_backward",
     "generalized_cross_entropy_with_grad",
     "get_num_threads",
+    "information",
     "linear_cross_entropy",
     "linear_cross_entropy_backward",
     "linear_cross_entropy_with_grad",

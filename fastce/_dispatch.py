@@ -19,6 +19,7 @@ OPS = (
     "binary_cross_entropy",
     "robust_losses",
     "linear_cross_entropy",
+    "information",
     "attention",
 )
 NOT_ON_GPUS = ("linear_cross_entropy", "information")

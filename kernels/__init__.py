@@ -1,4 +1,4 @@
-"""Numerical kernels of softmax, cross-entropy and attention, one folder per backend.
+"""Numerical kernels of softmax, cross-entropy, attention and information, one folder per backend.
 
 Installed as ``fastce.kernels``. Nothing here imports fastce, so the folder can be
 copied into another package and used there.
@@ -55,6 +55,18 @@ Canonical form of attention:
     position of the first query among these keys. Packed sequences have a batch axis of stride 0.
 ``scale``, ``left``, ``right``, ``softcap``
     As in the reference; -1 is a window without bound, 0 no softcap.
+
+Canonical form of information measures:
+
+``p``, ``q``, ``logits``, ``p_logits``, ``q_logits`` and their gradients
+    As ``x`` of row ops; the stride between planes is 0 for what is broadcast. The outcomes lie on
+    the middle axis.
+``table``: shape ``(tables, rows, columns)``
+    Each table is C-contiguous.
+``out``: shape ``(outer, inner)``, or ``(tables,)``
+    In the compute dtype, C-contiguous. It overlaps nothing.
+``unit``, ``exponential``
+    What a number of nats is divided by; or, where that is true, exp of it is given instead.
 
 Storage dtypes are float64, float32, float16 and bfloat16. bfloat16 arrays are passed as
 their ``uint16`` bits, because NumPy has no such type of its own. The compute dtype is

@@ -19,6 +19,11 @@ from fastce.kernels.cython.cross_entropy cimport (
     c_cross_entropy, c_cross_entropy_backward, c_cross_entropy_with_grad, c_nll_loss,
     c_nll_loss_backward, c_scan_target
 )
+from fastce.kernels.cython.information cimport (
+    c_conditional_entropy, c_cross_entropy_of, c_entropy, c_entropy_from_logits,
+    c_entropy_from_logits_with_grad, c_js_divergence, c_kl_divergence, c_kl_divergence_from_logits,
+    c_kl_divergence_from_logits_with_grad, c_mutual_information
+)
 from fastce.kernels.cython.linear_cross_entropy cimport (
     LinearLoss, c_linear_cross_entropy, c_linear_cross_entropy_backward,
     c_linear_cross_entropy_with_grad
@@ -537,6 +542,105 @@ def attention_backward(grad_out, q, k, v, mask, spans, out, lse, dq, dk, dv, dma
     return result
 
 
+# ---- information ----------------------------------------------------------------------------
+
+def entropy(p, out, *, double unit, bint exponential, int threads):
+    cdef Planes a = planes(p)
+    cdef void* to = at(out)
+    cdef int result
+    with nogil:
+        result = c_entropy(a.dtype, a.data, to, a.outer, a.n, a.inner, a.step, unit, exponential,
+                           threads)
+    return result
+
+
+def cross_entropy_of(p, q, out, *, double unit, bint exponential, int threads):
+    cdef Planes a = planes(p), b = planes(q)
+    cdef void* to = at(out)
+    cdef int result
+    with nogil:
+        result = c_cross_entropy_of(a.dtype, a.data, b.data, to, a.outer, a.n, a.inner, a.step,
+                                    b.step, unit, exponential, threads)
+    return result
+
+
+ctypedef int (*Divergence)(
+    int, const void*, const void*, void*, Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t,
+    Py_ssize_t, double, int
+) noexcept nogil
+
+
+cdef divergence(Divergence function, p, q, out, double unit, int threads):
+    cdef Planes a = planes(p), b = planes(q)
+    cdef void* to = at(out)
+    cdef int result
+    with nogil:
+        result = function(a.dtype, a.data, b.data, to, a.outer, a.n, a.inner, a.step, b.step, unit,
+                          threads)
+    return result
+
+
+def kl_divergence(p, q, out, *, double unit, int threads):
+    return divergence(c_kl_divergence, p, q, out, unit, threads)
+
+
+def js_divergence(p, q, out, *, double unit, int threads):
+    return divergence(c_js_divergence, p, q, out, unit, threads)
+
+
+def kl_divergence_from_logits(p_logits, q_logits, out, *, double unit, int threads):
+    return divergence(c_kl_divergence_from_logits, p_logits, q_logits, out, unit, threads)
+
+
+ctypedef int (*OfOne)(
+    int, const void*, void*, Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, double, int
+) noexcept nogil
+
+
+cdef of_one(OfOne function, x, out, double unit, int threads):
+    cdef Planes a = planes(x)
+    cdef void* to = at(out)
+    cdef int result
+    with nogil:
+        result = function(a.dtype, a.data, to, a.outer, a.n, a.inner, a.step, unit, threads)
+    return result
+
+
+def conditional_entropy(table, out, *, double unit, int threads):
+    return of_one(c_conditional_entropy, table, out, unit, threads)
+
+
+def mutual_information(table, out, *, double unit, int threads):
+    return of_one(c_mutual_information, table, out, unit, threads)
+
+
+def entropy_from_logits(logits, out, *, double unit, int threads):
+    return of_one(c_entropy_from_logits, logits, out, unit, threads)
+
+
+def entropy_from_logits_with_grad(logits, out, grad, *, double unit, int threads):
+    cdef Planes a = planes(logits), b = planes(grad)
+    cdef void* to = at(out)
+    cdef int result
+    with nogil:
+        result = c_entropy_from_logits_with_grad(
+            a.dtype, a.data, to, b.data, a.outer, a.n, a.inner, a.step, b.step, unit, threads)
+    return result
+
+
+def kl_divergence_from_logits_with_grad(
+    p_logits, q_logits, out, q_grad, p_grad, *, double unit, int threads
+):
+    cdef Planes a = planes(p_logits), b = planes(q_logits), c = planes(q_grad), d = planes(p_grad)
+    cdef void* to = at(out)
+    cdef int result
+    with nogil:
+        result = c_kl_divergence_from_logits_with_grad(
+            a.dtype, a.data, b.data, to, c.data, d.data, a.outer, a.n, a.inner, a.step, b.step,
+            c.step, d.step, unit, threads)
+    return result
+
+
 def unknown_dtype():
     cdef Attention a
     cdef AttentionGradient g
@@ -550,4 +654,6 @@ def unknown_dtype():
         c_binary_cross_entropy(5, NULL, NULL, NULL, 0, NULL, 0, False, 1, 1),
         c_attention(7, &a, 1),
         c_attention_backward(7, &a, &g, 1),
+        c_entropy(4, NULL, NULL, 0, 0, 0, 0, 1, False, 1),
+        c_mutual_information(4, NULL, NULL, 0, 0, 0, 0, 1, 1),
     ]

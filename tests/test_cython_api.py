@@ -30,6 +30,7 @@ OPS = (
     "binary_cross_entropy",
     "robust_losses",
     "linear_cross_entropy",
+    "information",
     "attention",
 )
 DTYPES = ("float64", "float32", "float16", "uint16")
@@ -232,6 +233,28 @@ def linear_cross_entropy_calls(rng, dtype, rows):
         yield "linear_cross_entropy_backward", (upstream, *inputs), grads, smooth
 
 
+def information_calls(rng, dtype, shape):
+    outer, _, inner = shape
+    wide = "float64" if dtype == "float64" else "float32"
+    x, y = (draw(rng, shape, dtype, gap) for gap in (5, 2))
+    p, q = (np.abs(a) if dtype != "uint16" else a & 0x7FFF for a in (x, y))
+    out, grads = np.ones((outer, inner), wide), [draw(rng, shape, dtype, gap) for gap in (3, 0)]
+    bits, nats = {"unit": 0.693}, {"unit": 1.0}
+    yield "entropy", (p,), (out,), bits | {"exponential": False}
+    yield "entropy", (p,), (out,), nats | {"exponential": True}
+    yield "cross_entropy_of", (p, q), (out,), bits | {"exponential": False}
+    for name in "kl_divergence", "js_divergence":
+        yield name, (p, q), (out,), bits
+    tables = np.ascontiguousarray(p)
+    for name in "conditional_entropy", "mutual_information":
+        yield name, (tables,), (np.ones(outer, wide),), bits
+    yield "entropy_from_logits", (x,), (out,), bits
+    yield "entropy_from_logits_with_grad", (x,), (out, grads[0]), bits
+    yield "kl_divergence_from_logits", (x, y), (out,), bits
+    for both in grads, [grads[0], None]:
+        yield "kl_divergence_from_logits_with_grad", (x, y), (out, *both), bits
+
+
 def calls(rng, dtype):
     """Of each op: module, function, inputs, outputs, options."""
     for shape in ((600, 129, 1), (900, 10, 1), (3, 20, 300), (2, 70_000, 1), (1, 10, 1)):
@@ -243,6 +266,8 @@ def calls(rng, dtype):
             yield "cross_entropy", *call
         for call in robust_losses_calls(rng, dtype, shape):
             yield "robust_losses", *call
+        for call in information_calls(rng, dtype, shape):
+            yield "information", *call
     for n in 1, 1000, 70_001:
         for call in binary_cross_entropy_calls(rng, dtype, n):
             yield "binary_cross_entropy", *call

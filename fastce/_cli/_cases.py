@@ -43,6 +43,8 @@ TRAFFIC = {
     "binary_cross_entropy_with_logits_with_grad": (2, 1),
     "scaled_dot_product_attention": (0, 0),  # bound by arithmetic, see Case.flops
     "scaled_dot_product_attention_backward": (0, 0),
+    "information.entropy": (1, 0),
+    "information.kl_divergence": (2, 0),
 }
 
 
@@ -116,9 +118,8 @@ class Case:
             return self.nbytes if self.shape[-2] == 1 else 0
         read, written = TRAFFIC[self.op]
         read += self.target == "probabilities"
-        with_labels = "loss" in self.op or "entropy" in self.op or self.robust
-        has_labels = with_labels and not self.is_binary
-        labels = self.rows * 8 if has_labels else 0
+        labelled = "loss" in self.op or self.op.startswith("cross_entropy") or self.robust
+        labels = self.rows * 8 if labelled else 0
         return (read + written) * self.nbytes + labels
 
     @property
@@ -173,6 +174,11 @@ def _cases() -> list[Case]:
         *_robust_cases(),
         *_binary_cases(),
         *_attention_cases(),
+        *(
+            Case(f"information.{name}", shape)
+            for name in ("entropy", "kl_divergence")
+            for shape in ((65536, 1000), (4096, 32000), (1_000_000, 10))
+        ),
     ]
 
 
@@ -236,6 +242,8 @@ def _quick_cases() -> list[Case]:
         Case("binary_cross_entropy_with_logits_with_grad", (2_000_000,), into="out"),
         Case("scaled_dot_product_attention", (1, 8, 1024, 64), keys=1024),
         Case("scaled_dot_product_attention_backward", (1, 8, 1024, 64), keys=1024, causal=True),
+        Case("information.entropy", (8192, 1000)),
+        Case("information.kl_divergence", (8192, 1000)),
     ]
 
 

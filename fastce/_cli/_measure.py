@@ -10,10 +10,10 @@ import fastce
 from fastce._config import config
 from fastce._dispatch import kernel
 
-from ._attention import make_heads, products_call
-from ._cases import Case, is_tiny, make_data
+from ._attention import products_call
+from ._cases import Case, is_tiny
 from ._timing import Call, Timing, alternate, memory_call
-from .peers import PEERS, disagreement, sample
+from .peers import PEERS, disagreement, make_inputs, sample
 
 SECONDS, QUICK_SECONDS, TINY_SECONDS = 6.0, 0.5, 0.01  # for the rounds of one case
 # Beside the libraries: as many bytes copied, or read by ops that write none; or, for attention, as
@@ -63,7 +63,7 @@ def measure(
     if needed > _free_memory():
         return Result(case, {}, {}, f"needs {needed / 1e9:.0f} GB of free memory")
     try:
-        data: Any = make_heads(case) if case.keys else make_data(case)
+        data = make_inputs(case)
     except ImportError as error:  # ml_dtypes, for bfloat16
         return Result(case, {}, {}, str(error))
     ours = PEERS["fastce"].call("fastce", replace(case, into="fresh"), data)

@@ -16,9 +16,10 @@ import numpy as np
 
 import fastce
 
-from ._attention import ATTENTION
+from ._attention import ATTENTION, make_heads
 from ._binary import BINARY
-from ._cases import ITEMSIZE, Case, Data, tensor
+from ._cases import ITEMSIZE, Case, Data, make_data, tensor
+from ._information import INFORMATION, make_pair
 from ._robust import torch_call
 from ._timing import Call
 
@@ -298,12 +299,27 @@ def nothing(case: Case, data: Any) -> None:
 
 class Peer(NamedTuple):
     package: str  # what to import
-    make: Callable[[Case, Data], Call | None]  # but for attention and binary cross-entropy
+    make: Callable[[Case, Data], Call | None]  # but for those of `call`
 
     def call(self, name: str, case: Case, data: Any) -> Call | None:
+        if case.keys:
+            return ATTENTION.get(name, nothing)(case, data)
         if case.is_binary:
             return BINARY.get(name, nothing)(case, data)
-        return (ATTENTION.get(name, nothing) if case.keys else self.make)(case, data)
+        if is_information(case):
+            return INFORMATION.get(name, nothing)(case, data)
+        return self.make(case, data)
+
+
+def is_information(case: Case) -> bool:
+    return case.op.startswith("information.")
+
+
+def make_inputs(case: Case) -> Any:
+    """What `Peer.call` takes for this case."""
+    if case.keys:
+        return make_heads(case)
+    return make_pair(case) if is_information(case) else make_data(case)
 
 
 PEERS = {

@@ -23,6 +23,7 @@ cdef extern from "simd.h" nogil:
     int lanes[T](const T*)
     vector[T] splat[T](const T*, double)
     double largest_of[T](const T*)
+    double rounded[T](const T*, double)
     vector[T]* aligned[T](const T*, void*)
 
     double get[T](const T*)
@@ -65,6 +66,10 @@ cdef extern from "vector_math.h" nogil:
     vector[T] log_1p[T](vector[T])
     vector[T] log_1p_small[T](vector[T])
     vector[T] log_sum[T](vector[T], vector[T], vector[T])
+
+    vector[T] relative[T](vector[T], vector[T], vector[T])
+    vector[T] relative_log[T](vector[T], vector[T], vector[T], vector[T]*)
+    vector[T] scale_near_one[T](vector[T])
 
     ctypedef struct Reference:
         double shift, power, ratio

@@ -46,6 +46,7 @@ template <> struct traits<f32v> {
     static constexpr float far_below = -1024.0f;
     static constexpr float largest = 3.40282347e38f;
     static constexpr float least = 0x1p-126f;     // normal number
+    static constexpr float tiny = 0x1p-63f, untiny = 0x1p86f, untiny_power = 86;  // see relative
     static constexpr float two_steps = 0x1p-22f;  // of the last place, relatively
     static constexpr int sqrt_half = 0x3f3504f3;
 };
@@ -61,6 +62,7 @@ template <> struct traits<f64v> {
     static constexpr double far_below = -8192.0;
     static constexpr double largest = 1.7976931348623157e308;
     static constexpr double least = 0x1p-1022;
+    static constexpr double tiny = 0x1p-500, untiny = 0x1p600, untiny_power = 600;
     static constexpr double two_steps = 0x1p-51;
     static constexpr int64_t sqrt_half = 0x3fe6a09e667f3bcdLL;
 };
@@ -84,6 +86,9 @@ template <class T> INLINE vector<T> splat(const T *, double value) {
 
 // The largest finite number of the compute type.
 template <class T> INLINE constexpr double largest_of(const T *) { return traits<vector<T>>::largest; }
+
+// A number rounded to the compute type.
+template <class T> INLINE double rounded(const T *, double value) { return (compute<T>)value; }
 
 // Stack memory as vectors: the first aligned address. It takes up to one vector more.
 template <class T> INLINE vector<T> *aligned(const T *, void *memory) {

@@ -225,7 +225,63 @@ INLINE f64v log_1p_tail(f64v e) {
 // log(1 + e) for e from 0 to 1, without a division.
 template <class V> INLINE V log_1p_small(V e) { return e * e * log_1p_tail(e) + e; }
 
+// x * log(x / y) - x + y for x and y from 0 up to far below the largest number: y for x = 0, infinity
+// for y = 0, and never negative. Where x and y are nearly equal it is about (y - x)**2 / (2 * x), and
+// as exact as y - x is, to which `low` is added: what rounding x and y lost of it.
+//
+// With y / x = 2**power * (1 + f), it is x * (f - log(1 + f)) if power is 0; else y - x is added, and
+// x * (f + power * log(2)) taken away.
+template <class V> INLINE V relative(V x, V y, V low) {
+    typedef traits<V> t;
+    typedef typename t::ints ints;
+    typedef typename t::scalar scalar;
+    auto tiny_x = x < t::tiny, tiny_y = y < t::tiny;  // the ratio must be a normal number
+    V a = tiny_x ? x * t::untiny : x, b = tiny_y ? y * t::untiny : y;
+    V down = (tiny_y ? V{} + t::untiny_power : V{}) - (tiny_x ? V{} + t::untiny_power : V{});
+    V inverse = 1 / a, u = b * inverse, lost = mul_add<scalar>(-u, a, b) * inverse;
+    ints all = bits<ints>(u), k = (all - (ints{} + t::sqrt_half)) >> t::mantissa;
+    V power = __builtin_convertvector(k, V) - down;
+    V f = (bits<V>(all - (k << t::mantissa)) - 1) + lost * bits<V>((t::bias - k) << t::mantissa);
+    f = power == 0 ? ((b - a) + low) * inverse : f;
+    V s = f / (f + 2), h = (scalar)0.5 * f * f;
+    V near = x * (h - s * (h + log_tail(s * s)));
+    V far = (y - x) - x * (power * t::ln2_hi + (f + power * t::ln2_lo));
+    V result = power == 0 ? near : near + far;
+    return x == 0 ? y : y == 0 ? V{} + INFINITY : result;
+}
+
+// The same of p and q, given log_ratio = log(p / q), and in `apart` q - p, exact in the same way.
+template <class V> INLINE V relative_log(V p, V q, V log_ratio, V *apart) {
+    typedef typename traits<V>::scalar scalar;
+    V r = -log_ratio, square = r * r, tail = exp_tail(r);  // expm1(r) = r + square * tail
+    auto near = (r < (scalar)0.34657359) & (r > (scalar)-0.34657359);
+    // Each written as mul_add: sums of products may else be fused, in one copy of a loop only.
+    V difference = mul_add<scalar>(V{} + 1, q, -p);
+    *apart = near ? p * mul_add<scalar>(square, tail, r) : difference;
+    V result = near ? p * (square * tail) : mul_add<scalar>(p, log_ratio, difference);
+    return p == 0 ? q : result;
+}
+
+// A power of two that brings x >= 0 near 1: to [1, 2), or [2, 4), or less for a subnormal number.
+template <class V> INLINE V scale_near_one(V x) {
+    typedef traits<V> t;
+    typedef typename t::ints ints;
+    ints exponent = bits<ints>(x) >> t::mantissa;
+    ints wanted = 2 * t::bias - exponent;
+    return bits<V>((wanted > 1 ? wanted : ints{} + 1) << t::mantissa);
+}
+
 // Cython calls these with the storage type, as in exp_sub<f16>(x, m).
+template <class T> INLINE vector<T> relative(vector<T> x, vector<T> y, vector<T> low) {
+    return relative<vector<T>>(x, y, low);
+}
+template <class T>
+INLINE vector<T> relative_log(vector<T> p, vector<T> q, vector<T> log_ratio, vector<T> *apart) {
+    return relative_log<vector<T>>(p, q, log_ratio, apart);
+}
+template <class T> INLINE vector<T> scale_near_one(vector<T> x) {
+    return scale_near_one<vector<T>>(x);
+}
 template <class T> INLINE vector<T> exp_sub(vector<T> x, vector<T> m) {
     return exp_sub<vector<T>>(x, m);
 }

@@ -1,0 +1,129 @@
+"""Probabilities side by side in the lanes: short rows, and outcomes that lie further apart.
+
+What _information_rows.pxi does, with each lane a distribution of its own: the largest element, the
+sum of the others, and then the terms, in three passes down the outcomes of as many distributions as
+a vector has lanes. Sums are compensated, so that many outcomes are as exact as in rows.
+"""
+
+cdef inline void add_to(
+    vector[real]* total, vector[real]* error, const real* like, vector[real] term
+) noexcept nogil:
+    """total + term, and `error` plus what that loses (two-sum)."""
+    cdef vector[real] new = total[0] + term, back = new - total[0]
+    error[0] = error[0] + ((total[0] - (new - back)) + (term - back))
+    total[0] = new
+
+
+cdef inline void lane_masses(
+    const real* x, Py_ssize_t n, Py_ssize_t stride, Py_ssize_t left,
+    vector[real]* scale, vector[real]* top, vector[real]* rest
+) noexcept nogil:
+    """As in Mass, in units of 1 / scale. `rest` is NaN where there is no distribution."""
+    cdef Py_ssize_t k
+    cdef vector[real] zero = splat(x, 0.0), one = splat(x, 1.0)
+    cdef vector[real] a, largest = zero, low = zero, total = zero, error = zero, others = zero
+    for k in range(n):
+        a = load_n(x + k * stride, left, 0.0)
+        largest = vmax(a, largest)
+        low = vmax(zero - a, low)
+    scale[0] = scale_near_one(largest)
+    top[0] = largest * scale[0]
+    for k in range(n):
+        a = load_n(x + k * stride, left, 0.0) * scale[0]
+        add_to(&total, &error, x, where_equal(a, top[0], zero, a))
+        others = add_unless_equal(others, a, top[0], one)
+    total = (total + error) + top[0] * (splat(x, n - 1) - others)
+    total = total + (top[0] - top[0])  # NaN where the largest is infinite
+    total = where_equal(low, zero, total, splat(x, NAN))
+    rest[0] = where_equal(largest, zero, splat(x, NAN), total)
+
+
+cdef inline vector[real] lane_values(
+    int op, const real* x, const real* y, Py_ssize_t n, Py_ssize_t stride, Py_ssize_t y_stride,
+    Py_ssize_t left
+) noexcept nogil:
+    """The results of up to as many distributions as there are lanes, in nats."""
+    cdef Py_ssize_t k
+    cdef vector[real] zero = splat(x, 0.0), one = splat(x, 1.0), u, v
+    cdef vector[real] p_scale, p_top, p_rest, q_scale, q_top, q_rest, p_sum, q_sum, ratio, inverse
+    cdef vector[real] cost = zero, error = zero, weight = zero
+    lane_masses(x, n, stride, left, &p_scale, &p_top, &p_rest)
+    q_scale = p_scale
+    q_top = p_top
+    q_rest = p_rest
+    if op != ENTROPY:
+        lane_masses(y, n, y_stride, left, &q_scale, &q_top, &q_rest)
+    p_sum = p_top + p_rest
+    q_sum = q_top + q_rest
+    ratio = q_sum / p_sum
+    inverse = one / q_top
+    for k in range(n):
+        u = load_n(x + k * stride, left, 0.0) * p_scale
+        v = u if op == ENTROPY else load_n(y + k * y_stride, left, 0.0) * q_scale
+        if op == ENTROPY or op == CROSS_ENTROPY:
+            add_to(&cost, &error, x,
+                   where_equal(v, q_top, zero, cross_term(x, u, v, inverse)))
+            weight = add_unless_equal(weight, v, q_top, u)
+        else:
+            add_to(&cost, &error, x, divergence_term(op, x, u, v, ratio))
+    cost = corrected(x, cost, error)
+    if op == KL or op == JS:
+        u = (p_sum - p_sum) + (q_sum - q_sum)  # NaN where either is no distribution
+        return cost / (q_sum if op == KL else q_sum + q_sum) + u
+    # What rounding the inverse did to the logarithms is the same for all of them.
+    cost = cost + weight * mul_add(inverse, q_top, zero - one)
+    return log_1p(q_rest / q_top) + cost / p_sum
+
+
+cdef inline void lanes_by_op(
+    int op, const real* x, const real* y, void* out, Py_ssize_t at, Py_ssize_t n,
+    Py_ssize_t stride, Py_ssize_t y_stride, Py_ssize_t left, Finish finish
+) noexcept nogil:
+    """Results number `at` and following, in `out`."""
+    cdef vector[real] value, zero = splat(x, 0.0), one = splat(x, 1.0)
+    if op == ENTROPY:
+        value = lane_values(ENTROPY, x, y, n, stride, y_stride, left)
+    elif op == CROSS_ENTROPY:
+        value = lane_values(CROSS_ENTROPY, x, y, n, stride, y_stride, left)
+    elif op == KL:
+        value = lane_values(KL, x, y, n, stride, y_stride, left)
+    else:
+        value = lane_values(JS, x, y, n, stride, y_stride, left)
+    if finish.exponential:
+        value = one / exp_sub(zero - value, zero)
+    else:
+        value = value / splat(x, finish.unit)
+    store_wide(x, out, at, value, left)
+
+
+cdef void panel(
+    int op, const real* x, const real* y, void* out, Py_ssize_t at, Py_ssize_t n,
+    Py_ssize_t stride, Py_ssize_t width, Finish finish
+) noexcept nogil:
+    """`width` columns."""
+    cdef Py_ssize_t w = lanes(x), c
+    for c in range((width + w - 1) // w):
+        lanes_by_op(op, x + c * w, y + c * w, out, at + c * w, n, stride, stride,
+                    min(w, width - c * w), finish)
+
+
+cdef void tile(
+    int op, const real* x, const real* y, void* out, Py_ssize_t at, Py_ssize_t rows, Py_ssize_t n,
+    Py_ssize_t x_step, Py_ssize_t y_step, Finish finish
+) noexcept nogil:
+    """Up to tile_rows short rows, as columns of the compute type."""
+    cdef char memory[2 * TILE_MEMORY]
+    cdef Py_ssize_t w = lanes(x), vectors = (rows + w - 1) // w, c, left
+    cdef vector[real]* a = aligned(x, memory)
+    cdef vector[real]* b = a if op == ENTROPY else a + n * vectors
+    load_tiles(x, x_step, rows, n, a)
+    if op != ENTROPY:
+        load_tiles(y, y_step, rows, n, b)
+    for c in range(vectors):
+        left = min(w, rows - c * w)
+        if real is double:
+            lanes_by_op(op, <double*>(a + c), <double*>(b + c), out, at + c * w, n, vectors * w,
+                        vectors * w, left, finish)
+        else:
+            lanes_by_op(op, <float*>(a + c), <float*>(b + c), out, at + c * w, n, vectors * w,
+                        vectors * w, left, finish)

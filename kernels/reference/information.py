@@ -1,0 +1,175 @@
+"""Entropies and divergences of distributions, from probabilities, tables and logits, in float64.
+
+Distributions need not sum to 1: p = x / sum(x). With top the largest element of x and rest the sum
+of all others, divided by top,
+
+    -log p[k]  = log1p(rest) + log(top / x[k])
+    H(p)       = log1p(rest) + sum_k p[k] * log(top / x[k])
+    H(p, q)    = log1p(rest of q) + sum_k p[k] * log(top of q / y[k])
+    KL(p || q) = sum_k d(p[k], q[k]),  d(p, q) = p * log(p / q) - p + q
+    JS(p, q)   = (KL(p || m) + KL(q || m)) / 2,  m = (p + q) / 2
+
+No term is negative, so nothing cancels: neither where one element dominates, nor where p and q are
+nearly equal. Since sum p = sum q = 1, the -p + q of all terms add up to 0; written inside the sum
+they also take away, to first order, what an error of the two sums would do to the result.
+
+    H(Y | X)   = sum_x P(x) * H(Y | X = x)
+    I(X; Y)    = KL(joint || product of its margins)
+
+0 * log(0) is 0. What is no distribution gives NaN: a negative number, NaN, infinity, a sum of 0.
+
+``unit`` is what the result is divided by, log(base); ``exponential`` gives exp of it instead.
+"""
+
+import numpy as np
+
+from ._widen import narrow, total, widen
+from .log_softmax import shifted
+
+
+def _parts(x):
+    """rest, and x, its largest element and its sum, times a power of two; with the outcomes on axis
+    1. NaN where x is no distribution.
+    """
+    top = np.max(x, axis=1, keepdims=True, initial=0.0)
+    top = np.where((x >= 0).all(axis=1, keepdims=True) & (top > 0) & (top < np.inf), top, np.nan)
+    x = np.ldexp(x, -np.frexp(top)[1])  # so that no sum overflows
+    top = np.ldexp(top, -np.frexp(top)[1])
+    others = x.copy()
+    if x.shape[1]:
+        np.put_along_axis(others, np.argmax(x, axis=1, keepdims=True), 0.0, axis=1)
+    others = total(others)
+    return others / top, x, top, others + top
+
+
+def _sum(terms):
+    """Over the outcomes; without any, there is no distribution."""
+    return total(terms) + (0.0 if terms.shape[1] else np.nan)
+
+
+def _put(value, out, unit, exponential=False):
+    with np.errstate(over="ignore"):
+        narrow(np.exp(value) if exponential else value / unit, out)
+
+
+def _relative(p, q, apart):
+    """d(p, q), given apart = q - p."""
+    w = apart / p
+    near = p * (w - np.log1p(w))
+    ratio = p / q
+    in_range = (ratio > 0) & (ratio < np.inf)
+    log_ratio = np.where(in_range, np.log(ratio), np.log(p) - np.log(q))
+    d = np.where(np.abs(w) < 0.5, near, p * log_ratio + apart)
+    return np.where(p == 0, q, d)
+
+
+def _of_one_sum(p, q):
+    """p and q with the same sum, and the sum."""
+    _, x, _, p_sum = _parts(widen(p))
+    _, y, _, q_sum = _parts(widen(q))
+    return x * (q_sum / p_sum), y + 0 * q_sum, q_sum
+
+
+def entropy(p, out, *, unit, exponential, threads):
+    cross_entropy_of(p, p, out, unit=unit, exponential=exponential, threads=threads)
+
+
+def cross_entropy_of(p, q, out, *, unit, exponential, threads):
+    with np.errstate(all="ignore"):
+        _, x, _, p_sum = _parts(widen(p))
+        rest, y, top, _ = _parts(widen(q))
+        cost = _sum(np.where(x == 0, 0.0, x * -np.log(y / top)))
+        _put((np.log1p(rest) + cost / p_sum)[:, 0], out, unit, exponential)
+
+
+def kl_divergence(p, q, out, *, unit, threads):
+    with np.errstate(all="ignore"):
+        p, q, q_sum = _of_one_sum(p, q)
+        _put((_sum(_relative(p, q, q - p)) / q_sum)[:, 0], out, unit)
+
+
+def js_divergence(p, q, out, *, unit, threads):
+    with np.errstate(all="ignore"):
+        p, q, q_sum = _of_one_sum(p, q)
+        m, apart = (p + q) / 2, (q - p) / 2
+        both = _relative(p, m, apart) + _relative(q, m, -apart)
+        _put((_sum(both) / (2 * q_sum))[:, 0], out, unit)
+
+
+# ---- tables ----------------------------------------------------------------------------------
+
+
+def _flat(tables):
+    """A table as one distribution."""
+    return tables.reshape(len(tables), tables.shape[1] * tables.shape[2], 1)
+
+
+def conditional_entropy(table, out, *, unit, threads):
+    """H of the variable of the last axis, given that of the axis before it."""
+    with np.errstate(all="ignore"):
+        _, p, _, of_all = _parts(_flat(widen(table)))
+        rest, x, top, of_row = _parts(np.swapaxes(widen(table), 1, 2))
+        h = np.log1p(rest) + total(np.where(x == 0, 0.0, x * -np.log(x / top))) / of_row
+        weight = p.reshape(table.shape).sum(axis=2) / of_all[:, 0]
+        _put(_sum(np.where(weight == 0, 0.0, weight * h[:, 0])[:, :, None])[:, 0, 0], out, unit)
+
+
+def mutual_information(table, out, *, unit, threads):
+    with np.errstate(all="ignore"):
+        _, x, _, of_all = _parts(_flat(widen(table)))
+        x = x.reshape(table.shape)
+        # Divided at last: the product of counts is exact, and independence gives 0.
+        y = x.sum(axis=2, keepdims=True) * x.sum(axis=1, keepdims=True) / of_all
+        d = _flat(_relative(x, y, y - x))
+        _put((_sum(d) / of_all)[:, 0, 0], out, unit)
+
+
+# ---- logits ----------------------------------------------------------------------------------
+
+
+def entropy_from_logits(logits, out, *, unit, threads):
+    _entropy_from_logits(logits, out, None, unit)
+
+
+def entropy_from_logits_with_grad(logits, out, grad, *, unit, threads):
+    """grad = -p * (log p + H)"""
+    _entropy_from_logits(logits, out, grad, unit)
+
+
+def _entropy_from_logits(logits, out, grad, unit):
+    with np.errstate(all="ignore"):
+        _, gap, below, rest = shifted(widen(logits))
+        p = below / (1 + rest)
+        cost = np.where(p == 0, 0.0, p * gap)
+        mean = _sum(cost)
+        value = np.log1p(rest) + mean
+        if grad is not None:
+            narrow(np.where(p == 0, 0.0, p * (gap - mean)) / unit, grad)
+        _put(value[:, 0], out, unit)
+
+
+def kl_divergence_from_logits(p_logits, q_logits, out, *, unit, threads):
+    _kl_from_logits(p_logits, q_logits, out, None, None, unit)
+
+
+def kl_divergence_from_logits_with_grad(p_logits, q_logits, out, q_grad, p_grad, *, unit, threads):
+    """q_grad = q - p; p_grad = p * (log(p / q) - KL), unless it is None."""
+    _kl_from_logits(p_logits, q_logits, out, q_grad, p_grad, unit)
+
+
+def _kl_from_logits(p_logits, q_logits, out, q_grad, p_grad, unit):
+    with np.errstate(all="ignore"):
+        _, p_gap, p, p_rest = shifted(widen(p_logits))
+        _, q_gap, q, q_rest = shifted(widen(q_logits))
+        p, q = p / (1 + p_rest), q / (1 + q_rest)
+        # log(p / q), whose two parts are each small where p and q are nearly equal
+        log_ratio = (q_gap - p_gap) - (np.log1p(p_rest) - np.log1p(q_rest))
+        near = np.abs(log_ratio) < 0.5
+        apart = np.where(near, p * np.expm1(-log_ratio), q - p)
+        cost = np.where(p == 0, q, p * log_ratio + apart)
+        value = _sum(cost)
+        if q_grad is not None:
+            narrow(apart / unit, q_grad)
+        if p_grad is not None:
+            narrow(np.where(p == 0, 0.0, p * (log_ratio - value)) / unit, p_grad)
+        _put(value[:, 0], out, unit)
