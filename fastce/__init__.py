@@ -16,6 +16,11 @@ from .attention import (
     scaled_dot_product_attention,
     scaled_dot_product_attention_backward,
 )
+from .categorical_cross_entropy import (
+    categorical_cross_entropy,
+    categorical_cross_entropy_backward,
+    categorical_cross_entropy_with_grad,
+)
 from .cross_entropy import (
     cross_entropy,
     cross_entropy_backward,
@@ -59,6 +64,9 @@ __all__ = [
     "attention_varlen",
     "attention_varlen_backward",
     "available_backends",
+    "categorical_cross_entropy",
+    "categorical_cross_entropy_backward",
+    "categorical_cross_entropy_with_grad",
     "confidence_penalty",
     "confidence_penalty_backward",
     "confidence_penalty_with_grad",

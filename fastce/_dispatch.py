@@ -16,11 +16,12 @@ GPU = "cuda"  # for arrays on a GPU; others are copied there where it is asked f
 OPS = (
     "log_softmax",
     "cross_entropy",
+    "categorical_cross_entropy",
     "robust_losses",
     "linear_cross_entropy",
     "attention",
 )
-NOT_ON_GPUS = ("linear_cross_entropy", "information")
+NOT_ON_GPUS = ("categorical_cross_entropy", "linear_cross_entropy", "information")
 GPU_OPS = tuple(op for op in OPS if op not in NOT_ON_GPUS)  # those that have kernels for GPUs
 
 _chosen: ContextVar[str | None] = ContextVar(

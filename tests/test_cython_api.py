@@ -24,7 +24,14 @@ from fastce.kernels.cython import _isa
 
 HERE = Path(__file__).parent
 FOLDER = Path(kernels.__file__).parent / "cython"
-OPS = ("log_softmax", "cross_entropy", "robust_losses", "linear_cross_entropy", "attention")
+OPS = (
+    "log_softmax",
+    "cross_entropy",
+    "categorical_cross_entropy",
+    "robust_losses",
+    "linear_cross_entropy",
+    "attention",
+)
 DTYPES = ("float64", "float32", "float16", "uint16")
 SETUP = """
 from Cython.Build import cythonize
@@ -126,6 +133,27 @@ def cross_entropy_calls(rng, dtype, shape):
             yield "nll_loss_backward", (upstream, labels, weight), (grad,), options
 
 
+def categorical_cross_entropy_calls(rng, dtype, shape):
+    outer, n, inner = shape
+    wide = "float64" if dtype == "float64" else "float32"
+    x, p = (draw(rng, shape, dtype, gap) for gap in (5, 2))
+    if dtype == "uint16":
+        x &= 0x7FFF  # no sign: probabilities
+    else:
+        np.abs(x, out=x)
+    labels = rng.integers(0, n, (outer, inner))
+    weight = rng.uniform(0.5, 2, n).astype(wide)
+    options = {"denominator": 3.0, "ignore_index": 0, "epsilon": 1e-3}
+    for rows, target in itertools.product(((1, 1), (outer, inner)), (labels, p)):
+        loss, grad = np.ones(rows, wide), draw(rng, shape, dtype, 3)
+        upstream = draw(rng, rows, wide)
+        for w, smoothing in ((weight, 0.1), (None, 0.0)):
+            more = options | {"label_smoothing": smoothing}
+            yield "categorical_cross_entropy", (x, target, w), (loss,), more
+            yield "categorical_cross_entropy_backward", (upstream, x, target, w), (grad,), more
+            yield "categorical_cross_entropy_with_grad", (x, target, w), (loss, grad), more
+
+
 def robust_losses_calls(rng, dtype, shape):
     outer, n, inner = shape
     wide = "float64" if dtype == "float64" else "float32"
@@ -206,6 +234,8 @@ def calls(rng, dtype):
             yield "log_softmax", *call
         for call in cross_entropy_calls(rng, dtype, shape):
             yield "cross_entropy", *call
+        for call in categorical_cross_entropy_calls(rng, dtype, shape):
+            yield "categorical_cross_entropy", *call
         for call in robust_losses_calls(rng, dtype, shape):
             yield "robust_losses", *call
     for batch in ((), (2,), (2, 3)):
@@ -298,4 +328,4 @@ def test_one_number_of_the_contract(op):
 def test_an_unknown_dtype_is_refused(user):
     code = "import cython_api; print(cython_api.unknown_dtype())"
     result = python(user, "-c", code)
-    assert result.stdout.strip() == "[-2, -2, -2, -2, -2]", result.stderr
+    assert result.stdout.strip() == "[-2, -2, -2, -2, -2, -2]", result.stderr
