@@ -195,9 +195,7 @@ def categorical_cross_entropy_with_grad(
     )
     loss_rows, loss = p.new_loss()
     grad_rows, grad = p.new_grad()
-    p.kernel(f"{_OP}_with_grad", _OP)(
-        p.logits, p.target, p.weight, loss_rows, grad_rows, **options
-    )
+    p.kernel(f"{_OP}_with_grad", _OP)(p.logits, p.target, p.weight, loss_rows, grad_rows, **options)
     return _arrays.like(probs, loss), _arrays.like(probs, grad) if out is None else out
 
 

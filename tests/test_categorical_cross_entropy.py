@@ -367,7 +367,8 @@ def test_as_cross_entropy_of_the_logs(backend, name):
     for dtype, eps in ("f8", 2.0**-50), ("f4", 2.0**-20):
         probs, target, options = draw((30, 20), np.dtype(dtype), OPTIONS[name])
         loss, grad = BOTH(probs, target, **options, epsilon=0)
-        right, of_logits = fastce.cross_entropy_with_grad(np.log(probs), target, **options)
+        with fastce.use_backend("reference"):
+            right, of_logits = fastce.cross_entropy_with_grad(np.log(probs), target, **options)
         np.testing.assert_allclose(loss, right, rtol=eps)
         np.testing.assert_allclose(grad * probs, of_logits, rtol=32 * eps, atol=eps)
 
@@ -388,8 +389,8 @@ def test_torch(backend, name):
         q = ((1 - smoothing) * torch.tensor(hot) + smoothing / 12) * w * kept[:, None]
         rows = -(q * log_c).sum(dim=1)
         divisor = (torch.tensor(hot) * w * kept[:, None]).sum() if target.ndim == 1 else 20
-        reduction = options.get("reduction", "mean")
-        right = rows if reduction == "none" else rows.sum() / (divisor if reduction == "mean" else 1)
+        reduced = {"none": rows, "sum": rows.sum(), "mean": rows.sum() / divisor}
+        right = reduced[options.get("reduction", "mean")]
     else:
         right = torch.nn.functional.nll_loss(log_c, torch.tensor(target), **more)
     right.sum().backward()

@@ -223,8 +223,9 @@ def _compute(
             loss[0, 0] = np.divide(in_order(sums), denominator)
 
 
-def categorical_cross_entropy(probs, target, weight, loss, *, denominator, ignore_index,
-                              label_smoothing, epsilon, threads):  # fmt: skip
+def categorical_cross_entropy(
+    probs, target, weight, loss, *, denominator, ignore_index, label_smoothing, epsilon, threads
+):
     _compute(
         probs, target, weight, loss, None, None, denominator=denominator,
         ignore_index=ignore_index, label_smoothing=label_smoothing, epsilon=epsilon,
@@ -232,8 +233,10 @@ def categorical_cross_entropy(probs, target, weight, loss, *, denominator, ignor
     )  # fmt: skip
 
 
-def categorical_cross_entropy_backward(grad_loss, probs, target, weight, grad, *, denominator,
-                                       ignore_index, label_smoothing, epsilon, threads):  # fmt: skip
+def categorical_cross_entropy_backward(
+    grad_loss, probs, target, weight, grad, *, denominator, ignore_index, label_smoothing,
+    epsilon, threads,
+):  # fmt: skip
     _compute(
         probs, target, weight, None, grad_loss, grad, denominator=denominator,
         ignore_index=ignore_index, label_smoothing=label_smoothing, epsilon=epsilon,
@@ -241,8 +244,10 @@ def categorical_cross_entropy_backward(grad_loss, probs, target, weight, grad, *
     )  # fmt: skip
 
 
-def categorical_cross_entropy_with_grad(probs, target, weight, loss, grad, *, denominator,
-                                        ignore_index, label_smoothing, epsilon, threads):  # fmt: skip
+def categorical_cross_entropy_with_grad(
+    probs, target, weight, loss, grad, *, denominator, ignore_index, label_smoothing, epsilon,
+    threads,
+):  # fmt: skip
     _compute(
         probs, target, weight, loss, None, grad, denominator=denominator,
         ignore_index=ignore_index, label_smoothing=label_smoothing, epsilon=epsilon,
