@@ -25,6 +25,11 @@ from .binary_cross_entropy import (
     binary_cross_entropy_with_logits_backward,
     binary_cross_entropy_with_logits_with_grad,
 )
+from .categorical_cross_entropy import (
+    categorical_cross_entropy,
+    categorical_cross_entropy_backward,
+    categorical_cross_entropy_with_grad,
+)
 from .cross_entropy import (
     cross_entropy,
     cross_entropy_backward,
@@ -74,6 +79,9 @@ __all__ = [
     "binary_cross_entropy_with_logits",
     "binary_cross_entropy_with_logits_backward",
     "binary_cross_entropy_with_logits_with_grad",
+    "categorical_cross_entropy",
+    "categorical_cross_entropy_backward",
+    "categorical_cross_entropy_with_grad",
     "confidence_penalty",
     "confidence_penalty_backward",
     "confidence_penalty_with_grad",

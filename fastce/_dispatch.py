@@ -17,12 +17,13 @@ OPS = (
     "log_softmax",
     "cross_entropy",
     "binary_cross_entropy",
+    "categorical_cross_entropy",
     "robust_losses",
     "linear_cross_entropy",
     "information",
     "attention",
 )
-NOT_ON_GPUS = ("linear_cross_entropy", "information")
+NOT_ON_GPUS = ("categorical_cross_entropy", "linear_cross_entropy", "information")
 GPU_OPS = tuple(op for op in OPS if op not in NOT_ON_GPUS)  # those that have kernels for GPUs
 
 _chosen: ContextVar[str | None] = ContextVar(

@@ -15,6 +15,10 @@ from fastce.kernels.cython.binary_cross_entropy cimport (
     c_binary_cross_entropy_with_logits, c_binary_cross_entropy_with_logits_backward,
     c_binary_cross_entropy_with_logits_with_grad, c_scan_probabilities
 )
+from fastce.kernels.cython.categorical_cross_entropy cimport (
+    c_categorical_cross_entropy, c_categorical_cross_entropy_backward,
+    c_categorical_cross_entropy_with_grad
+)
 from fastce.kernels.cython.cross_entropy cimport (
     c_cross_entropy, c_cross_entropy_backward, c_cross_entropy_with_grad, c_nll_loss,
     c_nll_loss_backward, c_scan_target
@@ -216,6 +220,50 @@ def nll_loss_backward(grad_loss, target, weight, grad, *, double denominator,
     with nogil:
         result = c_nll_loss_backward(g.dtype, t.loss, t.labels, t.weight, g.data, g.outer, g.n,
                                      g.inner, g.step, t.per_row, denominator, ignore_index, threads)
+    return result
+
+
+# ---- categorical_cross_entropy --------------------------------------------------------------
+
+def categorical_cross_entropy(probs, target, weight, loss, *, double denominator,
+                              int64_t ignore_index, double label_smoothing, double epsilon,
+                              int threads):
+    cdef Planes x = planes(probs)
+    cdef Target t = target_of(probs, target, weight, loss)
+    cdef int result
+    with nogil:
+        result = c_categorical_cross_entropy(
+            x.dtype, x.data, t.labels, t.probabilities.data, t.weight, t.loss, x.outer, x.n,
+            x.inner, x.step, t.probabilities.step, t.per_row, denominator, ignore_index,
+            label_smoothing, epsilon, threads)
+    return result
+
+
+def categorical_cross_entropy_backward(grad_loss, probs, target, weight, grad, *,
+                                       double denominator, int64_t ignore_index,
+                                       double label_smoothing, double epsilon, int threads):
+    cdef Planes x = planes(probs), g = planes(grad)
+    cdef Target t = target_of(probs, target, weight, grad_loss)
+    cdef int result
+    with nogil:
+        result = c_categorical_cross_entropy_backward(
+            x.dtype, t.loss, x.data, t.labels, t.probabilities.data, t.weight, g.data, x.outer,
+            x.n, x.inner, x.step, t.probabilities.step, g.step, t.per_row, denominator,
+            ignore_index, label_smoothing, epsilon, threads)
+    return result
+
+
+def categorical_cross_entropy_with_grad(probs, target, weight, loss, grad, *, double denominator,
+                                        int64_t ignore_index, double label_smoothing,
+                                        double epsilon, int threads):
+    cdef Planes x = planes(probs), g = planes(grad)
+    cdef Target t = target_of(probs, target, weight, loss)
+    cdef int result
+    with nogil:
+        result = c_categorical_cross_entropy_with_grad(
+            x.dtype, x.data, t.labels, t.probabilities.data, t.weight, t.loss, g.data, x.outer,
+            x.n, x.inner, x.step, t.probabilities.step, g.step, t.per_row, denominator,
+            ignore_index, label_smoothing, epsilon, threads)
     return result
 
 
@@ -649,6 +697,8 @@ def unknown_dtype():
     return [
         c_softmax(4, NULL, NULL, 0, 0, 0, 0, 0, 1),
         c_nll_loss(-1, NULL, NULL, NULL, NULL, 0, 0, 0, 0, False, 1, 0, 1),
+        c_categorical_cross_entropy(
+            8, NULL, NULL, NULL, NULL, NULL, 0, 0, 0, 0, 0, False, 1, 0, 0, 0, 1),
         c_robust_losses(9, NULL, NULL, NULL, NULL, 0, 0, 0, 0, False, 1, 0, 0, 0, 0, 1, 0, 1),
         c_scan_probabilities(4, NULL, NULL, 0, 1),
         c_binary_cross_entropy(5, NULL, NULL, NULL, 0, NULL, 0, False, 1, 1),

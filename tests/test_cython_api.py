@@ -28,6 +28,7 @@ OPS = (
     "log_softmax",
     "cross_entropy",
     "binary_cross_entropy",
+    "categorical_cross_entropy",
     "robust_losses",
     "linear_cross_entropy",
     "information",
@@ -132,6 +133,27 @@ def cross_entropy_calls(rng, dtype, shape):
         if target is labels:
             yield "nll_loss", (log_p, labels, weight), (loss,), options
             yield "nll_loss_backward", (upstream, labels, weight), (grad,), options
+
+
+def categorical_cross_entropy_calls(rng, dtype, shape):
+    outer, n, inner = shape
+    wide = "float64" if dtype == "float64" else "float32"
+    x, p = (draw(rng, shape, dtype, gap) for gap in (5, 2))
+    if dtype == "uint16":
+        x &= 0x7FFF  # no sign: probabilities
+    else:
+        np.abs(x, out=x)
+    labels = rng.integers(0, n, (outer, inner))
+    weight = rng.uniform(0.5, 2, n).astype(wide)
+    options = {"denominator": 3.0, "ignore_index": 0, "epsilon": 1e-3}
+    for rows, target in itertools.product(((1, 1), (outer, inner)), (labels, p)):
+        loss, grad = np.ones(rows, wide), draw(rng, shape, dtype, 3)
+        upstream = draw(rng, rows, wide)
+        for w, smoothing in ((weight, 0.1), (None, 0.0)):
+            more = options | {"label_smoothing": smoothing}
+            yield "categorical_cross_entropy", (x, target, w), (loss,), more
+            yield "categorical_cross_entropy_backward", (upstream, x, target, w), (grad,), more
+            yield "categorical_cross_entropy_with_grad", (x, target, w), (loss, grad), more
 
 
 def robust_losses_calls(rng, dtype, shape):
@@ -264,6 +286,8 @@ def calls(rng, dtype):
             yield "log_softmax", *call
         for call in cross_entropy_calls(rng, dtype, shape):
             yield "cross_entropy", *call
+        for call in categorical_cross_entropy_calls(rng, dtype, shape):
+            yield "categorical_cross_entropy", *call
         for call in robust_losses_calls(rng, dtype, shape):
             yield "robust_losses", *call
         for call in information_calls(rng, dtype, shape):

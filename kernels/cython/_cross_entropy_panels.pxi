@@ -2,13 +2,6 @@
 as row() in _cross_entropy_rows.pxi computes one row.
 """
 
-cdef inline void add(vector[real]* total, vector[real]* error, vector[real] term) noexcept nogil:
-    """total += term, and what that rounds away to `error`."""
-    cdef vector[real] old = total[0], new = old + term, back = new - old
-    error[0] = error[0] + ((old - (new - back)) + (term - back))
-    total[0] = new
-
-
 cdef inline void panel_cost(
     const Problem* p, const real* x, const real* t, Py_ssize_t stride, Py_ssize_t width,
     vector[real]* tops, vector[real]* losses, vector[real]* totals, vector[real]* errors

@@ -62,6 +62,13 @@ cdef inline void store_tiles(
         store_tile(x + c * w * stride, stride, min(w, rows - c * w), n, tile + c, vectors)
 
 
+cdef inline void add(vector[real]* total, vector[real]* error, vector[real] term) noexcept nogil:
+    """total += term, and what that rounds away to `error`."""
+    cdef vector[real] old = total[0], new = old + term, back = new - old
+    error[0] = error[0] + ((old - (new - back)) + (term - back))
+    total[0] = new
+
+
 cdef inline vector[real] corrected(
     const real* like, vector[real] total, vector[real] error
 ) noexcept nogil:
