@@ -4,7 +4,6 @@
 the inner loops are looked for in the PTX.
 """
 
-import functools
 import itertools
 import re
 import subprocess
@@ -51,12 +50,12 @@ def kernels(name):
             yield what, shape, kernel
 
 
-def assemble(ptx, cc):
+def assemble(ptx, cc, cubin="/dev/null"):
     """What ptxas says of a kernel: bytes of stack, bytes spilled, registers."""
     ptxas = find_nvidia_binary_utility("ptxas")
     assert ptxas, "ptxas comes with the package nvidia-cuda-nvcc"
     done = subprocess.run(
-        [ptxas, f"-arch=sm_{cc[0]}{cc[1]}", "-v", "-o", "/dev/null", "-"],
+        [ptxas, f"-arch=sm_{cc[0]}{cc[1]}", "-v", "-o", cubin, "-"],
         input=ptx, text=True, capture_output=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -138,7 +137,6 @@ ATTENTION = (
     ("float32", 128, 4096, False),
     ("float64", 128, 4096, False),
 )
-_DISASSEMBLER = "nvdisasm comes with the package nvidia-cuda-nvdisasm"
 
 
 def attention_kernels(name, width, queries, general):
@@ -155,24 +153,24 @@ def attention_kernels(name, width, queries, general):
     yield "gradient of k, v", of_kv, _launch.backward_shared(of_kv), backward_kv_of(of_kv)
 
 
-def machine_code(ptx, cc, path):
+def machine_code(cubin):
     """The instructions of a kernel for a GPU."""
-    (path / "kernel.ptx").write_text(ptx)
-    run = functools.partial(subprocess.run, check=True, text=True, capture_output=True, cwd=path)
-    ptxas, nvdisasm = map(find_nvidia_binary_utility, ("ptxas", "nvdisasm"))
-    assert nvdisasm, _DISASSEMBLER
-    run([ptxas, f"-arch=sm_{cc[0]}{cc[1]}", "-o", "kernel.cubin", "kernel.ptx"])
-    return run([nvdisasm, "-c", "kernel.cubin"]).stdout
+    nvdisasm = find_nvidia_binary_utility("nvdisasm")
+    assert nvdisasm, "nvdisasm comes with the package nvidia-cuda-nvdisasm"
+    return subprocess.run(
+        [nvdisasm, "-c", cubin], check=True, text=True, capture_output=True
+    ).stdout
 
 
 @pytest.mark.parametrize(("name", "width", "queries", "general"), ATTENTION)
 def test_resources_of_attention(monkeypatch, tmp_path, name, width, queries, general):
     """Results stay in registers, and tensor cores multiply where they should."""
     monkeypatch.setattr(_device, "limits", _gpu.Machine().limits)
+    cubin = tmp_path / "kernel.cubin"
     for what, tiling, shared, kernel in attention_kernels(name, width, queries, general):
         for cc in ARCHITECTURES:
             ptx = _gpu.ptx_of(kernel, _gpu.argument_types(kernel), cc)
-            stack, spilled, registers = assemble(ptx, cc)
+            stack, spilled, registers = assemble(ptx, cc, cubin)
             found = f"{what} {tiling}, sm_{cc[0]}{cc[1]}: {stack} {spilled} {registers}"
             # Of 255 registers a few are spilled where two results, or 32 rows, are in them.
             assert stack <= 24, found
@@ -180,7 +178,7 @@ def test_resources_of_attention(monkeypatch, tmp_path, name, width, queries, gen
             assert ".local" not in ptx, found
             assert registers * tiling.threads <= 65536, found
             assert shared <= 227 * 1024, found
-        code = machine_code(ptx, cc, tmp_path)
+        code = machine_code(cubin)
         kind = {"bfloat16": "HMMA.16816.F32.BF16", "float16": "HMMA.16816.F32 "}.get(name)
         kind = "HMMA.1688.F32.TF32" if name == "tfloat32" else kind
         if kind is None:
@@ -203,10 +201,11 @@ def test_resources_of_warpgroups(monkeypatch, tmp_path, width, which):
     _, tiling, _, kernel = next(one for one in found if one[0] == which)
     assert tiling.warpgroups
     ptx = _gpu.ptx_of(kernel, _gpu.argument_types(kernel), (9, 0, "a"))
-    stack, spilled, registers = assemble(ptx, (9, "0a"))
+    cubin = tmp_path / "kernel.cubin"
+    stack, spilled, registers = assemble(ptx, (9, "0a"), cubin)
     assert (stack, spilled) == (0, 0)
     assert registers * tiling.threads <= 65536
-    code = machine_code(ptx, (9, "0a"), tmp_path)
+    code = machine_code(cubin)
     along, across = {"forward": (1, 1), "gradient of q": (2, 1), "gradient of k, v": (2, 2)}[which]
     assert code.count("HGMMA.64x") == along * width // 16 + across * tiling.columns // 16
     assert "HMMA" not in code
