@@ -267,6 +267,8 @@ def test_bad_rows_are_nan_and_ignored_ones_are_not_read(backend, axis, dtype):
         np.testing.assert_array_equal(grad[~kept], 0)
         np.testing.assert_allclose(loss[0], right[0][0], rtol=1e-6)
     assert np.isnan(LOSS(bad, target))
+    dense[3] = np.where(np.arange(37) == 20, np.nan, 0)
+    np.testing.assert_array_equal(np.isnan(LOSS(probs, dense, reduction="none")), np.arange(6) == 3)
 
 
 def test_no_row_counts(backend):

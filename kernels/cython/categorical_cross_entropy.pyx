@@ -74,23 +74,22 @@ cdef struct Bounds:
     double low, high
 
 
-cdef inline Bounds bounds(const Problem* p, const real* like, double total) noexcept nogil:
-    """Of the clip, for probabilities of this sum. As numbers of the compute type they are rounded
-    inwards: comparing with them is comparing with the exact products."""
+cdef inline Bounds bounds(const Problem* p, double total) noexcept nogil:
+    """Of the clip, for probabilities of this sum."""
     cdef Bounds b
     b.low = p.low * total
     b.high = p.high * total
     if p.low > 0 and b.low == 0:
         b.low = 5e-324  # the least double: a probability of 0 is still below
+    return b
+
+
+cdef inline Bounds inwards(const real* like, Bounds b) noexcept nogil:
+    """Rounded to the compute type such that no number of it changes sides."""
+    cdef float low = <float>b.low, high = <float>b.high
     if not (real is double):
-        if <double><float>b.low < b.low:
-            b.low = nextafterf(<float>b.low, INFINITY)
-        else:
-            b.low = <float>b.low
-        if <double><float>b.high > b.high:
-            b.high = nextafterf(<float>b.high, 0)
-        else:
-            b.high = <float>b.high
+        b.low = low if low >= b.low else nextafterf(low, INFINITY)
+        b.high = high if high <= b.high else nextafterf(high, 0)
     return b
 
 
@@ -123,10 +122,13 @@ cdef Cost row_cost(const Problem* p, const real* x, const real* t, Bounds b) noe
     cdef vector[real] zero = splat(x, 0.0), low = splat(x, b.low), high = splat(x, b.high)
     cdef vector[real] low_cost = splat(x, p.low_cost), high_cost = splat(x, p.high_cost)
     cdef vector[real] loss = zero, loss_error = zero, pull = zero, pull_error = zero, v, c, q, each
+    cdef vector[real] one = splat(x, 1.0)
     for k in range((p.n + w - 1) // w):
         left = min(w, p.n - k * w)
-        v = load_n(x + k * w, left, 0.0)
         q = wanted(p, x, t, k * w, left)
+        if reduce_max(add_unless_equal(zero, q, zero, one)) == 0:
+            continue  # nothing is wanted here: most of a one-hot row takes no log
+        v = load_n(x + k * w, left, 0.0)
         c = clip(v, low, high, zero)
         each = where_equal(c, v, zero - log_of(v), where_equal(c, low, low_cost, high_cost))
         add(&loss, &loss_error, where_equal(q, zero, zero, q * each))
@@ -180,10 +182,11 @@ cdef double row(
                 memset(grad, 0, p.n * sizeof(real))
             return 0
     total = row_sum(x, p.n)
-    b = bounds(p, x, total)
+    b = bounds(p, total)
     cost.loss = 0
     cost.pull = 0
     if p.dense_q:
+        b = inwards(x, b)
         cost = row_cost(p, x, t, b)
     if label >= 0:
         weight = get_wide(x, p.weight, label) if p.weight != NULL else 1
