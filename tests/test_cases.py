@@ -36,7 +36,8 @@ def test_the_table_has_every_op():
     ops = [name for name in fastce.__all__ if hasattr(_truth, name)]
     assert {case.op for case in CASES} == set(ops)
     assert len(ops) == 10
-    assert OPS == ("log_softmax", "cross_entropy", "attention")  # attention: tests/_attention.py
+    # attention: tests/_attention.py; information: tests/test_information.py
+    assert OPS == ("log_softmax", "cross_entropy", "attention", "information")
 
 
 def test_a_wrong_result_is_seen():
