@@ -165,11 +165,14 @@ template <class V> INLINE V log_sum(V u, V lost, V down) {
     // lost is scaled with u; 2**-k must be a normal number, and lost is 0 long before it is not
     ints least = k < t::bias ? k : ints{} + t::bias - 1;
     V shift = lost * bits<V>((t::bias - least) << t::mantissa);  // log(1 + f + shift) wanted
-    V s = f / (f + 2), h = (scalar)0.5 * f * f;
+    // Where the compiler could fuse one product or another, or none, mul_add says which: bits differed
+    // between two copies of one loop, for one thread and for more.
+    V s = f / (f + 2), h = mul_add<scalar>((scalar)0.5 * f, f, V{});
     // k * ln2 and f - h may cancel, down to half: their rounding errors are carried along.
     V high = power * t::ln2_hi, part = f - h, sum = high + part;
-    V low = s * (h + log_tail(s * s)) + power * t::ln2_lo;
-    V result = sum + (((high - sum) + part) + ((f - part) - h) + (low + (shift - shift * f)));
+    V low = mul_add<scalar>(s, h + log_tail(s * s), power * t::ln2_lo);
+    V correction = mul_add<scalar>(-shift, f, shift);
+    V result = sum + (((high - sum) + part) + ((f - part) - h) + (low + correction));
     V special = u > 0 ? u : u == 0 ? V{} - INFINITY : V{} + NAN;
     return (u > 0) & (u <= t::largest) ? result : special;
 }
