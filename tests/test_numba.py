@@ -313,3 +313,24 @@ def test_examples_in_docstrings():
         )
         assert test.examples, function
         assert runner.run(test).failed == 0
+
+
+# --- vectors ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("loop", "divisions"), [("of_logits", 1), ("of_probabilities", 3)])
+def test_binary_cross_entropy_is_vectorised(loop, divisions):
+    """Its loops divide vectors: for the slope, and for each of two logarithms."""
+    from fastce.kernels.numba import binary_cross_entropy as kernels
+
+    function, given = getattr(kernels, loop), (np.full(kernels.TILE, 0.5, np.float32),) * 5
+
+    @_compile.compiled
+    def run(a, b, c, d, e):
+        function(a, b, c, d, e)
+
+    run(*given)
+    (assembly,) = run.inspect_asm().values()
+    if "vdivss" not in assembly:
+        pytest.skip("not a processor with AVX")
+    assert assembly.count("vdivps") >= divisions

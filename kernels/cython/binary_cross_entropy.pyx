@@ -70,17 +70,42 @@ cdef inline vector[real] from_logits(
 
 
 cdef inline vector[real] from_probabilities(
-    const real* like, vector[real] p, vector[real] t, bint with_slope, vector[real]* slope
+    const real* like, vector[real] p, vector[real] t, bint labels, bint with_slope,
+    vector[real]* slope
 ) noexcept nogil:
-    """The same, without weights. The two bounds are PyTorch's."""
+    """The same, without weights; with `labels`, every target is 0 or 1. The bounds are PyTorch's.
+
+    What is no probability gives NaN.
+    """
     cdef vector[real] zero = splat(like, 0.0), one = splat(like, 1.0), floor = splat(like, -100.0)
+    cdef vector[real] q = one - p, lost, u, small, losses
     if with_slope:
-        slope[0] = (p - t) / vmax(splat(like, 1e-12), p * (one - p))
-    return mul_add(
-        t, zero - vmax(floor, log_of(p)), (one - t) * (zero - vmax(floor, log_1p(zero - p))))
+        slope[0] = (p - t) / vmax(splat(like, 1e-12), p * q)
+    if not labels:
+        return mul_add(
+            t, zero - vmax(floor, log_of(p)), (one - t) * (zero - vmax(floor, log_1p(zero - p))))
+    # One logarithm, of p or of q and what its rounding lost, is half of the work. The bits are the
+    # same: the other one has the factor 0.
+    lost = where_equal(t, one, zero, (one - q) - p)
+    u = where_equal(t, one, p, q)
+    small = u - splat(like, 2.0 ** -126)  # subnormal in float
+    losses = zero - vmax(floor, log_sum(
+        u * where_negative(small, splat(like, 2.0 ** 64), one), lost,
+        where_negative(small, splat(like, 64.0), zero)))
+    return where_negative(p * q, splat(like, NAN), losses)
 
 
 # ---- tiles and blocks -----------------------------------------------------------------------
+
+cdef inline bint are_labels(const real* t, Py_ssize_t n) noexcept nogil:
+    """Whether all targets are 0 or 1."""
+    cdef Py_ssize_t w = lanes(t), k
+    cdef vector[real] zero = splat(t, 0.0), one = splat(t, 1.0), others = zero, v
+    for k in range((n + w - 1) // w):
+        v = load_n(t + k * w, min(w, n - k * w), 0.0)
+        others = vmax(where_equal(v, zero, zero, where_equal(v, one, zero, one)), others)
+    return reduce_max(others) == 0
+
 
 cdef double tile(
     const Problem* p, const real* x, const real* t, const Part* to, Py_ssize_t n
@@ -90,6 +115,7 @@ cdef double tile(
     The function calls each of those above in one place, so that they are inlined.
     """
     cdef bint logits = p.from_logits, smooth = p.soft != 0, with_loss = p.with_loss
+    cdef bint labels = not logits and are_labels(t, n)
     cdef const void* weights = to.weight
     cdef const void* pos_weights = to.pos_weight
     cdef const void* upstream = to.upstream
@@ -118,7 +144,8 @@ cdef double tile(
                 a = a * load_wide(x, pos_weights, at, left)
             losses = from_logits(x, load_n(x + at, left, 0.0), a, b, grad != NULL, &slopes)
         else:
-            losses = from_probabilities(x, load_n(x + at, left, 0.5), a, grad != NULL, &slopes)
+            losses = from_probabilities(
+                x, load_n(x + at, left, 0.5), a, labels, grad != NULL, &slopes)
             if weights != NULL:
                 losses = losses * weight
                 slopes = slopes * weight
