@@ -33,10 +33,9 @@ WHOLE = {
     "words-decode": Shape((1,), 4, 2, 1, 700, 32, 32),
 }
 ALL = {**SHAPES, **WHOLE}
-# On the machine: every shape, every case, every dtype at least once.
+# On the machine: every shape, every case, every dtype at least once (float32 in test_tf32).
 QUICK = (
     *itertools.product(("words",), ("plain", "all"), ("f16",)),
-    ("words", "plain", "f32"),
     ("words", "all", "f64"),
     *itertools.product(("few-shared", "few"), ("plain", "all"), ("f16",)),
     *itertools.product(("few",), [c for c in CASES if c not in ("plain", "all")], ("f16",)),
@@ -296,7 +295,8 @@ def test_varlen(gpu, integers, where):  # noqa: F811
 
 def test_tf32(gpu):  # noqa: F811
     rng = np.random.default_rng(0)
-    arrays = [rng.standard_normal((2, 40, 32)).astype(np.float32) for _ in range(4)]
+    # Of a width whose kernels test_ptx.py compiles, too.
+    arrays = [rng.standard_normal((1, 40, 128)).astype(np.float32) for _ in range(4)]
     right = truths(*arrays[1:], arrays[0])
     errors = []
     for allowed in False, True:
@@ -307,6 +307,8 @@ def test_tf32(gpu):  # noqa: F811
             fastce.set_allow_tf32(False)
         pairs = zip(results, right, strict=False)
         errors.append([np.abs(r - t.value).max() / np.abs(t.value).max() for r, t in pairs])
+        if not allowed:
+            compare(results, right)
     assert max(errors[0]) < 1e-6
     # 11 bits of each factor; the errors of sums of many stay near that.
     assert 1e-5 < max(errors[1]) < 2e-3

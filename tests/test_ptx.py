@@ -98,8 +98,8 @@ def test_resources_of_reductions(kernel, cc):
     assert registers <= 64
 
 
-# The most registers of a thread of binary cross-entropy: a multiprocessor has three blocks of 256 at
-# 80, and two at 104, where a thread computes on 8 numbers of 16 bits at once.
+# The most registers of a thread of binary cross-entropy: a multiprocessor has three blocks of 256
+# at 80, and two at 104, where a thread computes on 8 numbers of 16 bits at once.
 ELEMENTS = {"float64": 96, "float32": 80, "float16": 104, "bfloat16": 104}
 
 

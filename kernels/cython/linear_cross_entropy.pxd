@@ -18,8 +18,8 @@ outputs hold anything. Nothing else is checked: labels must be classes or ignore
 `grad_loss` and `loss` are of the compute type (double for F64, else float), all other floating
 arrays of `dtype`; float16 and bfloat16 are their 16 bits. No output overlaps anything.
 
-`threads` is how many OpenMP threads may be used; 0 and 1 are the caller's alone. The result does not
-depend on it, not in the last bit. Any thread may call; from inside a `prange`, pass 1.
+`threads` is how many OpenMP threads may be used; 0 and 1 are the caller's alone. The result does
+not depend on it, not in the last bit. Any thread may call; from inside a `prange`, pass 1.
 
 What is computed is in kernels/reference/linear_cross_entropy.py. The code is that of the
 instruction set level that is used by the process (FASTCE_ISA).
