@@ -32,7 +32,7 @@ def linear_cross_entropy(
     """Cross-entropy of ``input @ linear_weight.T + linear_bias``, in nats.
 
     The same as `cross_entropy` of those logits, but they are made, used and forgotten in blocks of
-    rows: 40 MB at most in place of, say, 8192 rows of 128256 classes.
+    rows: 54 MB at most, where those of 8192 rows and 128256 classes would take 4.2 GB.
 
     Parameters
     ----------

@@ -37,6 +37,14 @@ Canonical form of elementwise ops (binary cross-entropy):
 ``loss``, ``grad_loss``: shape ``(n,)`` or ``(1,)``
     ``(1,)`` where the loss is reduced; the kernel divides by ``denominator``, which is 1 elsewhere.
 
+Canonical form of ``linear_cross_entropy``:
+
+``input``, ``d_input``: shape ``(rows, width)``; ``linear_weight``, ``d_linear_weight``: ``(n, width)``
+    Rows are contiguous, the stride between them is free. ``linear_bias`` and ``d_linear_bias`` are
+    None, or ``(n,)`` in the storage dtype. No output overlaps anything.
+``target``, ``weight``, ``loss``, ``grad_loss``
+    As for row ops, with one axis: ``(rows,)`` or ``(1,)``.
+
 Canonical form of attention:
 
 ``q``, ``out``, ``grad_out``, ``dq``: shape ``(..., heads, L, width)``

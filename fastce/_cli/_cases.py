@@ -41,7 +41,9 @@ TRAFFIC = {
     "binary_cross_entropy_with_logits": (2, 0),
     "binary_cross_entropy_with_logits_backward": (2, 1),
     "binary_cross_entropy_with_logits_with_grad": (2, 1),
-    "scaled_dot_product_attention": (0, 0),  # bound by arithmetic, see Case.flops
+    "linear_cross_entropy": (0, 0),  # these are bound by arithmetic, see Case.flops
+    "linear_cross_entropy_with_grad": (0, 0),
+    "scaled_dot_product_attention": (0, 0),
     "scaled_dot_product_attention_backward": (0, 0),
     "information.entropy": (1, 0),
     "information.kl_divergence": (2, 0),
@@ -61,12 +63,14 @@ class Case:
     options: bool = False  # class weights and label smoothing
     keys: int = 0  # of attention, whose shape is (batch, heads, queries, width)
     causal: bool = False
+    width: int = 0  # of what a linear layer gets; the shape is that of its logits
 
     @property
     def label(self) -> str:
         """Everything but the op, for a table."""
         words = [str(self.shape)]
         words += [f"{self.keys} keys"] if self.keys and self.keys != self.shape[-2] else []
+        words += [f"width {self.width}"] if self.width else []
         words += ["causal"] if self.causal else []
         words += [self.dtype] if self.dtype != "float32" else []
         words += [f"axis={self.axis}"] if self.axis != -1 else []
@@ -97,8 +101,18 @@ class Case:
         return math.prod(self.shape) // self.classes
 
     @property
+    def is_products(self) -> bool:
+        """Whether matrix products are most of the work."""
+        return bool(self.keys or self.width)
+
+    @property
     def flops(self) -> float:
-        """Floating-point operations of attention's products: 2 forward, 5 backward."""
+        """Floating-point operations of the products. Attention has 2 forward and 5 backward, a
+        linear layer 1 and 2.
+        """
+        if self.width:
+            products = 3 if self.op.endswith("_with_grad") else 1
+            return 2 * products * math.prod(self.shape) * self.width
         batch, heads, length, width = self.shape
         pairs = batch * heads * length * self.keys * (0.5 if self.causal else 1)
         return 4 * pairs * width * (3.5 if self.op.endswith("_backward") else 1)
@@ -106,6 +120,8 @@ class Case:
     @property
     def nbytes(self) -> int:
         """Of the input."""
+        if self.width:
+            return (self.rows + self.classes) * self.width * ITEMSIZE[self.dtype]
         if self.keys:
             batch, heads, length, width = self.shape
             return batch * heads * (length + 2 * self.keys) * width * ITEMSIZE[self.dtype]
@@ -114,6 +130,8 @@ class Case:
     @property
     def traffic(self) -> int:
         """Bytes that must go through memory, read and written."""
+        if self.width:
+            return 0
         if self.keys:  # one query reads all keys and values, and that is its limit
             return self.nbytes if self.shape[-2] == 1 else 0
         read, written = TRAFFIC[self.op]
@@ -131,6 +149,8 @@ class Case:
         if self.keys:
             shape = tuple(min(d, 7) for d in self.shape)
             return replace(self, shape=shape, keys=min(self.keys, 9))
+        if self.width:
+            return replace(self, shape=(3, 40), width=5)
         axis = self.axis % len(self.shape)
         return replace(
             self, shape=tuple(min(d, 40 if i == axis else 3) for i, d in enumerate(self.shape))
@@ -173,6 +193,7 @@ def _cases() -> list[Case]:
         Case("nll_loss_backward", (65536, 1000)),
         *_robust_cases(),
         *_binary_cases(),
+        *_linear_cases(),
         *_attention_cases(),
         *(
             Case(f"information.{name}", shape)
@@ -201,6 +222,15 @@ def _binary_cases() -> list[Case]:
         Case(f"{probs}_with_grad", shape),
         Case(f"{probs}_with_grad", shape, into="out"),
         Case(f"{probs}_backward", shape),
+    ]
+
+
+def _linear_cases() -> list[Case]:
+    shape, op = (2048, 32000), "linear_cross_entropy"
+    return [
+        Case(op, shape, width=1024),
+        Case(f"{op}_with_grad", shape, width=1024),
+        Case(f"{op}_with_grad", shape, "bfloat16", width=1024),
     ]
 
 
@@ -240,6 +270,7 @@ def _quick_cases() -> list[Case]:
         Case("focal_loss_with_grad", (8192, 1000)),
         Case("binary_cross_entropy_with_logits", (2_000_000,)),
         Case("binary_cross_entropy_with_logits_with_grad", (2_000_000,), into="out"),
+        Case("linear_cross_entropy_with_grad", (256, 8000), width=256),
         Case("scaled_dot_product_attention", (1, 8, 1024, 64), keys=1024),
         Case("scaled_dot_product_attention_backward", (1, 8, 1024, 64), keys=1024, causal=True),
         Case("information.entropy", (8192, 1000)),

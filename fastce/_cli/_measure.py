@@ -16,7 +16,7 @@ from ._timing import Call, Timing, alternate, memory_call
 from .peers import PEERS, disagreement, make_inputs, sample
 
 SECONDS, QUICK_SECONDS, TINY_SECONDS = 6.0, 0.5, 0.01  # for the rounds of one case
-# Beside the libraries: as many bytes copied, or read by ops that write none; or, for attention, as
+# Beside the libraries: as many bytes copied, or read by ops that write none; or, for products, as
 # many operations in NumPy's products of float32.
 LIMIT = "limit"
 IN_CACHE = 32e6  # bytes; a case that moves fewer says nothing about memory
@@ -40,7 +40,7 @@ class Result(NamedTuple):
 
     def flops_per_second(self, name: str = "fastce") -> float | None:
         """Of attention that is bound by arithmetic."""
-        if not self.case.keys or self.case.traffic or name not in self.timings:
+        if not self.case.is_products or self.case.traffic or name not in self.timings:
             return None
         return self.case.flops / self.timings[name].median
 
@@ -88,7 +88,7 @@ def measure(
             problems[name] = problem
     if case.traffic >= IN_CACHE:
         calls[LIMIT] = memory_call(case.traffic, case.writes, fastce.get_num_threads())
-    elif case.keys and case.flops >= IN_CALL:
+    elif case.is_products and case.flops >= IN_CALL:
         calls[LIMIT] = products_call(case.flops)
     timings = alternate(calls, budget, tick)
     del calls

@@ -111,7 +111,7 @@ def _notes(facts: dict[str, Any], results: list[Result], names: list[str]) -> It
     products = [s / 1e9 for r in results if (s := r.flops_per_second(LIMIT))]
     if products:
         yield (
-            "Limit of attention: NumPy's matrix products of float32 in as many operations, on "
+            "Limit of products: NumPy's matrix products of float32 in as many operations, on "
             f"median {median(products):.0f} GFLOP/s."
         )
     if "torch by hand" in names:

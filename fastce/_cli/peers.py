@@ -20,6 +20,7 @@ from ._attention import ATTENTION, make_heads
 from ._binary import BINARY
 from ._cases import ITEMSIZE, Case, Data, make_data, tensor
 from ._information import INFORMATION, make_pair
+from ._linear import LINEAR, make_layer
 from ._robust import torch_call
 from ._timing import Call
 
@@ -304,6 +305,8 @@ class Peer(NamedTuple):
     def call(self, name: str, case: Case, data: Any) -> Call | None:
         if case.keys:
             return ATTENTION.get(name, nothing)(case, data)
+        if case.width:
+            return LINEAR.get(name, nothing)(case, data)
         if case.is_binary:
             return BINARY.get(name, nothing)(case, data)
         if is_information(case):
@@ -319,6 +322,8 @@ def make_inputs(case: Case) -> Any:
     """What `Peer.call` takes for this case."""
     if case.keys:
         return make_heads(case)
+    if case.width:
+        return make_layer(case)
     return make_pair(case) if is_information(case) else make_data(case)
 
 
@@ -375,8 +380,8 @@ def disagreement(case: Case, result: Any, expected: list[np.ndarray]) -> str | N
         if ours.shape != theirs.shape:
             return f"{theirs.size} elements, not {ours.size}"
         # Beside the peaks of a gradient, its other elements are differences of rounded numbers; in
-        # attention of 16 bits, so are the weights.
-        slack = max(1e-5, 4 * eps) if case.keys else 1e-6
+        # products of 16 bits, so are the weights.
+        slack = max(1e-5, 4 * eps) if case.is_products else 1e-6
         error = np.abs(ours - theirs) - slack * np.max(np.abs(ours))
         worst = int(np.argmax(error - max(1e-3, 2 * eps) * np.abs(ours)))
         if not error[worst] <= max(1e-3, 2 * eps) * abs(ours[worst]):
