@@ -39,7 +39,8 @@ Canonical form of elementwise ops (binary cross-entropy):
 
 Canonical form of ``linear_cross_entropy``:
 
-``input``, ``d_input``: shape ``(rows, width)``; ``linear_weight``, ``d_linear_weight``: ``(n, width)``
+``input``, ``d_input``: shape ``(rows, width)``
+``linear_weight``, ``d_linear_weight``: shape ``(n, width)``
     Rows are contiguous, the stride between them is free. ``linear_bias`` and ``d_linear_bias`` are
     None, or ``(n,)`` in the storage dtype. No output overlaps anything.
 ``target``, ``weight``, ``loss``, ``grad_loss``

@@ -41,7 +41,11 @@ TRAFFIC = {
     "binary_cross_entropy_with_logits": (2, 0),
     "binary_cross_entropy_with_logits_backward": (2, 1),
     "binary_cross_entropy_with_logits_with_grad": (2, 1),
+    "categorical_cross_entropy": (1, 0),
+    "categorical_cross_entropy_backward": (1, 1),
+    "categorical_cross_entropy_with_grad": (1, 1),
     "linear_cross_entropy": (0, 0),  # these are bound by arithmetic, see Case.flops
+    "linear_cross_entropy_backward": (0, 0),
     "linear_cross_entropy_with_grad": (0, 0),
     "scaled_dot_product_attention": (0, 0),
     "scaled_dot_product_attention_backward": (0, 0),
@@ -111,7 +115,7 @@ class Case:
         linear layer 1 and 2.
         """
         if self.width:
-            products = 3 if self.op.endswith("_with_grad") else 1
+            products = 1 if self.op == "linear_cross_entropy" else 3
             return 2 * products * math.prod(self.shape) * self.width
         batch, heads, length, width = self.shape
         pairs = batch * heads * length * self.keys * (0.5 if self.causal else 1)
@@ -136,7 +140,7 @@ class Case:
             return self.nbytes if self.shape[-2] == 1 else 0
         read, written = TRAFFIC[self.op]
         read += self.target == "probabilities"
-        labelled = "loss" in self.op or self.op.startswith("cross_entropy") or self.robust
+        labelled = "loss" in self.op or self.op.startswith("c") or self.robust
         labels = self.rows * 8 if labelled else 0
         return (read + written) * self.nbytes + labels
 
@@ -155,6 +159,9 @@ class Case:
         return replace(
             self, shape=tuple(min(d, 40 if i == axis else 3) for i, d in enumerate(self.shape))
         )
+
+
+_WHICH = ("", "_backward", "_with_grad")
 
 
 def _cases() -> list[Case]:
@@ -193,6 +200,7 @@ def _cases() -> list[Case]:
         Case("nll_loss_backward", (65536, 1000)),
         *_robust_cases(),
         *_binary_cases(),
+        *(Case(f"categorical_cross_entropy{which}", (65536, 1000)) for which in _WHICH),
         *_linear_cases(),
         *_attention_cases(),
         *(
@@ -229,6 +237,7 @@ def _linear_cases() -> list[Case]:
     shape, op = (2048, 32000), "linear_cross_entropy"
     return [
         Case(op, shape, width=1024),
+        Case(f"{op}_backward", shape, width=1024),
         Case(f"{op}_with_grad", shape, width=1024),
         Case(f"{op}_with_grad", shape, "bfloat16", width=1024),
     ]
@@ -331,6 +340,8 @@ def make_data(case: Case) -> Data:
             x = (0.5 + 0.5 * np.tanh(x.astype(np.float32) / 2)).astype(x.dtype)
         return Data(x, (_normal(case, 1) > 0).astype(x.dtype), None, None, None)
     rng = np.random.default_rng(2)
+    if case.op.startswith("categorical"):
+        x = fastce.softmax(x)
     if case.target == "probabilities":
         target = fastce.softmax(_normal(case, 3), axis=case.axis)
     else:

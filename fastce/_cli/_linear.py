@@ -33,17 +33,13 @@ def make_layer(case: Case) -> Layer:
     return Layer(x, w, np.random.default_rng(2).integers(0, classes, rows))
 
 
-def _with_gradient(case: Case) -> bool:
-    return case.op.endswith("_with_grad")
-
-
 def _fastce(case: Case, data: Layer) -> Call:
-    def with_gradient() -> tuple[Any, ...]:
-        return fastce.linear_cross_entropy_with_grad(*data)[:3]  # there is no bias
-
-    if _with_gradient(case):
-        return Call(with_gradient)
-    return Call(functools.partial(fastce.linear_cross_entropy, *data))
+    function = functools.partial(getattr(fastce, case.op), *data)
+    if case.op.endswith("_backward"):
+        function = functools.partial(fastce.linear_cross_entropy_backward, 1.0, *data)
+    elif not case.op.endswith("_with_grad"):
+        return Call(function)
+    return Call(lambda: function()[:-1])  # there is no bias
 
 
 def _reference(case: Case, data: Layer) -> Call | None:
@@ -63,14 +59,15 @@ def _torch(case: Case, data: Layer) -> Call:
     from torch.nn.functional import cross_entropy
 
     x, w, target = map(tensor, data)
-    if not _with_gradient(case):
+    if case.op == "linear_cross_entropy":
         return Call(lambda: cross_entropy(x @ w.T, target), torch.inference_mode)
     x.requires_grad_()
     w.requires_grad_()
 
     def with_gradient() -> tuple[Any, ...]:
         loss = cross_entropy(x @ w.T, target)
-        return (loss, *torch.autograd.grad(loss, (x, w)))
+        grads = torch.autograd.grad(loss, (x, w))
+        return grads if case.op.endswith("_backward") else (loss, *grads)
 
     return Call(with_gradient)
 

@@ -19,6 +19,7 @@ import fastce
 from ._attention import ATTENTION, make_heads
 from ._binary import BINARY
 from ._cases import ITEMSIZE, Case, Data, make_data, tensor
+from ._categorical import torch_call as categorical
 from ._information import INFORMATION, make_pair
 from ._linear import LINEAR, make_layer
 from ._robust import torch_call
@@ -305,6 +306,8 @@ class Peer(NamedTuple):
     def call(self, name: str, case: Case, data: Any) -> Call | None:
         if case.keys:
             return ATTENTION.get(name, nothing)(case, data)
+        if case.op.startswith("categorical") and name not in ("fastce", "reference", "numba"):
+            return categorical(case, data) if name == "torch" else None
         if case.width:
             return LINEAR.get(name, nothing)(case, data)
         if case.is_binary:
