@@ -4,10 +4,10 @@
 
 Rows go in blocks, which take MEMORY at most. Per block: the logits (read
 _linear_cross_entropy_products.pxi), their loss and gradient in place (_cross_entropy.pxi), dx, and
-dw += ..., so three products and nothing is computed twice. A dw of 16 bits cannot be added to block by block: it
-is made in a second trip, by chunks of classes, for which the logits are computed again from the lse
-of each row: four products, as many as there would be without any logits in memory, and these are
-of pairs of bfloat16 where the processor has them.
+dw += ..., so three products and nothing is computed twice. A dw of 16 bits cannot be added to
+block by block: it is made in a second trip, by chunks of classes, for which the logits are
+computed again from the lse of each row: four products, as many as there would be without any
+logits in memory, and these are of pairs of bfloat16 where the processor has them.
 
 Rejected: tiles of logits that stay in the cache (with the lse first, so four products for all
 dtypes: a third more arithmetic, which is all there is to save); rows of all blocks at once, whose
