@@ -59,10 +59,6 @@ cdef inline Py_ssize_t panel_width(const real* like) noexcept nogil:
     return TILE_VECTORS * lanes(like)
 
 
-cdef inline Py_ssize_t wide_size(const real* like) noexcept nogil:
-    return sizeof(double) if real is double else sizeof(float)
-
-
 cdef inline void multiply(
     const real* like, bint pairs, const void* a, Py_ssize_t a_row, Py_ssize_t a_step,
     Py_ssize_t rows, const void* b, Py_ssize_t depth, void* c, Py_ssize_t c_row,
