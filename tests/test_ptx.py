@@ -107,7 +107,8 @@ ELEMENTS = {"float64": 96, "float32": 64, "float16": 104, "bfloat16": 104}
 @pytest.mark.parametrize("cc", ARCHITECTURES, ids=lambda cc: f"sm_{cc[0]}{cc[1]}")
 @pytest.mark.parametrize("name", DTYPES)
 def test_resources_of_binary_cross_entropy(name, cc):
-    for options in itertools.product((False, True), repeat=3):
+    forms = bce.OF_PROBABILITIES, bce.OF_LOGITS, bce.FOCAL
+    for options in itertools.product(forms, (False, True), (False, True)):
         _, labels, grads = options
         kernel = bce.kernel_of(name, *options)
         ptx = _gpu.ptx_of(kernel, _gpu.argument_types(kernel), cc)

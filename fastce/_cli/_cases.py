@@ -41,6 +41,8 @@ TRAFFIC = {
     "binary_cross_entropy_with_logits": (2, 0),
     "binary_cross_entropy_with_logits_backward": (2, 1),
     "binary_cross_entropy_with_logits_with_grad": (2, 1),
+    "sigmoid_focal_loss": (2, 0),
+    "sigmoid_focal_loss_with_grad": (2, 1),
     "scaled_dot_product_attention": (0, 0),  # bound by arithmetic, see Case.flops
     "scaled_dot_product_attention_backward": (0, 0),
     "information.entropy": (1, 0),
@@ -86,7 +88,7 @@ class Case:
     @property
     def is_binary(self) -> bool:
         """Of single numbers, without classes."""
-        return self.op.startswith("binary")
+        return self.op.startswith(("binary", "sigmoid"))
 
     @property
     def classes(self) -> int:
@@ -201,6 +203,8 @@ def _binary_cases() -> list[Case]:
         Case(f"{probs}_with_grad", shape),
         Case(f"{probs}_with_grad", shape, into="out"),
         Case(f"{probs}_backward", shape),
+        Case("sigmoid_focal_loss", shape),
+        Case("sigmoid_focal_loss_with_grad", shape),
     ]
 
 
