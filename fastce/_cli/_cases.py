@@ -300,7 +300,7 @@ def make_data(case: Case) -> Data:
             getattr(fastce, case.op.removesuffix("_backward"))(x, axis=case.axis),
         )
     if case.is_binary:
-        if "logits" not in case.op:
+        if "logits" not in case.op and "focal" not in case.op:
             x = (0.5 + 0.5 * np.tanh(x.astype(np.float32) / 2)).astype(x.dtype)
         return Data(x, (_normal(case, 1) > 0).astype(x.dtype), None, None, None)
     rng = np.random.default_rng(2)

@@ -290,6 +290,9 @@ template <class V> INLINE double reduce_max(V v) {
     return v[0];
 }
 template <class V> INLINE double reduce_add(V v) {  // in double, lanes in order of halves
+#if defined(__AVX512F__)  // in that order, too; GCC 12 has made a wrong sum of the loop below
+    if constexpr (is<V, f64v>) return _mm512_reduce_add_pd(v);
+#endif
     double part[WIDTH<V>];
     for (int i = 0; i < WIDTH<V>; i++) part[i] = v[i];
 #pragma GCC unroll 4
