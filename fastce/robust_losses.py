@@ -1,7 +1,8 @@
 """Losses for noisy labels and rare classes, from logits, each in one trip through memory.
 
 Each is a curve over the probability of the row's class, so its gradient is that of cross-entropy
-times one number per row; the confidence penalty is the entropy of the row.
+times one number per row; the confidence penalty is the entropy of the row. The sigmoid focal loss
+is of single logits: its kernels are in the files of binary cross-entropy.
 """
 
 from ._confidence import (
@@ -21,6 +22,11 @@ from ._noisy_labels import (
     symmetric_cross_entropy_backward,
     symmetric_cross_entropy_with_grad,
 )
+from ._sigmoid_focal_loss import (
+    sigmoid_focal_loss,
+    sigmoid_focal_loss_backward,
+    sigmoid_focal_loss_with_grad,
+)
 
 __all__ = [
     "confidence_penalty",
@@ -35,6 +41,9 @@ __all__ = [
     "poly_cross_entropy",
     "poly_cross_entropy_backward",
     "poly_cross_entropy_with_grad",
+    "sigmoid_focal_loss",
+    "sigmoid_focal_loss_backward",
+    "sigmoid_focal_loss_with_grad",
     "symmetric_cross_entropy",
     "symmetric_cross_entropy_backward",
     "symmetric_cross_entropy_with_grad",

@@ -13,7 +13,8 @@ from fastce.kernels.cython.attention cimport (
 from fastce.kernels.cython.binary_cross_entropy cimport (
     c_binary_cross_entropy, c_binary_cross_entropy_backward, c_binary_cross_entropy_with_grad,
     c_binary_cross_entropy_with_logits, c_binary_cross_entropy_with_logits_backward,
-    c_binary_cross_entropy_with_logits_with_grad, c_scan_probabilities
+    c_binary_cross_entropy_with_logits_with_grad, c_scan_probabilities, c_sigmoid_focal_loss,
+    c_sigmoid_focal_loss_backward, c_sigmoid_focal_loss_with_grad
 )
 from fastce.kernels.cython.categorical_cross_entropy cimport (
     c_categorical_cross_entropy, c_categorical_cross_entropy_backward,
@@ -497,6 +498,44 @@ def binary_cross_entropy_with_logits_with_grad(logits, target, weight, pos_weigh
         result = c_binary_cross_entropy_with_logits_with_grad(
             e.dtype, e.x, e.target, e.weight, e.weights, e.pos_weight, e.pos_weights, losses,
             slopes, e.n, each, denominator, label_smoothing, threads)
+    return result
+
+
+def sigmoid_focal_loss(logits, target, loss, *, double denominator, double gamma, double positive,
+                       double negative, int threads):
+    cdef Elements e = elements(logits, target)
+    cdef void* losses = at(loss)
+    cdef bint each = loss.size > 1
+    cdef int result
+    with nogil:
+        result = c_sigmoid_focal_loss(e.dtype, e.x, e.target, losses, e.n, each, denominator, gamma,
+                                      positive, negative, threads)
+    return result
+
+
+def sigmoid_focal_loss_backward(grad_loss, logits, target, grad, *, double denominator,
+                                double gamma, double positive, double negative, int threads):
+    cdef Elements e = elements(logits, target)
+    cdef void* upstream = at(grad_loss)
+    cdef void* slopes = at(grad)
+    cdef bint each = grad_loss.size > 1
+    cdef int result
+    with nogil:
+        result = c_sigmoid_focal_loss_backward(e.dtype, upstream, e.x, e.target, slopes, e.n, each,
+                                               denominator, gamma, positive, negative, threads)
+    return result
+
+
+def sigmoid_focal_loss_with_grad(logits, target, loss, grad, *, double denominator, double gamma,
+                                 double positive, double negative, int threads):
+    cdef Elements e = elements(logits, target)
+    cdef void* losses = at(loss)
+    cdef void* slopes = at(grad)
+    cdef bint each = loss.size > 1
+    cdef int result
+    with nogil:
+        result = c_sigmoid_focal_loss_with_grad(e.dtype, e.x, e.target, losses, slopes, e.n, each,
+                                                denominator, gamma, positive, negative, threads)
     return result
 
 

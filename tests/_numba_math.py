@@ -23,6 +23,12 @@ log_of_of, log_1p_of, log_1p_small_of = map(_over, (_math.log, _math.log_1p, _ma
 
 
 @compiled
+def power_of_of(x, y, out):
+    for i in range(x.size):
+        out[i] = _math.power_of(x[i], y[i])
+
+
+@compiled
 def exp_sub_of(x, m, out):
     for i in range(x.size):
         out[i] = _math.exp_sub(x[i], m[i])

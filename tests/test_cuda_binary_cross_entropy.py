@@ -1,5 +1,5 @@
-"""The CUDA kernels of binary cross-entropy, on the machine of `_ptx_machine.py`, and on a GPU where
-there is one.
+"""The CUDA kernels of binary cross-entropy and of the sigmoid focal loss, on the machine of
+`_ptx_machine.py`, and on a GPU where there is one.
 """
 
 import numpy as np
@@ -24,6 +24,9 @@ from test_binary_cross_entropy import (
     truth,
 )
 from test_cuda import _GPU, backend, gpu, on  # noqa: F401 (fixtures)
+from test_sigmoid_focal_loss import check as check_focal
+from test_sigmoid_focal_loss import draw, gammas
+from test_sigmoid_focal_loss import test_infinite_logits as test_infinite_logits_of_focal_loss
 
 import fastce
 
@@ -34,6 +37,7 @@ SHARED = (
     test_errors,
     test_hand_values,
     test_infinite_logits,
+    test_infinite_logits_of_focal_loss,
     test_kernels_take_short_rows_of_weights,
     test_nan_stays_where_it_is,
     test_no_probability_is_refused,
@@ -219,3 +223,29 @@ def test_bfloat16_labels_are_numbers(gpu):  # noqa: F811
     ours = fastce.binary_cross_entropy_with_logits(gpu.put(x), gpu.put(t.astype("u2")))
     right = fastce.binary_cross_entropy_with_logits(x, t)
     np.testing.assert_allclose(gpu.get(ours), right, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@gammas
+def test_truth_of_focal_loss(backend, dtype, gamma):  # noqa: F811
+    for soft in True, False:
+        x, t = draw((9, 131), DTYPES[dtype], soft)
+        options = {"gamma": gamma, "reduction": "none"}
+        loss, grad = fastce.sigmoid_focal_loss_with_grad(x, t, **options)
+        check_focal(x, t, gamma, 0.25, (loss, grad))
+        np.testing.assert_array_equal(fastce.sigmoid_focal_loss(x, t, **options), loss)
+        alone = fastce.sigmoid_focal_loss_backward(1.0, x, t, **options)
+        np.testing.assert_array_equal(alone, grad)
+        mean = fastce.sigmoid_focal_loss(x, t, gamma=gamma)
+        np.testing.assert_allclose(mean, loss.mean(dtype=np.float64), rtol=1e-6)
+
+
+def test_focal_loss_of_arrays_on_the_gpu(gpu):  # noqa: F811
+    x, t = draw((5, 67), np.float32)
+    right = fastce.sigmoid_focal_loss_with_grad(x, t)
+    for target in t, t.astype("i8"), t.astype(bool):
+        there = gpu.put(x), gpu.put(target)
+        loss, grad = fastce.sigmoid_focal_loss_with_grad(*there, out=there[0])
+        assert grad is there[0]
+        np.testing.assert_allclose(gpu.get(loss), right[0], rtol=1e-6)
+        np.testing.assert_allclose(gpu.get(grad), right[1], rtol=1e-5, atol=1e-9)

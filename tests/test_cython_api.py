@@ -203,6 +203,11 @@ def binary_cross_entropy_calls(rng, dtype, n):
             yield name, (x, *of_logits), (loss,), options
             yield f"{name}_backward", (upstream, x, *of_logits), (grad,), options
             yield f"{name}_with_grad", (x, *of_logits), (loss, grad), options
+        for gamma, positive, negative in ((2.0, 0.25, 0.75), (0.7, 1.0, 1.0)):
+            options = mean | {"gamma": gamma, "positive": positive, "negative": negative}
+            yield "sigmoid_focal_loss", (x, target), (loss,), options
+            yield "sigmoid_focal_loss_backward", (upstream, x, target), (grad,), options
+            yield "sigmoid_focal_loss_with_grad", (x, target), (loss, grad), options
 
 
 def attention_calls(rng, dtype, batch):

@@ -106,8 +106,9 @@ ELEMENTS = {"float64": 96, "float32": 80, "float16": 104, "bfloat16": 104}
 @pytest.mark.parametrize("cc", ARCHITECTURES, ids=lambda cc: f"sm_{cc[0]}{cc[1]}")
 @pytest.mark.parametrize("name", DTYPES)
 def test_resources_of_binary_cross_entropy(name, cc):
-    for options in itertools.product((False, True), repeat=3):
-        _, labels, grads = options
+    forms = bce.OF_PROBABILITIES, bce.OF_LOGITS, bce.FOCAL, bce.FOCAL_POWER
+    for options in itertools.product(forms, (False, True), (False, True)):
+        form, labels, grads = options
         kernel = bce.kernel_of(name, *options)
         ptx = _gpu.ptx_of(kernel, _gpu.argument_types(kernel), cc)
         stack, spilled, registers = assemble(ptx, cc)
@@ -115,8 +116,9 @@ def test_resources_of_binary_cross_entropy(name, cc):
         assert (stack, spilled) == (0, 0), found
         assert ".local" not in ptx, found
         assert registers <= ELEMENTS[name], found
-        assert ptx.count("ld.global.v4.u32") >= (1 if labels else 2), found
-        assert ("st.global.v4.u32" in ptx) == grads, found
+        words = form != bce.FOCAL_POWER
+        assert ptx.count("ld.global.v4.u32") >= words * (1 if labels else 2), found
+        assert ("st.global.v4.u32" in ptx) == (words and grads), found
     for kernel in bce._scan_of(name), bce._scan_again:
         stack, spilled, registers = assemble(
             _gpu.ptx_of(kernel, _gpu.argument_types(kernel), cc), cc

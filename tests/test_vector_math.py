@@ -1,5 +1,5 @@
-"""exp, exp2, log, log1p and tanh of both CPU backends: their error over the whole range, drawn
-evenly from every binade.
+"""exp, exp2, log, log1p, tanh and powers of both CPU backends: their error over the whole range,
+drawn evenly from every binade.
 
 `make accuracy` goes through every float32.
 """
@@ -104,6 +104,19 @@ def test_exp2(math, dtype, low, high, sign):
     x = x[x <= getattr(math, "EXP_2_UP_TO", np.inf)]
     math.exp_2_of(x, result := np.empty_like(x))
     assert ulp(result, np.exp2(x.astype(np.longdouble)), dtype).max() <= 2
+
+
+@pytest.mark.parametrize("y", [1e-3, 0.5, 1.5, 3.7, 40.3, 1e4])
+@pytest.mark.parametrize(("dtype", "low"), [("f4", -149), ("f8", -1074)])
+def test_power(math, dtype, low, y):
+    x = np.concatenate([stratified(dtype, low, -1), 1 - stratified(dtype, low // 6, -2)])
+    y = np.full_like(x, y)
+    math.power_of_of(x, y, result := np.empty_like(x))
+    truth = np.power(x.astype(np.longdouble), y.astype(np.longdouble))
+    assert ulp(result, truth, dtype).max() <= 3 + 2 * y[0]
+    x = np.array([0, 1, np.nan, -0.5, -0.0], dtype)
+    math.power_of_of(x, y[:5].copy(), result := np.empty_like(x))
+    np.testing.assert_array_equal(result, [0, 1, np.nan, np.nan, 0])
 
 
 @pytest.mark.parametrize("sign", [1, -1])

@@ -1,4 +1,4 @@
-"""binary_cross_entropy of logits and of probabilities, with labels of 0 and 1, and gradients."""
+"""binary_cross_entropy of logits and of probabilities, and sigmoid_focal_loss, with labels of 0 and 1, and gradients."""
 
 import functools
 
@@ -22,6 +22,9 @@ class BinaryCrossEntropy(_Suite):
             "binary_cross_entropy_with_logits_backward",
             "binary_cross_entropy_with_logits_with_grad",
             "binary_cross_entropy_with_logits_with_grad in place",
+            "sigmoid_focal_loss",
+            "sigmoid_focal_loss_backward",
+            "sigmoid_focal_loss_with_grad",
         ],
         SHAPES,
         DTYPES,
@@ -32,7 +35,7 @@ class BinaryCrossEntropy(_Suite):
     def prepare(self, op, x):
         target = (np.roll(x, 1) > 0).astype(x.dtype)
         name, in_place = op.removesuffix(" in place"), op.endswith("in place")
-        if "logits" not in name:
+        if name.startswith("binary") and "logits" not in name:
             x = (0.5 + 0.5 * np.tanh(x.astype(np.float32))).astype(x.dtype)
         inputs = [1.0, x, target] if name.endswith("backward") else [x, target]
         options = {}

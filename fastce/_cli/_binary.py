@@ -38,7 +38,7 @@ def _numba(case: Case, data: Data) -> Call:
 
 def _numpy(case: Case, data: Data) -> Call | None:
     """The formulas over arrays that are kept, but for the gradient where it is to be fresh."""
-    if ITEMSIZE[case.dtype] == 2 or _has(case, "_backward"):
+    if ITEMSIZE[case.dtype] == 2 or _has(case, "_backward") or _has(case, "focal"):
         return None
     x, t = data.x, data.target
     scratch, more = np.empty_like(x), np.empty_like(x)
@@ -89,12 +89,24 @@ def _sklearn(case: Case, data: Data) -> Call | None:
     )
 
 
+def _torch_focal(x: Any, t: Any) -> Any:
+    """torchvision.ops.sigmoid_focal_loss with its defaults, but for the mean."""
+    import torch
+    import torch.nn.functional as F
+
+    p = torch.sigmoid(x)
+    loss = F.binary_cross_entropy_with_logits(x, t, reduction="none")
+    loss = loss * (1 - (p * t + (1 - p) * (1 - t))) ** 2
+    return ((0.25 * t + 0.75 * (1 - t)) * loss).mean()
+
+
 def _torch(case: Case, data: Data) -> Call:
     import torch
     import torch.nn.functional as F
 
     name = case.op.removesuffix("_with_grad").removesuffix("_backward")
-    function, x, t = getattr(F, name), tensor(data.x), tensor(data.target)
+    function = _torch_focal if _has(case, "focal") else getattr(F, name)
+    x, t = tensor(data.x), tensor(data.target)
     if name == case.op:
         return Call(functools.partial(function, x, t), torch.inference_mode)
     x = x.detach().requires_grad_()

@@ -41,6 +41,8 @@ TRAFFIC = {
     "binary_cross_entropy_with_logits": (2, 0),
     "binary_cross_entropy_with_logits_backward": (2, 1),
     "binary_cross_entropy_with_logits_with_grad": (2, 1),
+    "sigmoid_focal_loss": (2, 0),
+    "sigmoid_focal_loss_with_grad": (2, 1),
     "categorical_cross_entropy": (1, 0),
     "categorical_cross_entropy_backward": (1, 1),
     "categorical_cross_entropy_with_grad": (1, 1),
@@ -94,7 +96,7 @@ class Case:
     @property
     def is_binary(self) -> bool:
         """Of single numbers, without classes."""
-        return self.op.startswith("binary")
+        return self.op.startswith(("binary", "sigmoid"))
 
     @property
     def classes(self) -> int:
@@ -230,6 +232,8 @@ def _binary_cases() -> list[Case]:
         Case(f"{probs}_with_grad", shape),
         Case(f"{probs}_with_grad", shape, into="out"),
         Case(f"{probs}_backward", shape),
+        Case("sigmoid_focal_loss", shape),
+        Case("sigmoid_focal_loss_with_grad", shape),
     ]
 
 
@@ -336,7 +340,7 @@ def make_data(case: Case) -> Data:
             getattr(fastce, case.op.removesuffix("_backward"))(x, axis=case.axis),
         )
     if case.is_binary:
-        if "logits" not in case.op:
+        if "logits" not in case.op and "focal" not in case.op:
             x = (0.5 + 0.5 * np.tanh(x.astype(np.float32) / 2)).astype(x.dtype)
         return Data(x, (_normal(case, 1) > 0).astype(x.dtype), None, None, None)
     rng = np.random.default_rng(2)

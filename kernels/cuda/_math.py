@@ -16,7 +16,7 @@ import numpy as np
 from numba import cuda
 from numba.cuda.libdevice import fsub_rd, fsub_ru
 
-from ._ptx import bits_to_f32, f32_to_bits, max_nan_f32
+from ._ptx import bits_to_f32, bits_to_f64, f32_to_bits, f64_to_bits, max_nan_f32
 
 # Inlined always: a call would spill what the caller holds in registers.
 device = cuda.jit(device=True, forceinline=True)
@@ -82,6 +82,74 @@ def _exp_below_f32(x, top):
 def _exp_below_half(x, top):
     """exp(x - top) for values of 16 bits: their float32 difference is exact where it matters."""
     return math.exp(x - top)
+
+
+@device
+def _word_f64(x):
+    """The bits that hold sign, exponent and the first of the mantissa."""
+    return f64_to_bits(x)[1]
+
+
+@device
+def _with_word_f64(x, word):
+    """x with these bits in place of its own."""
+    return bits_to_f64(f64_to_bits(x)[0], word)
+
+
+@device
+def _upper_f64(x):
+    """x without the lower half of its bits."""
+    return bits_to_f64(np.uint32(0), f64_to_bits(x)[1])
+
+
+@device
+def _with_word_f32(x, word):
+    return bits_to_f32(word)
+
+
+@device
+def _upper_f32(x):
+    return bits_to_f32(f32_to_bits(x) & np.uint32(0xFFFFF000))
+
+
+def _power_of(real):
+    """A function (x, y): x**y for x from 0 to 1 and y > 0; NaN below 0.
+
+    With x = 2**k * f it is 2**(y * k + y * log2(f)); the first term may be large, so it is not
+    rounded before an integer has been taken away.
+    """
+    double = real is np.float64
+    word_of, with_word, upper_of, maximum, mantissa, bias, sqrt_half = (
+        (_word_f64, _with_word_f64, _upper_f64, _larger_f64, 20, 1023, np.uint32(0x3FE6A09E))
+        if double
+        else (f32_to_bits, _with_word_f32, _upper_f32, max_nan_f32, 23, 127, np.uint32(0x3F3504F3))
+    )
+    zero, one, nan = real(0), real(1), real(np.nan)
+    least, up, down = real(2.0 ** (1 - bias)), real(2.0**64), 64
+    to_int = real(1.5 * 2.0 ** (52 if double else 23))
+    lowest = real(-5 * bias)  # with no more, the power is 0
+
+    @device
+    def two_to(n):
+        return with_word(zero, np.uint32((max(n, -bias) + bias) << mantissa))
+
+    @device
+    def power(x, y):
+        if not x > zero:
+            return zero if x == zero else nan
+        small = x < least
+        u = x * (up if small else one)
+        k = np.int32(word_of(u) - sqrt_half) >> mantissa
+        log_2 = math.log2(with_word(u, np.uint32(np.int32(word_of(u)) - (k << mantissa))))
+        whole = real(k - down if small else k)
+        n = (maximum(lowest, y * (whole + log_2)) + to_int) - to_int
+        upper = upper_of(y)  # this times k is exact
+        r = cuda.fma(upper, whole, -n) + cuda.fma(y - upper, whole, y * log_2)
+        # In two steps, as in exp.
+        half = np.int32(n) >> 1
+        return math.exp2(maximum(-one, r)) * two_to(half) * two_to(np.int32(n) - half)
+
+    return power
 
 
 @cache
@@ -150,6 +218,7 @@ def math_of(real, half):
         difference=difference,
         maximum=maximum,
         exp_below=exp_below,
+        power=_power_of(real),
         add_value=add_value,
         rescaled=rescaled,
     )

@@ -1,4 +1,5 @@
-"""Binary cross-entropy with its gradient, from logits and from probabilities, on NVIDIA GPUs.
+"""Binary cross-entropy, from logits and from probabilities, and the sigmoid focal loss, each with
+its gradient, on NVIDIA GPUs.
 
 The formulas are in kernels/reference/binary_cross_entropy.py. A thread works on a few groups of as
 many neighbours as 16 bytes hold: read and written as one word where all arrays begin at a multiple
@@ -24,6 +25,8 @@ from .cross_entropy import _add_up
 
 _THREADS = 256
 _GROUPS = 4  # of each thread: 64 bytes of each array are under way
+# What kernels are compiled for. The focal loss of a gamma of 0, 1 or 2 needs no power.
+OF_PROBABILITIES, OF_LOGITS, FOCAL, FOCAL_POWER = "probabilities", "logits", "focal", "power"
 INF = np.float64(np.inf)
 _sum_f64, _max_f64 = reduce_of("float64").group_sum, reduce_of("float64").block_max
 
@@ -36,9 +39,16 @@ def scan_probabilities(probs, stats, *, threads):
         )  # fmt: skip
 
 
+_PROBABILITIES = OF_PROBABILITIES, (1.0, 0.0, 0.0)
+
+
+def _logits(label_smoothing):
+    return OF_LOGITS, (1.0 - label_smoothing, label_smoothing / 2.0, 0.0)
+
+
 def binary_cross_entropy(probs, target, weight, loss, *, denominator, threads):
     with _arrays.on_device((probs, target, weight), (loss,)) as (probs, target, weight, loss):
-        _run(False, None, probs, target, weight, None, loss, None, denominator, 0.0)
+        _run(_PROBABILITIES, None, probs, target, weight, None, loss, None, denominator)
 
 
 def binary_cross_entropy_backward(
@@ -46,7 +56,7 @@ def binary_cross_entropy_backward(
 ):  # fmt: skip
     with _arrays.on_device((grad_loss, probs, target, weight), (grad,)) as views:
         grad_loss, probs, target, weight, grad = views
-        _run(False, grad_loss, probs, target, weight, None, None, grad, denominator, 0.0)
+        _run(_PROBABILITIES, grad_loss, probs, target, weight, None, None, grad, denominator)
 
 
 def binary_cross_entropy_with_grad(
@@ -54,7 +64,7 @@ def binary_cross_entropy_with_grad(
 ):  # fmt: skip
     with _arrays.on_device((probs, target, weight), (loss, grad)) as views:
         probs, target, weight, loss, grad = views
-        _run(False, None, probs, target, weight, None, loss, grad, denominator, 0.0)
+        _run(_PROBABILITIES, None, probs, target, weight, None, loss, grad, denominator)
 
 
 def binary_cross_entropy_with_logits(
@@ -62,8 +72,8 @@ def binary_cross_entropy_with_logits(
 ):  # fmt: skip
     with _arrays.on_device((logits, target, weight, pos_weight), (loss,)) as views:
         logits, target, weight, pos_weight, loss = views
-        weights = weight, pos_weight
-        _run(True, None, logits, target, *weights, loss, None, denominator, label_smoothing)
+        formula = _logits(label_smoothing)
+        _run(formula, None, logits, target, weight, pos_weight, loss, None, denominator)
 
 
 def binary_cross_entropy_with_logits_backward(
@@ -71,8 +81,8 @@ def binary_cross_entropy_with_logits_backward(
 ):  # fmt: skip
     with _arrays.on_device((grad_loss, logits, target, weight, pos_weight), (grad,)) as views:
         grad_loss, logits, target, weight, pos_weight, grad = views
-        weights = weight, pos_weight
-        _run(True, grad_loss, logits, target, *weights, None, grad, denominator, label_smoothing)
+        formula = _logits(label_smoothing)
+        _run(formula, grad_loss, logits, target, weight, pos_weight, None, grad, denominator)
 
 
 def binary_cross_entropy_with_logits_with_grad(
@@ -80,8 +90,39 @@ def binary_cross_entropy_with_logits_with_grad(
 ):  # fmt: skip
     with _arrays.on_device((logits, target, weight, pos_weight), (loss, grad)) as views:
         logits, target, weight, pos_weight, loss, grad = views
-        weights = weight, pos_weight
-        _run(True, None, logits, target, *weights, loss, grad, denominator, label_smoothing)
+        formula = _logits(label_smoothing)
+        _run(formula, None, logits, target, weight, pos_weight, loss, grad, denominator)
+
+
+def _focal(gamma, positive, negative):
+    form = FOCAL if gamma in (0, 1, 2) else FOCAL_POWER
+    return form, (float(positive), float(negative), float(gamma))
+
+
+def sigmoid_focal_loss(
+    logits, target, loss, *, denominator, gamma, positive, negative, threads
+):  # fmt: skip
+    formula = _focal(gamma, positive, negative)
+    with _arrays.on_device((logits, target), (loss,)) as (logits, target, loss):
+        _run(formula, None, logits, target, None, None, loss, None, denominator)
+
+
+def sigmoid_focal_loss_backward(
+    grad_loss, logits, target, grad, *, denominator, gamma, positive, negative, threads
+):  # fmt: skip
+    formula = _focal(gamma, positive, negative)
+    with _arrays.on_device((grad_loss, logits, target), (grad,)) as views:
+        grad_loss, logits, target, grad = views
+        _run(formula, grad_loss, logits, target, None, None, None, grad, denominator)
+
+
+def sigmoid_focal_loss_with_grad(
+    logits, target, loss, grad, *, denominator, gamma, positive, negative, threads
+):  # fmt: skip
+    formula = _focal(gamma, positive, negative)
+    with _arrays.on_device((logits, target), (loss, grad)) as views:
+        logits, target, loss, grad = views
+        _run(formula, None, logits, target, None, None, loss, grad, denominator)
 
 
 def _row(view):
@@ -89,11 +130,9 @@ def _row(view):
     return (0, 0, 0) if view is None else (view.address, view.code, view.shape[0])
 
 
-def _run(
-    from_logits, grad_loss, x, target, weight, pos_weight, loss, grad, denominator, label_smoothing
-):  # fmt: skip
+def _run(formula, grad_loss, x, target, weight, pos_weight, loss, grad, denominator):
     """Work on all elements, and add up their losses where `loss` is one number."""
-    n, label_smoothing = x.shape[0], float(label_smoothing)
+    n, (form, numbers) = x.shape[0], formula
     upstream = 1.0
     if isinstance(grad_loss, float):
         upstream, grad_loss = grad_loss, None
@@ -101,7 +140,7 @@ def _run(
     labels = target.dtype != x.dtype
     arrays = x.address, target.address, 0 if grad is None else grad.address
     whole = not any(a % 16 for a in (arrays[::2] if labels else arrays))
-    each = _THREADS * _GROUPS * storage_of(x.dtype).per_word
+    each = _THREADS * _GROUPS * _neighbours_of(x.dtype, form)
     blocks, sums = -(-n // each), 0
     if summed:
         buffer = _device.allocate(8 * blocks, x.stream, x.device)
@@ -117,13 +156,12 @@ def _run(
         0 if grad_loss is None or grad_loss.shape == (1,) else 1,
         upstream,
         float(denominator),
-        1.0 - label_smoothing,
-        label_smoothing / 2.0,
+        *numbers,
         0 if loss is None or summed else loss.address,
         sums,
     )
     if blocks:
-        kernel = kernel_of(x.dtype, from_logits, labels, grad is not None)
+        kernel = kernel_of(x.dtype, form, labels, grad is not None)
         _device.launch(kernel, blocks, _THREADS, SCRATCH, x.stream, x.device, arguments)
     if summed:
         last = (loss.address, loss.code, float(denominator), 0)
@@ -134,16 +172,20 @@ def _run(
 
 
 @cache
-def _element_of(name, from_logits):
-    """A device function (x, t, w, v, keep, spread): the loss, and its derivative."""
+def _element_of(name, form):
+    """A device function (x, t, w, v, first, second, gamma): the loss, and its derivative. The two
+    numbers are what a target keeps and spreads by label smoothing; of the focal loss, what targets
+    of 1 and of 0 count.
+    """
     storage = storage_of(name)
     real, maximum = storage.real, storage.maximum
-    exp_below = math_of(real, half=False).exp_below  # losses of 16 bits are float32, too
-    zero, one, nan = real(0), real(1), real(np.nan)
+    functions = math_of(real, half=False)  # losses of 16 bits are float32, too
+    exp_below, power_of = functions.exp_below, functions.power
+    zero, one, two, nan = real(0), real(1), real(2), real(np.nan)
     floor, least = real(-100), real(1e-12)
 
     @device
-    def of_logit(x, t, w, v, keep, spread):
+    def of_logit(x, t, w, v, keep, spread, gamma):
         a, b = w * v * (keep * t + spread), w * (keep * (one - t) + spread)
         size = abs(x)
         e = exp_below(-size, zero)
@@ -154,7 +196,7 @@ def _element_of(name, from_logits):
         return (a + b) * math.log1p(e) + far, -slope if x < zero else slope
 
     @device
-    def of_probability(p, t, w, v, keep, spread):
+    def of_probability(p, t, w, v, keep, spread, gamma):
         # The two bounds are PyTorch's.
         log_p, log_q = maximum(floor, math.log(p)), maximum(floor, math.log1p(-p))
         slope = (p - t) / maximum(least, p * (one - p))
@@ -162,14 +204,43 @@ def _element_of(name, from_logits):
             slope = nan
         return w * (t * -log_p + (one - t) * -log_q), w * slope
 
-    return of_logit if from_logits else of_probability
+    @device
+    def focal(x, t, w, v, positive, negative, gamma):
+        size = abs(x)
+        e = exp_below(-size, zero)
+        c, other = (t, one - t) if x < zero else (one - t, t)
+        wrong, inverse, near = cuda.fma(other, e, c), one / (one + e), math.log1p(e)
+        power = wrong * inverse
+        if form == FOCAL_POWER:
+            power = power_of(power, gamma)
+        elif gamma == two:
+            power *= power
+        elif gamma == zero:
+            power = one
+        factor = cuda.fma(positive, t, negative * (one - t)) * power
+        slope = cuda.fma(-other, e, c)
+        if e != zero:  # nothing is left of it else, where the loss may be infinite and `wrong` 0
+            slope += gamma * cuda.fma(c, size, near) * ((c - other) * (e / wrong))
+        slope = factor * (slope * inverse)
+        far = c * factor
+        far = zero if far == zero else far * size
+        return cuda.fma(factor, near, far), -slope if x < zero else slope
+
+    return {OF_PROBABILITIES: of_probability, OF_LOGITS: of_logit}.get(form, focal)
+
+
+def _neighbours_of(name, form):
+    """How many neighbours a thread works on at once."""
+    # A power is so long that NVVM keeps the loop around it, and then what it loops over in memory.
+    return 1 if form == FOCAL_POWER else storage_of(name).per_word
 
 
 @cache
-def kernel_of(name, from_logits, labels, grads):
+def kernel_of(name, form, labels, grads):
     """The kernel for a dtype, for a target of labels or of numbers, with gradient or without."""
-    storage, element = storage_of(name), _element_of(name, from_logits)
-    size, per_word, kind, real = storage.size, storage.per_word, storage.type, storage.real
+    storage, element = storage_of(name), _element_of(name, form)
+    size, kind, real = storage.size, storage.type, storage.real
+    neighbours, words = _neighbours_of(name, form), form != FOCAL_POWER
     load, unpack, store, store_word = (
         storage.load,
         storage.unpack,
@@ -206,32 +277,33 @@ def kernel_of(name, from_logits, labels, grads):
         step,
         upstream,
         denominator,
-        keep,
-        spread,
+        first_number,
+        second_number,
+        gamma,
         losses,
         sums,
     ):
-        values, targets = cuda.local.array(per_word, kind), cuda.local.array(per_word, kind)
-        hard, soft = real(keep), real(spread)
+        values, targets = cuda.local.array(neighbours, kind), cuda.local.array(neighbours, kind)
+        numbers = real(first_number), real(second_number), real(gamma)
         total = np.float64(0)
         group = np.int64(cuda.blockIdx.x) * (_THREADS * _GROUPS) + cuda.threadIdx.x
         for _ in range(_GROUPS):
-            first = group * per_word
+            first = group * neighbours
             group += _THREADS
-            here = min(n - first, per_word)
-            word = whole != 0 and here == per_word
+            here = min(n - first, neighbours)
+            word = words and whole != 0 and here == neighbours
             if word:
                 unpack(_ptx.load_word(x + first * size), values)
                 if not labels:
                     unpack(_ptx.load_word(t + first * size), targets)
-            for j in range(per_word):
+            for j in range(neighbours):
                 if j < here:
                     i = first + j
                     value = values[j] if word else load(x + i * size)
                     target = targets[j] if word and not labels else target_of(t, i, code)
                     w = weight_of(weight, weight_code, weights, i)
                     v = weight_of(pos_weight, pos_weight_code, pos_weights, i)
-                    loss, slope = element(value, target, w, v, hard, soft)
+                    loss, slope = element(value, target, w, v, *numbers)
                     total += loss
                     if losses != 0:
                         put_number(losses + i * number, loss)

@@ -65,6 +65,7 @@ cdef extern from "vector_math.h" nogil:
     vector[T] log_of[T](vector[T])
     vector[T] log_1p[T](vector[T])
     vector[T] log_1p_small[T](vector[T])
+    vector[T] power_of[T](vector[T], vector[T])
     vector[T] log_sum[T](vector[T], vector[T], vector[T])
 
     vector[T] relative[T](vector[T], vector[T], vector[T])

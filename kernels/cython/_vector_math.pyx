@@ -17,6 +17,7 @@ cdef enum:  # the functions
     LOG_1P
     LOG_1P_SMALL
     TANH
+    POWER
 
 
 cdef void apply(
@@ -37,6 +38,8 @@ cdef void apply(
             v = exp_2(x, v)
         elif function == TANH:
             v = tan_h(x, v)
+        elif function == POWER:
+            v = power_of(v, load_n(m + k * w, left, 1.0))
         elif function == LOG:
             v = log_of(v)
         elif function == LOG_1P_SMALL:
@@ -98,3 +101,8 @@ def log_1p_small_of(x, out):
 def tan_h_of(x, out):
     """out = tanh(x), for contiguous float64 or float32 arrays."""
     by_dtype(TANH, x, None, out)
+
+
+def power_of_of(x, y, out):
+    """out = x**y, for contiguous float64 or float32 arrays, x from 0 to 1 and y > 0."""
+    by_dtype(POWER, x, y, out)

@@ -20,7 +20,8 @@ then the outputs hold anything. Nothing else is checked, so the following must h
   float. `loss` and `grad_loss` are n numbers where `per_element` is true, else one: the sum over
   the elements. NULL for `grad_loss` is 1.
 - The sum is divided by `denominator`: n for the mean; 1 where `per_element` is true.
-- `label_smoothing` is from 0 to 1.
+- `label_smoothing` is from 0 to 1, `gamma` at least 0. `positive` and `negative` are what targets
+  of 1 and of 0 count: alpha and 1 - alpha, or 1 and 1.
 - Pointers are aligned to their elements. `grad` is exactly `logits`, `probs` or `target`, or
   overlaps no input; no other output overlaps anything.
 - `threads` is how many OpenMP threads may be used; 0 and 1 are the caller's alone. Arrays of fewer
@@ -75,6 +76,22 @@ cdef int c_binary_cross_entropy_backward(
 cdef int c_binary_cross_entropy_with_grad(
     int dtype, const void* probs, const void* target, const void* weight, Py_ssize_t weights,
     void* loss, void* grad, Py_ssize_t n, bint per_element, double denominator, int threads
+) noexcept nogil
+
+cdef int c_sigmoid_focal_loss(
+    int dtype, const void* logits, const void* target, void* loss, Py_ssize_t n, bint per_element,
+    double denominator, double gamma, double positive, double negative, int threads
+) noexcept nogil
+
+cdef int c_sigmoid_focal_loss_backward(
+    int dtype, const void* grad_loss, const void* logits, const void* target, void* grad,
+    Py_ssize_t n, bint per_element, double denominator, double gamma, double positive,
+    double negative, int threads
+) noexcept nogil
+
+cdef int c_sigmoid_focal_loss_with_grad(
+    int dtype, const void* logits, const void* target, void* loss, void* grad, Py_ssize_t n,
+    bint per_element, double denominator, double gamma, double positive, double negative, int threads
 ) noexcept nogil
 
 # stats[0]: the first probability that is below 0 or above 1, or -1.

@@ -1,6 +1,7 @@
 # cython: boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
 # cython: binding=True
-"""Binary cross-entropy with its gradient, from logits and from probabilities, in one trip.
+"""Binary cross-entropy, from logits and from probabilities, and the sigmoid focal loss, each with
+its gradient in one trip.
 
 The formulas are in kernels/reference/binary_cross_entropy.py. From logits with e = exp(-|x|), of
 the two factors a (of the target) and b one belongs to the side of 0 on which x is, c:
@@ -9,6 +10,9 @@ the two factors a (of the target) and b one belongs to the side of 0 on which x 
     dloss/dx = sign(x) * (c - (the other one) * e) / (1 + e)
 
 Every term of the loss is at least 0, so nothing cancels, and there is no division in it.
+
+The focal loss of a target t has a = t and b = 1 - t, and
+1 - p_t = (c + (the other one) * e) / (1 + e), again without subtraction.
 
 Blocks of a fixed size are spread over threads, and their sums of losses, in double, added in order.
 A block goes in tiles: whole vectors from its beginning on, wherever that lies in memory, so that a
@@ -30,18 +34,28 @@ cdef enum:
     BLOCK = 16 * TILE  # a thread's turn
     STREAM_ABOVE = 1 << 22  # bytes of an output beyond which it is written past the caches
 
+cdef enum Form:
+    OF_PROBABILITIES
+    OF_LOGITS
+    FOCAL  # of logits
+
+cdef struct Formula:
+    Form form
+    double hard  # 1 - label_smoothing: of the target
+    double soft  # label_smoothing / 2: of both classes
+    double gamma, positive, negative  # of the focal loss, see the reference
+
 cdef struct Problem:
+    Formula formula
     Py_ssize_t n
     const void* weight  # `weights` numbers of the compute type, or NULL for ones
     const void* pos_weight
     Py_ssize_t weights, pos_weights  # element i has that of number i % weights
     const void* upstream  # (n,), or NULL
     void* loss  # (n,), or NULL
-    bint from_logits, with_loss, stream_grad, stream_loss
+    bint with_loss, stream_grad, stream_loss
     double denominator
     double scale  # of the gradient: upstream gradient, if there is one of all, over denominator
-    double hard  # 1 - label_smoothing: of the target
-    double soft  # label_smoothing / 2: of both classes
 
 cdef struct Part:  # of the arrays: where a tile of it begins
     const void* weight
@@ -67,6 +81,40 @@ cdef inline vector[real] from_logits(
     # A factor of 0 costs nothing even at infinity; NaN is still in e.
     size = where_equal(c, zero, zero, size)
     return mul_add(a + b, log_1p_small(e), zero - c * size)
+
+
+cdef inline vector[real] raised(
+    const real* like, vector[real] base, double gamma
+) noexcept nogil:
+    """base**gamma; the usual powers are products."""
+    if gamma == 2:
+        return base * base
+    if gamma == 1:
+        return base
+    if gamma == 0:
+        return splat(like, 1.0)
+    return power_of(base, splat(like, gamma))
+
+
+cdef inline vector[real] focal(
+    const real* like, vector[real] x, vector[real] a, vector[real] b, double gamma,
+    vector[real] factor, bint with_slope, vector[real]* slope
+) noexcept nogil:
+    """The same of the focal loss, whose balance is in `factor`."""
+    cdef vector[real] zero = splat(like, 0.0), one = splat(like, 1.0)
+    cdef vector[real] size = minus_size(x), e = exp_from(size, zero, zero)
+    cdef vector[real] c = where_negative(x, a, b), other = where_negative(x, b, a)
+    cdef vector[real] wrong = mul_add(other, e, c), inverse = one / (one + e)
+    cdef vector[real] near = log_1p_small(e), far, steeper
+    factor = factor * raised(like, wrong * inverse, gamma)
+    if with_slope:
+        # e = 0 leaves nothing of this, where bce may be infinite and `wrong` 0.
+        steeper = splat(like, gamma) * (near - c * size) * ((c - other) * (e / wrong))
+        steeper = (c - other * e) + where_equal(e, zero, zero, steeper)
+        steeper = factor * (steeper * inverse)
+        slope[0] = where_negative(x, zero - steeper, steeper)
+    far = c * factor  # where it is 0, it costs nothing even at infinity
+    return mul_add(factor, near, where_equal(far, zero, zero, zero - far * size))
 
 
 cdef inline vector[real] from_probabilities(
@@ -114,8 +162,9 @@ cdef double tile(
 
     The function calls each of those above in one place, so that they are inlined.
     """
-    cdef bint logits = p.from_logits, smooth = p.soft != 0, with_loss = p.with_loss
-    cdef bint labels = not logits and are_labels(t, n)
+    cdef Form form = p.formula.form
+    cdef bint smooth = p.formula.soft != 0, with_loss = p.with_loss
+    cdef bint labels = form == OF_PROBABILITIES and are_labels(t, n)
     cdef const void* weights = to.weight
     cdef const void* pos_weights = to.pos_weight
     cdef const void* upstream = to.upstream
@@ -123,8 +172,10 @@ cdef double tile(
     cdef real* grad = <real*>to.grad
     cdef Py_ssize_t w = lanes(x), k, at, left
     cdef vector[real] one = splat(x, 1.0), scale = splat(x, p.scale)
-    cdef vector[real] hard = splat(x, p.hard), soft = splat(x, p.soft)
-    cdef vector[real] a, b, weight = one, losses, slopes = one
+    cdef vector[real] hard = splat(x, p.formula.hard), soft = splat(x, p.formula.soft)
+    cdef vector[real] positive = splat(x, p.formula.positive)
+    cdef vector[real] negative = splat(x, p.formula.negative)
+    cdef vector[real] a, b, factor, weight = one, losses, slopes = one
     cdef vector[double] low = splat(<double*>NULL, 0.0), high = low
     for k in range((n + w - 1) // w):
         at = k * w
@@ -132,7 +183,12 @@ cdef double tile(
         a = load_n(t + at, left, 0.0)
         if weights != NULL:
             weight = load_wide(x, weights, at, left)
-        if logits:
+        if form == FOCAL:
+            b = one - a
+            factor = mul_add(positive, a, negative * b)
+            losses = focal(
+                x, load_n(x + at, left, 0.0), a, b, p.formula.gamma, factor, grad != NULL, &slopes)
+        elif form == OF_LOGITS:
             b = one - a
             if smooth:
                 a = mul_add(hard, a, soft)
@@ -234,17 +290,41 @@ cdef int typed(
     return 0
 
 
+cdef inline Formula formula_of(
+    Form form, double label_smoothing, double gamma, double positive, double negative
+) noexcept nogil:
+    cdef Formula f
+    f.form = form
+    f.hard = 1 - label_smoothing
+    f.soft = label_smoothing / 2
+    f.gamma = gamma
+    f.positive = positive
+    f.negative = negative
+    return f
+
+
+cdef inline Formula probabilities() noexcept nogil:
+    return formula_of(OF_PROBABILITIES, 0, 0, 1, 1)
+
+
+cdef inline Formula logits_with(double label_smoothing) noexcept nogil:
+    return formula_of(OF_LOGITS, label_smoothing, 0, 1, 1)
+
+
+cdef inline Formula focal_with(double gamma, double positive, double negative) noexcept nogil:
+    return formula_of(FOCAL, 0, gamma, positive, negative)
+
+
 cdef int compute(
-    int dtype, bint from_logits, const void* grad_loss, const void* x, const void* target,
+    int dtype, Formula formula, const void* grad_loss, const void* x, const void* target,
     const void* weight, Py_ssize_t weights, const void* pos_weight, Py_ssize_t pos_weights,
-    void* loss, void* grad, Py_ssize_t n, bint per_element, double denominator,
-    double label_smoothing, int threads
+    void* loss, void* grad, Py_ssize_t n, bint per_element, double denominator, int threads
 ) noexcept nogil:
     """Loss and gradient, whichever are not NULL."""
     cdef Problem p
     cdef void* sum = NULL if per_element else loss
     p.n = n
-    p.from_logits = from_logits
+    p.formula = formula
     p.with_loss = loss != NULL
     p.weight = weight
     p.weights = weights
@@ -254,8 +334,6 @@ cdef int compute(
     p.loss = loss if per_element else NULL
     p.denominator = denominator
     p.scale = 1 / denominator
-    p.hard = 1 - label_smoothing
-    p.soft = label_smoothing / 2
     if grad_loss != NULL and not per_element:
         p.scale = (<const double*>grad_loss)[0] if dtype == F64 else (<const float*>grad_loss)[0]
         p.scale = p.scale / denominator
@@ -326,24 +404,24 @@ cdef int c_binary_cross_entropy(
     int dtype, const void* probs, const void* target, const void* weight, Py_ssize_t weights,
     void* loss, Py_ssize_t n, bint per_element, double denominator, int threads
 ) noexcept nogil:
-    return compute(dtype, False, NULL, probs, target, weight, weights, NULL, 0, loss, NULL, n,
-                   per_element, denominator, 0, threads)
+    return compute(dtype, probabilities(), NULL, probs, target, weight, weights, NULL, 0, loss,
+                   NULL, n, per_element, denominator, threads)
 
 
 cdef int c_binary_cross_entropy_backward(
     int dtype, const void* grad_loss, const void* probs, const void* target, const void* weight,
     Py_ssize_t weights, void* grad, Py_ssize_t n, bint per_element, double denominator, int threads
 ) noexcept nogil:
-    return compute(dtype, False, grad_loss, probs, target, weight, weights, NULL, 0, NULL, grad, n,
-                   per_element, denominator, 0, threads)
+    return compute(dtype, probabilities(), grad_loss, probs, target, weight, weights, NULL, 0, NULL,
+                   grad, n, per_element, denominator, threads)
 
 
 cdef int c_binary_cross_entropy_with_grad(
     int dtype, const void* probs, const void* target, const void* weight, Py_ssize_t weights,
     void* loss, void* grad, Py_ssize_t n, bint per_element, double denominator, int threads
 ) noexcept nogil:
-    return compute(dtype, False, NULL, probs, target, weight, weights, NULL, 0, loss, grad, n,
-                   per_element, denominator, 0, threads)
+    return compute(dtype, probabilities(), NULL, probs, target, weight, weights, NULL, 0, loss,
+                   grad, n, per_element, denominator, threads)
 
 
 cdef int c_binary_cross_entropy_with_logits(
@@ -351,8 +429,8 @@ cdef int c_binary_cross_entropy_with_logits(
     const void* pos_weight, Py_ssize_t pos_weights, void* loss, Py_ssize_t n, bint per_element,
     double denominator, double label_smoothing, int threads
 ) noexcept nogil:
-    return compute(dtype, True, NULL, logits, target, weight, weights, pos_weight, pos_weights,
-                   loss, NULL, n, per_element, denominator, label_smoothing, threads)
+    return compute(dtype, logits_with(label_smoothing), NULL, logits, target, weight, weights,
+                   pos_weight, pos_weights, loss, NULL, n, per_element, denominator, threads)
 
 
 cdef int c_binary_cross_entropy_with_logits_backward(
@@ -360,8 +438,8 @@ cdef int c_binary_cross_entropy_with_logits_backward(
     Py_ssize_t weights, const void* pos_weight, Py_ssize_t pos_weights, void* grad, Py_ssize_t n,
     bint per_element, double denominator, double label_smoothing, int threads
 ) noexcept nogil:
-    return compute(dtype, True, grad_loss, logits, target, weight, weights, pos_weight,
-                   pos_weights, NULL, grad, n, per_element, denominator, label_smoothing, threads)
+    return compute(dtype, logits_with(label_smoothing), grad_loss, logits, target, weight, weights,
+                   pos_weight, pos_weights, NULL, grad, n, per_element, denominator, threads)
 
 
 cdef int c_binary_cross_entropy_with_logits_with_grad(
@@ -369,8 +447,33 @@ cdef int c_binary_cross_entropy_with_logits_with_grad(
     const void* pos_weight, Py_ssize_t pos_weights, void* loss, void* grad, Py_ssize_t n,
     bint per_element, double denominator, double label_smoothing, int threads
 ) noexcept nogil:
-    return compute(dtype, True, NULL, logits, target, weight, weights, pos_weight, pos_weights,
-                   loss, grad, n, per_element, denominator, label_smoothing, threads)
+    return compute(dtype, logits_with(label_smoothing), NULL, logits, target, weight, weights,
+                   pos_weight, pos_weights, loss, grad, n, per_element, denominator, threads)
+
+
+cdef int c_sigmoid_focal_loss(
+    int dtype, const void* logits, const void* target, void* loss, Py_ssize_t n, bint per_element,
+    double denominator, double gamma, double positive, double negative, int threads
+) noexcept nogil:
+    return compute(dtype, focal_with(gamma, positive, negative), NULL, logits, target, NULL, 0, NULL,
+                   0, loss, NULL, n, per_element, denominator, threads)
+
+
+cdef int c_sigmoid_focal_loss_backward(
+    int dtype, const void* grad_loss, const void* logits, const void* target, void* grad,
+    Py_ssize_t n, bint per_element, double denominator, double gamma, double positive,
+    double negative, int threads
+) noexcept nogil:
+    return compute(dtype, focal_with(gamma, positive, negative), grad_loss, logits, target, NULL, 0,
+                   NULL, 0, NULL, grad, n, per_element, denominator, threads)
+
+
+cdef int c_sigmoid_focal_loss_with_grad(
+    int dtype, const void* logits, const void* target, void* loss, void* grad, Py_ssize_t n,
+    bint per_element, double denominator, double gamma, double positive, double negative, int threads
+) noexcept nogil:
+    return compute(dtype, focal_with(gamma, positive, negative), NULL, logits, target, NULL, 0, NULL,
+                   0, loss, grad, n, per_element, denominator, threads)
 
 
 # ---- for Python -----------------------------------------------------------------------------
@@ -380,8 +483,8 @@ cdef Py_ssize_t count(object a):
 
 
 cdef on_arrays(
-    bint from_logits, grad_loss, cnp.ndarray x, target, weight, pos_weight, loss, grad,
-    double denominator, double label_smoothing, int threads
+    Formula formula, grad_loss, cnp.ndarray x, target, weight, pos_weight, loss, grad,
+    double denominator, int threads
 ):
     cdef int dtype = dtype_of(x), result
     cdef Py_ssize_t n = cnp.PyArray_SIZE(x), weights = count(weight)
@@ -397,8 +500,8 @@ cdef on_arrays(
     if n == 0 and count(loss) == 0:  # nothing, each of which has a loss
         return
     with nogil:
-        result = compute(dtype, from_logits, upstream, values, targets, w, weights, v, pos_weights,
-                         losses, slopes, n, per_element, denominator, label_smoothing, threads)
+        result = compute(dtype, formula, upstream, values, targets, w, weights, v, pos_weights,
+                         losses, slopes, n, per_element, denominator, threads)
     done(result)
 
 
@@ -413,34 +516,53 @@ def scan_probabilities(cnp.ndarray probs, stats, *, int threads):
 
 
 def binary_cross_entropy(probs, target, weight, loss, *, double denominator, int threads):
-    on_arrays(False, None, probs, target, weight, None, loss, None, denominator, 0, threads)
+    on_arrays(probabilities(), None, probs, target, weight, None, loss, None, denominator, threads)
 
 
 def binary_cross_entropy_backward(grad_loss, probs, target, weight, grad, *, double denominator,
                                   int threads):
-    on_arrays(False, grad_loss, probs, target, weight, None, None, grad, denominator, 0, threads)
+    on_arrays(probabilities(), grad_loss, probs, target, weight, None, None, grad, denominator,
+              threads)
 
 
 def binary_cross_entropy_with_grad(probs, target, weight, loss, grad, *, double denominator,
                                    int threads):
-    on_arrays(False, None, probs, target, weight, None, loss, grad, denominator, 0, threads)
+    on_arrays(probabilities(), None, probs, target, weight, None, loss, grad, denominator, threads)
 
 
 def binary_cross_entropy_with_logits(logits, target, weight, pos_weight, loss, *,
                                      double denominator, double label_smoothing, int threads):
-    on_arrays(True, None, logits, target, weight, pos_weight, loss, None, denominator,
-              label_smoothing, threads)
+    on_arrays(logits_with(label_smoothing), None, logits, target, weight, pos_weight, loss, None,
+              denominator, threads)
 
 
 def binary_cross_entropy_with_logits_backward(grad_loss, logits, target, weight, pos_weight, grad,
                                               *, double denominator, double label_smoothing,
                                               int threads):
-    on_arrays(True, grad_loss, logits, target, weight, pos_weight, None, grad, denominator,
-              label_smoothing, threads)
+    on_arrays(logits_with(label_smoothing), grad_loss, logits, target, weight, pos_weight, None, grad,
+              denominator, threads)
 
 
 def binary_cross_entropy_with_logits_with_grad(logits, target, weight, pos_weight, loss, grad, *,
                                                double denominator, double label_smoothing,
                                                int threads):
-    on_arrays(True, None, logits, target, weight, pos_weight, loss, grad, denominator,
-              label_smoothing, threads)
+    on_arrays(logits_with(label_smoothing), None, logits, target, weight, pos_weight, loss, grad,
+              denominator, threads)
+
+
+def sigmoid_focal_loss(logits, target, loss, *, double denominator, double gamma, double positive,
+                       double negative, int threads):
+    on_arrays(focal_with(gamma, positive, negative), None, logits, target, None, None, loss, None,
+              denominator, threads)
+
+
+def sigmoid_focal_loss_backward(grad_loss, logits, target, grad, *, double denominator,
+                                double gamma, double positive, double negative, int threads):
+    on_arrays(focal_with(gamma, positive, negative), grad_loss, logits, target, None, None, None,
+              grad, denominator, threads)
+
+
+def sigmoid_focal_loss_with_grad(logits, target, loss, grad, *, double denominator, double gamma,
+                                 double positive, double negative, int threads):
+    on_arrays(focal_with(gamma, positive, negative), None, logits, target, None, None, loss, grad,
+              denominator, threads)

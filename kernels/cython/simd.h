@@ -289,16 +289,6 @@ template <class V> INLINE double reduce_max(V v) {
         for (int i = 0; i < half; i++) v[i] = v[i] > v[i + half] ? v[i] : v[i + half];
     return v[0];
 }
-template <class V> INLINE double reduce_add(V v) {  // in double, lanes in order of halves
-    double part[WIDTH<V>];
-    for (int i = 0; i < WIDTH<V>; i++) part[i] = v[i];
-#pragma GCC unroll 4
-    for (int half = WIDTH<V> / 2; half; half /= 2)
-#pragma GCC unroll 8
-        for (int i = 0; i < half; i++) part[i] += part[i + half];
-    return part[0];
-}
-
 // The lanes of a vector as doubles, in two vectors; of doubles, the second one is 0.
 INLINE f64v low_doubles(f64v v) { return v; }
 INLINE f64v high_doubles(f64v) { return f64v{}; }
@@ -317,6 +307,19 @@ INLINE f64v doubles_at(const char *lanes) {
 INLINE f64v low_doubles(f32v v) { return doubles_at((const char *)&v); }
 INLINE f64v high_doubles(f32v v) { return doubles_at((const char *)&v + sizeof(half_f32v)); }
 #endif
+template <class V> INLINE double reduce_add(V v) {  // in double, lanes in order of halves
+#if defined(__AVX512F__)  // the same order; GCC 12.2 made a wrong sum of the loop below
+    if constexpr (is<V, f64v>) return _mm512_reduce_add_pd(v);
+    else return _mm512_reduce_add_pd(low_doubles(v) + high_doubles(v));
+#endif
+    double part[WIDTH<V>];
+    for (int i = 0; i < WIDTH<V>; i++) part[i] = v[i];
+#pragma GCC unroll 4
+    for (int half = WIDTH<V> / 2; half; half /= 2)
+#pragma GCC unroll 8
+        for (int i = 0; i < half; i++) part[i] += part[i + half];
+    return part[0];
+}
 // The first n lanes, and 0 in the others.
 template <class V> INLINE V first_lanes(V v, long n) {
     typename traits<V>::ints beyond;

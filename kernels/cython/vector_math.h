@@ -1,4 +1,5 @@
-// exp, exp2, log, log1p and tanh of vectors, within 2 ULP (tanh 3) over their whole range.
+// exp, exp2, log, log1p, tanh and powers of vectors, within 2 ULP (tanh 3, powers: see there) over
+// their whole range.
 #pragma once
 #include "simd.h"
 
@@ -228,6 +229,29 @@ INLINE f64v log_1p_tail(f64v e) {
 // log(1 + e) for e from 0 to 1, without a division.
 template <class V> INLINE V log_1p_small(V e) { return e * e * log_1p_tail(e) + e; }
 
+// x**y for x from 0 to 1 and y > 0, within 3 + 2 * y ULP however small the result; NaN below 0. With
+// x = 2**k * f it is 2**(y * k + y * log2(f)). The first term may be large, so it is not rounded before
+// an integer has been taken away: the upper half of y times k is exact.
+template <class V> INLINE V power_of(V x, V y) {
+    typedef traits<V> t;
+    typedef typename t::ints ints;
+    typedef typename t::scalar scalar;
+    auto small = x < t::least;
+    V u = small ? x * (scalar)0x1p64 : x;
+    ints all = bits<ints>(u), k = (all - (ints{} + t::sqrt_half)) >> t::mantissa;
+    V whole = __builtin_convertvector(k, V) - (small ? V{} + 64 : V{});
+    V f = bits<V>(all - (k << t::mantissa)) - 1;
+    V s = f / (f + 2), h = (scalar)0.5 * f * f;
+    V log_2 = (f - (h - s * (h + log_tail(s * s)))) * (scalar)1.4426950408889634;
+    // Where the result is 0, any remainder will do.
+    V n = (vmax(V{} - 4 * t::bias, y * (whole + log_2)) + t::to_int) - t::to_int;
+    V upper = bits<V>(bits<ints>(y) >> t::mantissa / 2 << t::mantissa / 2);
+    V r = (upper * whole - n) + mul_add<scalar>(y - upper, whole, y * log_2);
+    r = vmax(V{} - 1, r);
+    V result = scale_by_power(exp_2_tail(r) * r + 1, n);
+    return x > 0 ? result : x == 0 ? V{} : V{} + NAN;
+}
+
 // x * log(x / y) - x + y for x and y from 0 up to far below the largest number: y for x = 0, infinity
 // for y = 0, and never negative. Where x and y are nearly equal it is about (y - x)**2 / (2 * x), and
 // as exact as y - x is, to which `low` is added: what rounding x and y lost of it.
@@ -298,6 +322,9 @@ template <class T> INLINE vector<T> exp_from(vector<T> x, vector<T> shift, vecto
     return exp_from<vector<T>>(x, shift, power);
 }
 template <class T> INLINE vector<T> exp_2(const T *, vector<T> x) { return exp_2<vector<T>>(x); }
+template <class T> INLINE vector<T> power_of(vector<T> x, vector<T> y) {
+    return power_of<vector<T>>(x, y);
+}
 template <class T> INLINE vector<T> tan_h(const T *, vector<T> x) {
     return tan_h<vector<T>>(x);
 }

@@ -1,4 +1,5 @@
-"""Binary cross-entropy with its gradient, from logits and from probabilities, in one trip.
+"""Binary cross-entropy, from logits and from probabilities, and the sigmoid focal loss, each with
+its gradient in one trip.
 
 The formulas are in kernels/reference/binary_cross_entropy.py, and how they are computed at the top
 of kernels/cython/binary_cross_entropy.pyx. A block goes in tiles: plain loops, which LLVM
@@ -22,6 +23,7 @@ from ._math import (
     log_1p,
     log_1p_small,
     mul_add,
+    power_of,
     reference,
 )
 from ._storage import (
@@ -40,6 +42,7 @@ from ._storage import (
 
 TILE = 1024  # elements
 BLOCK = 16 * TILE  # a task
+OF_PROBABILITIES, OF_LOGITS, FOCAL = range(3)  # the last one is of logits, too
 
 
 class Each(NamedTuple):
@@ -51,10 +54,17 @@ class Each(NamedTuple):
     loss: np.ndarray  # empty where the loss is reduced
 
 
+class Formula(NamedTuple):
+    form: int
+    hard: float = 1.0  # 1 - label_smoothing: of the target
+    soft: float = 0.0  # label_smoothing / 2: of both classes
+    gamma: float = 0.0  # of the focal loss; so the next two, see the reference
+    positive: float = 1.0
+    negative: float = 1.0
+
+
 class Options(NamedTuple):
-    from_logits: bool
-    hard: float  # 1 - label_smoothing: of the target
-    soft: float  # label_smoothing / 2: of both classes
+    formula: Formula
     scale: float  # of the gradient
     stream_grad: bool  # whether it is written past the caches
     stream_loss: bool
@@ -76,15 +86,33 @@ def from_logit(x, a, b, base):
     return mul_add(a + b, log_1p_small(e), far), -quotient if x < t.zero else quotient
 
 
+@inner
+def focal(x, e, a, b, power, formula):
+    """The same of the focal loss, given exp(-abs(x)) and (1 - p_t)**gamma."""
+    t = constants(x)
+    size = abs(x)
+    c, other = (a, b) if x < t.zero else (b, a)
+    near = log_1p_small(e)
+    # e = 0 leaves nothing of this, where bce may be infinite and the divisor 0.
+    steeper = cast(x, formula.gamma) * mul_add(c, size, near)
+    steeper *= (c - other) * (e / mul_add(other, e, c))
+    steeper = (c - other * e) + (t.zero if e == t.zero else steeper)
+    factor = mul_add(cast(x, formula.positive), a, cast(x, formula.negative) * b) * power
+    slope = factor * (steeper / (t.one + e))
+    far = c * factor
+    far = t.zero if far == t.zero else far * size
+    return mul_add(factor, near, far), -slope if x < t.zero else slope
+
+
 # ---- loops over a tile -----------------------------------------------------------------------
 
 
 @inner
-def fill_factors(t, weight, pos_weight, options, a, b):
+def fill_factors(t, weight, pos_weight, formula, a, b):
     """What the target and its complement count."""
     apart()
     one = constants(a[0]).one
-    hard, soft = cast(one, options.hard), cast(one, options.soft)
+    hard, soft = cast(one, formula.hard), cast(one, formula.soft)
     for i in range(t.size):
         target = widen(t[i])
         a[i] = mul_add(hard, target, soft)
@@ -106,6 +134,43 @@ def of_logits(x, a, b, losses, slopes):
     else:
         for i in range(x.size):
             losses[i] = from_logit(widen(x[i]), a[i], b[i], base)[0]
+
+
+@inner
+def raise_all(powers, gamma):
+    apart()
+    if gamma == 2:
+        for i in range(powers.size):
+            powers[i] *= powers[i]
+    elif gamma == 0:
+        powers[:] = 1
+    elif gamma != 1:
+        exponent = cast(powers[0], gamma)
+        for i in range(powers.size):
+            powers[i] = power_of(powers[i], exponent)
+
+
+@inner
+def of_focal(x, a, b, formula, powers, losses, slopes):
+    """`losses` holds exp(-abs(x)) at first, and `powers` 1 - p_t."""
+    apart()
+    t = constants(losses[0])
+    base, _ = reference(t.zero)
+    for i in range(x.size):
+        value = widen(x[i])
+        e = exp_from(-abs(value), base) * t.down
+        c, other = (a[i], b[i]) if value < t.zero else (b[i], a[i])
+        losses[i] = e
+        powers[i] = mul_add(other, e, c) / (t.one + e)
+    raise_all(powers[: x.size], formula.gamma)
+    if slopes.size:
+        for i in range(x.size):
+            losses[i], slopes[i] = focal(
+                widen(x[i]), losses[i], a[i], b[i], powers[i], formula
+            )  # fmt: skip
+    else:
+        for i in range(x.size):
+            losses[i] = focal(widen(x[i]), losses[i], a[i], b[i], powers[i], formula)[0]
 
 
 @inner
@@ -170,6 +235,7 @@ def block_task(x, t, grad, each, options, sums, block):
     """Losses and gradients of a block, whichever are wanted; the sum of the losses in `sums`."""
     a, b = stack_scratch(x, TILE), stack_scratch(x, TILE)
     losses, slopes = stack_scratch(x, TILE), stack_scratch(x, TILE)
+    powers = stack_scratch(x, TILE)
     stored = stack_like(grad, TILE)
     weights, pos_weights = each.weight.size, each.pos_weight.size
     at, last = block * BLOCK, min(x.size, (block + 1) * BLOCK)
@@ -186,11 +252,14 @@ def block_task(x, t, grad, each, options, sums, block):
         values, targets = x[at : at + n], t[at : at + n]
         weight = each.weight[w : w + n]
         wanted = slopes[: n if grad.size else 0]
-        if options.from_logits:
-            fill_factors(targets, weight, each.pos_weight[v : v + n], options, a, b)
-            of_logits(values, a, b, losses, wanted)
-        else:
+        if options.formula.form == OF_PROBABILITIES:
             of_probabilities(values, targets, weight, losses, wanted)
+        else:
+            fill_factors(targets, weight, each.pos_weight[v : v + n], options.formula, a, b)
+            if options.formula.form == OF_LOGITS:
+                of_logits(values, a, b, losses, wanted)
+            else:
+                of_focal(values, a, b, options.formula, powers, losses, wanted)
         total += sum_of(losses[:n])
         if each.loss.size:
             copy_out(losses[:n], each.loss[at : at + n], options.stream_loss)
@@ -235,8 +304,7 @@ def scan_probabilities(probs, stats, *, threads):
 
 
 def _compute(
-    from_logits, grad_loss, x, target, weight, pos_weight, loss, grad, denominator,
-    label_smoothing, threads
+    formula, grad_loss, x, target, weight, pos_weight, loss, grad, denominator, threads
 ):  # fmt: skip
     """Loss and gradient, whichever are not None."""
     n = x.size
@@ -250,9 +318,7 @@ def _compute(
         loss if loss is not None and per_element else none,
     )
     options = Options(
-        from_logits,
-        1.0 - label_smoothing,
-        label_smoothing / 2.0,
+        formula,
         upstream / denominator if n else 1.0,
         grad is not None and streams(grad, x, target),
         streams(each.loss),
@@ -265,28 +331,41 @@ def _compute(
             loss[0] = np.divide(np.cumsum(sums)[-1] if n else 0.0, denominator)
 
 
+_PROBABILITIES = Formula(OF_PROBABILITIES)
+
+
+def _logits(label_smoothing):
+    return Formula(OF_LOGITS, 1.0 - label_smoothing, label_smoothing / 2.0)
+
+
+def _focal(gamma, positive, negative):
+    return Formula(FOCAL, 1.0, 0.0, float(gamma), float(positive), float(negative))
+
+
 def binary_cross_entropy(probs, target, weight, loss, *, denominator, threads):
-    _compute(False, None, probs, target, weight, None, loss, None, denominator, 0.0, threads)
+    _compute(_PROBABILITIES, None, probs, target, weight, None, loss, None, denominator, threads)
 
 
 def binary_cross_entropy_backward(
     grad_loss, probs, target, weight, grad, *, denominator, threads
 ):  # fmt: skip
-    _compute(False, grad_loss, probs, target, weight, None, None, grad, denominator, 0.0, threads)
+    _compute(
+        _PROBABILITIES, grad_loss, probs, target, weight, None, None, grad, denominator, threads
+    )  # fmt: skip
 
 
 def binary_cross_entropy_with_grad(
     probs, target, weight, loss, grad, *, denominator, threads
 ):  # fmt: skip
-    _compute(False, None, probs, target, weight, None, loss, grad, denominator, 0.0, threads)
+    _compute(_PROBABILITIES, None, probs, target, weight, None, loss, grad, denominator, threads)
 
 
 def binary_cross_entropy_with_logits(
     logits, target, weight, pos_weight, loss, *, denominator, label_smoothing, threads
 ):  # fmt: skip
     _compute(
-        True, None, logits, target, weight, pos_weight, loss, None, denominator, label_smoothing,
-        threads,
+        _logits(label_smoothing), None, logits, target, weight, pos_weight, loss, None,
+        denominator, threads,
     )  # fmt: skip
 
 
@@ -294,8 +373,8 @@ def binary_cross_entropy_with_logits_backward(
     grad_loss, logits, target, weight, pos_weight, grad, *, denominator, label_smoothing, threads
 ):  # fmt: skip
     _compute(
-        True, grad_loss, logits, target, weight, pos_weight, None, grad, denominator,
-        label_smoothing, threads,
+        _logits(label_smoothing), grad_loss, logits, target, weight, pos_weight, None, grad,
+        denominator, threads,
     )  # fmt: skip
 
 
@@ -303,6 +382,27 @@ def binary_cross_entropy_with_logits_with_grad(
     logits, target, weight, pos_weight, loss, grad, *, denominator, label_smoothing, threads
 ):  # fmt: skip
     _compute(
-        True, None, logits, target, weight, pos_weight, loss, grad, denominator, label_smoothing,
-        threads,
+        _logits(label_smoothing), None, logits, target, weight, pos_weight, loss, grad,
+        denominator, threads,
     )  # fmt: skip
+
+
+def sigmoid_focal_loss(
+    logits, target, loss, *, denominator, gamma, positive, negative, threads
+):  # fmt: skip
+    formula = _focal(gamma, positive, negative)
+    _compute(formula, None, logits, target, None, None, loss, None, denominator, threads)
+
+
+def sigmoid_focal_loss_backward(
+    grad_loss, logits, target, grad, *, denominator, gamma, positive, negative, threads
+):  # fmt: skip
+    formula = _focal(gamma, positive, negative)
+    _compute(formula, grad_loss, logits, target, None, None, None, grad, denominator, threads)
+
+
+def sigmoid_focal_loss_with_grad(
+    logits, target, loss, grad, *, denominator, gamma, positive, negative, threads
+):  # fmt: skip
+    formula = _focal(gamma, positive, negative)
+    _compute(formula, None, logits, target, None, None, loss, grad, denominator, threads)

@@ -1,4 +1,5 @@
-"""Binary cross-entropy from logits and from probabilities, with gradients, as the formulas read.
+"""Binary cross-entropy from logits and from probabilities, and the sigmoid focal loss, with
+gradients, as the formulas read.
 
 For one element with logit x, target t, label smoothing s, weight w and positive weight v:
 
@@ -13,6 +14,14 @@ With probabilities p, where the logarithms are no less than -100 and a denominat
 
     loss     = -w * (t * log(p) + (1 - t) * log(1 - p))
     dloss/dp = w * (p - t) / (p * (1 - p))
+
+The sigmoid focal loss: with p = sigmoid(x), u = t * (1 - p) + (1 - t) * p, that is 1 - p_t, and
+A = positive * t + negative * (1 - t), let ``bce`` be the loss above without options. Then
+
+    loss     = A * u**gamma * bce
+    dloss/dx = A * (u**gamma * dbce/dx + gamma * u**(gamma - 1) * bce * du/dx)
+
+where du/dx = (1 - 2 * t) * p * (1 - p), and the gradient at u = 0 is 0, for gamma < 1 too.
 
 A term whose factor is 0 adds exactly 0, also where its softplus is infinite; NaN stays NaN. Element
 i has the weight ``weight[i % len(weight)]``. The sum over the elements is divided by
@@ -121,6 +130,50 @@ def binary_cross_entropy_with_logits_with_grad(
     logits, target, weight, pos_weight, loss, grad, *, denominator, label_smoothing, threads
 ):  # fmt: skip
     losses, slopes = _of_logits(logits, target, weight, pos_weight, label_smoothing)
+    _put_loss(losses, loss, denominator)
+    with np.errstate(invalid="ignore"):
+        narrow(slopes * _scale(np.ones(1), denominator), grad)
+
+
+# ---- sigmoid focal loss ----------------------------------------------------------------------
+
+
+def _focal(logits, target, gamma, positive, negative):
+    """The loss and the gradient of each element."""
+    x, t = widen(logits), widen(target)
+    e = np.exp(-np.abs(x))
+    # c is the factor of the class on whose wrong side x is, `other` that of its own side.
+    c, other = np.where(x < 0, t, 1 - t), np.where(x < 0, 1 - t, t)
+    factor = positive * t + negative * (1 - t)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        power = np.power((c + other * e) / (1 + e), gamma)
+        far = np.where(c * factor * power == 0, 0.0, c * factor * power * np.abs(x))
+        loss = factor * power * np.log1p(e) + far
+        bce = c * np.abs(x) + np.log1p(e)
+        # u'/u = sign(x) * (c - other) * e / (1 + e) / (c + other * e): nothing where e = 0
+        steeper = np.where(e == 0, 0.0, gamma * bce * (c - other) * (e / (c + other * e)))
+        slope = factor * power * (c - other * e + steeper) / (1 + e)
+    return loss, np.where(x < 0, -slope, slope)
+
+
+def sigmoid_focal_loss(
+    logits, target, loss, *, denominator, gamma, positive, negative, threads
+):  # fmt: skip
+    _put_loss(_focal(logits, target, gamma, positive, negative)[0], loss, denominator)
+
+
+def sigmoid_focal_loss_backward(
+    grad_loss, logits, target, grad, *, denominator, gamma, positive, negative, threads
+):  # fmt: skip
+    _, slopes = _focal(logits, target, gamma, positive, negative)
+    with np.errstate(invalid="ignore"):
+        narrow(slopes * _scale(grad_loss, denominator), grad)
+
+
+def sigmoid_focal_loss_with_grad(
+    logits, target, loss, grad, *, denominator, gamma, positive, negative, threads
+):  # fmt: skip
+    losses, slopes = _focal(logits, target, gamma, positive, negative)
     _put_loss(losses, loss, denominator)
     with np.errstate(invalid="ignore"):
         narrow(slopes * _scale(np.ones(1), denominator), grad)
