@@ -55,23 +55,13 @@ def softmax_along(x, axis):
 
 
 @njit
-def log_softmax(x):
-    return fastce.log_softmax(x)
-
-
-@njit
 def log_sums(x):
     return fastce.logsumexp(x)
 
 
 @njit
 def log_sums_of_columns(x):
-    return fastce.logsumexp(x, axis=-2)
-
-
-@njit
-def log_sums_that_keep_dims(x):
-    return fastce.logsumexp(x, axis=-1, keepdims=True)
+    return fastce.logsumexp(x, axis=-2, keepdims=True)
 
 
 def check(function, *given, ulp=0):
@@ -90,9 +80,7 @@ def test_softmax(shape):
     x = with_nan(shape, np.float32)
     for axis in -1, 0:
         check(softmax_along, x, axis)
-    check(log_softmax, x)
     check(log_sums_of_columns, x)
-    check(log_sums_that_keep_dims, x)
     check(log_sums, x[0])
 
 
@@ -157,11 +145,6 @@ def loss_of_rows(x, labels, ignore_index):
 
 
 @njit
-def mean_loss(x, labels):
-    return fastce.cross_entropy(x, labels)
-
-
-@njit
 def soft_loss(x, soft, weight, ignore_index, out):
     return fastce.cross_entropy_with_grad(
         x, soft, weight=weight, ignore_index=ignore_index, z_loss=1e-3, out=out
@@ -192,8 +175,7 @@ def test_cross_entropy(shape):
 @pytest.mark.parametrize("shape", [(3, 4, 5), (2, 100, 1000)])
 def test_cross_entropy_of_three_axes(shape):
     x, labels = rng.standard_normal(shape), rng.integers(0, shape[-1], shape[:-1])
-    check(with_grad_of_rows, x, labels, ulp=2)
-    check(mean_loss, x, every_second(labels.astype(np.uint64)))
+    check(with_grad_of_rows, x, every_second(labels.astype(np.uint64)), ulp=2)
 
 
 def every_second(a):
@@ -404,7 +386,7 @@ x4, soft4, ones4 = (a.astype(np.float32) for a in (x, soft, np.ones(3)))
         (IndexError, "target of row 0 is -1", lambda: loss_of(x4, labels - 1, ones4, 0.0)),
         (ValueError, "target must have the shape", lambda: loss_of(x4, labels[:3], ones4, 0.0)),
         (IndexError, "target holds 18446744073709551516, which is no class",
-         lambda: mean_loss(
+         lambda: with_grad_of_rows(
              np.zeros((3, 4, 5)), every_second(np.full((3, 4), 2**64 - 100, np.uint64)))),
         (ValueError, "ignore_index=0 has no meaning",
          lambda: soft_loss(x4, soft4, ones4, 0, np.empty_like(x4))),
@@ -413,7 +395,8 @@ x4, soft4, ones4 = (a.astype(np.float32) for a in (x, soft, np.ones(3)))
         (ValueError, "target of probabilities must have the shape",
          lambda: soft_loss(x4, soft4.reshape(3, 4), ones4, -100, np.empty_like(x4))),
         (ValueError, "target must have the shape of the logits without",
-         lambda: with_grad_of_rows(np.zeros((3, 4, 5)), labels.repeat(3).reshape(4, 3))),
+         lambda: with_grad_of_rows(
+             np.zeros((3, 4, 5)), every_second(np.zeros((4, 3), np.uint64)))),
         (ValueError, "axis 2 is out of range for 2 axes", lambda: softmax_along(x, 2)),
         (ValueError, "axis -3 is out of range", lambda: softmax_along(x, -3)),
         (ValueError, "weight must have 3 elements, one per class, got 2",
@@ -456,8 +439,8 @@ def with_out(x, out):
         ("x must be an array of float64 or float32, got",
          lambda: softmax_along(np.zeros(3, np.int64), 0)),
         ("x must be an array of float64 or float32, got", lambda: softmax_along(1.0, 0)),
-        ("target must hold class indices", lambda: mean_loss(x, labels.astype(float))),
-        ("target must hold class indices", lambda: mean_loss(x, x.astype(np.float32))),
+        ("target must hold class indices", lambda: with_grad_of_rows(x, labels.astype(float))),
+        ("target must hold class indices", lambda: with_grad_of_rows(x, x.astype(np.float32))),
         ("reduction must be a constant", lambda: reduced(x, labels, "mean")),
         ("reduction must be 'mean', 'sum' or 'none', got 'max'",
          lambda: wrongly_reduced(x, labels)),
