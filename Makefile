@@ -42,7 +42,7 @@ demo: $(VENV)/demo.stamp
 
 test: lint
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup $(ARGS)
-	$(BIN)/python -m pytest --doctest-modules --pyargs fastce
+	$(BIN)/python -m pytest --doctest-modules --ignore fastce/torch.py --pyargs fastce  # no PyTorch
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .

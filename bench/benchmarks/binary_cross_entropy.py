@@ -1,4 +1,4 @@
-"""binary_cross_entropy of logits and of probabilities, and sigmoid_focal_loss, with labels of 0 and 1, and gradients."""
+"""Binary cross-entropy of logits and of probabilities, and the sigmoid focal loss, with gradients."""
 
 import functools
 

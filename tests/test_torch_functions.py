@@ -1,0 +1,312 @@
+"""`fastce.torch`: its functions are those of `torch.nn.functional`, with their gradients."""
+
+import doctest
+import importlib
+
+import numpy as np
+import pytest
+from test_threads import python
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+ft = importlib.import_module("fastce.torch")
+F = torch.nn.functional
+
+FLOATS = torch.float64, torch.float32, torch.float16, torch.bfloat16
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+dtypes = pytest.mark.parametrize("dtype", FLOATS, ids=str)
+reductions = pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+def leaf(*shape, dtype=torch.float64):
+    return torch.randn(*shape, dtype=torch.float64).to(dtype).requires_grad_()
+
+
+def same(ours, theirs, inputs, upstream=None):
+    """Values and gradients, PyTorch's from wider numbers where there are any."""
+    dtype = inputs[0].dtype
+    rtol = TOLERANCE[dtype]
+    wide = [t.detach().double().requires_grad_() for t in inputs]
+    right = theirs(*wide)
+    result = ours(*inputs)
+    torch.testing.assert_close(result.double(), right, rtol=rtol, atol=rtol)
+    upstream = torch.randn(right.shape, dtype=torch.float64)
+    found = torch.autograd.grad(result, inputs, upstream.to(result.dtype))
+    wanted = torch.autograd.grad(right, wide, upstream.to(result.dtype).double())
+    for a, b, given in zip(found, wanted, inputs, strict=True):
+        assert a.dtype == given.dtype
+        assert a.shape == given.shape
+        torch.testing.assert_close(a.double(), b, rtol=rtol, atol=rtol)
+
+
+# --- the same as PyTorch's ----------------------------------------------------------------
+
+
+@dtypes
+@reductions
+@pytest.mark.parametrize("shape", [(7,), (5, 7), (3, 7, 2, 4)], ids=str)
+def test_cross_entropy(dtype, reduction, shape):
+    x = leaf(*shape, dtype=dtype)
+    target = torch.randint(0, 7, shape[:1] * (len(shape) > 1) + shape[2:])
+    weight = torch.rand(7)
+    if target.ndim:
+        target[0] = -100
+    for options in {}, {"label_smoothing": 0.1}, {"weight": weight, "ignore_index": 3}:
+        wide = {k: v.double() if k == "weight" else v for k, v in options.items()}
+        if "weight" in options:
+            if reduction == "mean" and len(shape) == 1:
+                continue  # one row, which may be ignored: 0 / 0
+            target = target.clamp(0)
+        same(
+            lambda x, o=options, t=target: ft.cross_entropy(x, t, reduction=reduction, **o),
+            lambda x, o=wide, t=target: F.cross_entropy(x, t, reduction=reduction, **o),
+            [x],
+        )
+
+
+@reductions
+def test_cross_entropy_of_probabilities(reduction):
+    x, target = leaf(3, 7, 4), torch.softmax(torch.randn(3, 7, 4, dtype=torch.float64), 1)
+    same(
+        lambda x: ft.cross_entropy(x, target, reduction=reduction, label_smoothing=0.1),
+        lambda x: F.cross_entropy(x, target, reduction=reduction, label_smoothing=0.1),
+        [x],
+    )
+
+
+@dtypes
+@pytest.mark.parametrize("dim", [0, 1, -1])
+def test_log_softmax(dtype, dim):
+    x = leaf(4, 5, 6, dtype=dtype)
+    same(lambda x: ft.log_softmax(x, dim), lambda x: F.log_softmax(x, dim), [x])
+    assert ft.log_softmax(x, dim, dtype=torch.float64).dtype == torch.float64
+
+
+@dtypes
+@reductions
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_linear_cross_entropy(dtype, reduction, with_bias):
+    layer = [leaf(2, 6, 5, dtype=dtype), leaf(9, 5, dtype=dtype)]
+    layer += [leaf(9, dtype=dtype)] * with_bias
+    target = torch.randint(0, 9, (2, 6))
+    target[0, 2] = -100
+
+    def ours(x, w, b=None):
+        return ft.linear_cross_entropy(x, w, target, linear_bias=b, reduction=reduction)
+
+    def theirs(x, w, b=None):
+        loss = F.cross_entropy(
+            F.linear(x, w, b).flatten(0, 1), target.flatten(), reduction=reduction
+        )
+        return loss.view(2, 6) if reduction == "none" else loss
+
+    same(ours, theirs, layer)
+
+
+@dtypes
+@pytest.mark.parametrize("kind", ["plain", "causal", "mask", "allowed", "grouped"])
+def test_attention(dtype, kind):
+    q, k, v = leaf(2, 4, 5, 8, dtype=dtype), *(leaf(2, 4, 5, 8, dtype=dtype) for _ in range(2))
+    options = {"is_causal": kind == "causal", "scale": 0.3}
+    mask = torch.randn(5, 5, dtype=torch.float64)
+    if kind == "grouped":
+        k, v = leaf(2, 2, 5, 8, dtype=dtype), leaf(2, 2, 5, 8, dtype=dtype)
+        options["enable_gqa"] = True
+    ours, theirs = options, dict(options)
+    if kind == "mask":
+        wide = mask.to(dtype)
+        ours, theirs = options | {"attn_mask": wide}, options | {"attn_mask": wide.double()}
+    elif kind == "allowed":
+        ours = theirs = options | {"attn_mask": torch.eye(5, dtype=torch.bool) | (mask > 0)}
+    same(
+        lambda *t: ft.scaled_dot_product_attention(*t, **ours),
+        lambda *t: F.scaled_dot_product_attention(*t, **theirs),
+        [q, k, v],
+    )
+
+
+# --- autograd -----------------------------------------------------------------------------
+
+CALLS = {
+    "log_softmax": (lambda x: ft.log_softmax(x, 1), (4, 5, 3)),
+    "cross_entropy": (lambda x: ft.cross_entropy(x, torch.tensor([4, 0, -100])), (3, 5)),
+    "of rows": (lambda x: ft.cross_entropy(x, torch.tensor([4, 0, 1]), reduction="none"), (3, 5)),
+    "linear": (lambda x: ft.linear_cross_entropy(x, x, torch.tensor([4, 0, 1, 2, 3])), (5, 6)),
+    "attention": (lambda x: ft.scaled_dot_product_attention(x, x, x, is_causal=True), (2, 5, 4)),
+}  # fmt: skip
+calls = pytest.mark.parametrize(("call", "shape"), CALLS.values(), ids=CALLS)
+
+
+@calls
+def test_gradcheck(call, shape):
+    assert torch.autograd.gradcheck(call, leaf(*shape))
+
+
+@calls
+def test_gradients_of_gradients_are_refused(call, shape):
+    x = leaf(*shape)
+    with pytest.raises(RuntimeError, match="no gradients of gradients, got"):
+        torch.autograd.grad(call(x).sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="no gradients of gradients"):
+        torch.autograd.gradgradcheck(call, x)
+
+
+@calls
+def test_without_gradients(call, shape):
+    x = leaf(*shape)
+    right = call(x).detach()
+    with torch.no_grad():
+        result = call(x)
+    assert not result.requires_grad
+    torch.testing.assert_close(result, right)
+    with torch.inference_mode():
+        torch.testing.assert_close(call(x).clone(), right)
+    assert not call(x.detach()).requires_grad
+
+
+@calls
+def test_backward_twice_and_scaled(call, shape):
+    x = leaf(*shape)
+    result = call(x).sum()
+    (first,) = torch.autograd.grad(result, x, retain_graph=True)
+    kept = first.clone()
+    (tripled,) = torch.autograd.grad(result * 3, x, retain_graph=True)
+    torch.testing.assert_close(tripled, 3 * kept)
+    result.backward(retain_graph=True)
+    result.backward()  # which adds to x.grad in place
+    torch.testing.assert_close(x.grad, 2 * kept)
+    torch.testing.assert_close(first, kept, rtol=0, atol=0)
+
+
+@calls
+def test_any_strides(call, shape):
+    x = leaf(*shape)
+    (right,) = torch.autograd.grad(call(x).sum(), x)
+    for there in (
+        x.detach().transpose(0, -1).contiguous().transpose(0, -1),
+        x.detach().repeat_interleave(2, dim=-1)[..., ::2],
+    ):
+        assert not there.is_contiguous()
+        there.requires_grad_()
+        (grad,) = torch.autograd.grad(call(there).sum(), there)
+        torch.testing.assert_close(grad, right)
+
+
+def test_a_training_step_is_that_of_pytorch():
+    found = []
+    for cross_entropy in F.cross_entropy, ft.cross_entropy:
+        torch.manual_seed(1)
+        model = torch.nn.Sequential(torch.nn.Linear(6, 9), torch.nn.Tanh(), torch.nn.Linear(9, 4))
+        optimizer = torch.optim.SGD(model.parameters(), 0.5)
+        x, target = torch.randn(20, 6), torch.randint(0, 4, (20,))
+        for _ in range(5):
+            optimizer.zero_grad()
+            (cross_entropy(model(x), target) / 2).backward()
+            optimizer.step()
+        found.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    torch.testing.assert_close(*found)
+
+
+# --- autocast -----------------------------------------------------------------------------
+
+
+def test_autocast():
+    x, w, target = leaf(4, 6, dtype=torch.float32), leaf(5, 6, dtype=torch.float32), torch.arange(4)
+    q = leaf(2, 3, 8, dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = F.linear(x, w)
+        assert logits.dtype == torch.bfloat16
+        assert ft.log_softmax(logits).dtype == F.log_softmax(logits, -1).dtype == torch.bfloat16
+        for loss in ft.cross_entropy(logits, target), ft.linear_cross_entropy(x, w, target):
+            assert loss.dtype == torch.float32
+            right = F.cross_entropy(F.linear(x, w).float(), target)
+            torch.testing.assert_close(loss, right, rtol=1e-2, atol=1e-2)
+            wanted, found = torch.autograd.grad(right, (x, w)), torch.autograd.grad(loss, (x, w))
+            torch.testing.assert_close(found, wanted, rtol=3e-2, atol=3e-3)
+        out = ft.scaled_dot_product_attention(q, q, q)
+        assert out.dtype == F.scaled_dot_product_attention(q, q, q).dtype == torch.bfloat16
+    out.float().sum().backward()
+    assert q.grad.dtype == torch.float32
+
+
+# --- memory -------------------------------------------------------------------------------
+
+
+@dtypes
+def test_nothing_is_copied(dtype):
+    for x in torch.randn(6, 8).to(dtype), torch.randn(8, 6).to(dtype).T[::2]:
+        array = ft._given(x.requires_grad_())
+        assert array.__array_interface__["data"][0] == x.data_ptr()
+        assert array.shape == x.shape
+        assert [s // array.itemsize for s in array.strides] == list(x.stride())
+        back = ft._tensor(array, x)
+        assert back.data_ptr() == x.data_ptr()
+        assert back.dtype == dtype
+
+
+def test_the_gradient_of_a_loss_is_not_copied(monkeypatch):
+    made = []
+
+    def with_grad(*given, **options):
+        made.append(original(*given, **options)[1])
+        return original(*given, **options)[0], made[-1]
+
+    original = ft.fastce.cross_entropy_with_grad
+    monkeypatch.setattr(ft.fastce, "cross_entropy_with_grad", with_grad)
+    x = leaf(3, 4)
+    ft.cross_entropy(x, torch.tensor([0, 1, 2])).backward()
+    assert x.grad.data_ptr() == made[0].__array_interface__["data"][0]
+
+
+# --- errors -------------------------------------------------------------------------------
+
+
+def test_errors():
+    x, target = leaf(3, 4), torch.tensor([0, 1, 2])
+    with pytest.raises(ValueError, match="weight requires a gradient"):
+        ft.cross_entropy(x, target, leaf(4))
+    with pytest.raises(ValueError, match="target requires a gradient"):
+        ft.cross_entropy(x, leaf(3, 4))
+    with pytest.raises(ValueError, match="weight requires a gradient"):
+        ft.linear_cross_entropy(x, x, target, weight=leaf(3))
+    with pytest.raises(ValueError, match="attn_mask requires a gradient"):
+        ft.scaled_dot_product_attention(x, x, x, leaf(3, 3))
+    with pytest.raises(ValueError, match=r"dropout_p must be 0, .* got 0\.5"):
+        ft.scaled_dot_product_attention(x, x, x, dropout_p=0.5)
+    with pytest.raises(IndexError, match=r"target\[1\] is 9, out of range for 4 classes"):
+        ft.cross_entropy(x, torch.tensor([0, 9, 2]))
+    with pytest.raises(ValueError, match="reduction must be"):
+        ft.cross_entropy(x, target, reduction="all")
+    changed = x * 1
+    loss = ft.cross_entropy(changed, target, reduction="none")
+    with torch.no_grad():
+        changed.zero_()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.sum().backward()
+
+
+def test_docstrings():
+    """`make test` runs those of the other modules by themselves."""
+    failed, tried = doctest.testmod(ft)
+    assert not failed
+    assert tried >= 15
+
+
+def test_pytorch_is_only_imported_where_asked_for():
+    code = "import sys, fastce, fastce._cli; assert not {'torch', 'jax', 'dask'} & set(sys.modules)"
+    status, _, errors = python(code)
+    assert status == 0, errors
+
+
+def test_backends_are_those_of_fastce():
+    import fastce
+
+    x, target = leaf(3, 4), torch.tensor([0, 1, 2])
+    with fastce.use_backend("reference"):
+        result = ft.cross_entropy(x, target).item()
+    assert result == pytest.approx(F.cross_entropy(x, target).item())
+    assert np.isfinite(result)
