@@ -10,6 +10,7 @@ import functools
 import math
 import operator
 import sys
+from numbers import Real
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -46,6 +47,15 @@ def compute_dtype(dtype: np.dtype) -> np.dtype:
 def is_bfloat16(dtype: np.dtype) -> bool:
     # ml_dtypes registers it, of kind V (which is fast to ask); fastce need not import that.
     return dtype.kind == "V" and dtype.name == "bfloat16"
+
+
+def number(value: Any, name: str) -> float:
+    """`value` as a float: a number, or an array of one without axes."""
+    if isinstance(value, Real):
+        return float(value)
+    if getattr(value, "ndim", None) == 0:
+        return number(value.item(), name)
+    raise TypeError(f"{name} must be a number, got {value!r}")
 
 
 def to_numpy(x: Any, name: str) -> np.ndarray:

@@ -1,7 +1,6 @@
 """What the robust losses of `robust_losses.py` have in common: curves, and calls of the kernels."""
 
 import math
-from numbers import Real
 from typing import Any, NamedTuple
 
 from . import _arrays
@@ -18,9 +17,7 @@ class Curve(NamedTuple):
 
 
 def number_of(value: Any, name: str, least: float = -math.inf, most: float = math.inf) -> float:
-    if not isinstance(value, Real):
-        raise TypeError(f"{name} must be a number, got {value!r}")
-    number = float(value)
+    number = _arrays.number(value, name)
     if math.isfinite(number) and least <= number <= most:
         return number
     wanted = ["finite"]

@@ -26,7 +26,7 @@ def check_reduction(reduction: str) -> None:
 
 
 def check_smoothing(label_smoothing: float) -> float:
-    if not 0.0 <= label_smoothing <= 1.0:
+    if not 0.0 <= _arrays.number(label_smoothing, "label_smoothing") <= 1.0:
         raise ValueError(f"label_smoothing must be from 0 to 1, got {label_smoothing!r}")
     return float(label_smoothing)
 

@@ -18,9 +18,9 @@ def check_options(ignore_index: Any, reduction: str, label_smoothing: float, z_l
     """Refuse what has no meaning; `ignore_index` as a plain integer."""
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}")
-    if not 0.0 <= label_smoothing <= 1.0:
+    if not 0.0 <= _arrays.number(label_smoothing, "label_smoothing") <= 1.0:
         raise ValueError(f"label_smoothing must be from 0 to 1, got {label_smoothing!r}")
-    if not math.isfinite(z_loss):
+    if not math.isfinite(_arrays.number(z_loss, "z_loss")):
         raise ValueError(f"z_loss must be finite, got {z_loss!r}")
     try:
         ignore_index = int(operator.index(ignore_index))  # of a bool, a bool
@@ -39,10 +39,12 @@ def no_ignored_row(ignore_index: int) -> ValueError:
 
 
 def wrong_labels(shape: tuple, name: str, logits: tuple, rest: tuple) -> ValueError:
+    hint = "; one-hot targets must be floating" if shape == logits else ""
+    if shape == logits[:1] + logits[2:]:  # PyTorch's
+        hint = "; for classes on the second axis pass axis=1"
     return ValueError(
         f"target of class indices must have shape {rest}, that of {name} {logits} without the "
-        f"class axis, got {shape}"
-        + ("; one-hot targets must be floating" if shape == logits else "")
+        f"class axis, got {shape}{hint}"
     )
 
 

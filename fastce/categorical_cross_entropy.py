@@ -213,7 +213,7 @@ def _inputs(
     """The inputs, checked and in canonical form, and the options of a kernel."""
     if _gpu.is_on_gpu(probs):
         gpu_kernel(_OP, _OP)  # raises, and says why
-    if not 0.0 <= epsilon < 0.5:
+    if not 0.0 <= _arrays.number(epsilon, "epsilon") < 0.5:
         raise ValueError(f"epsilon must be at least 0 and less than 0.5, got {epsilon!r}")
     p = LossInputs(
         probs, target, weight, ignore_index, reduction, axis, out, label_smoothing, name="probs"

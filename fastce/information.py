@@ -528,11 +528,17 @@ def _labels(x: Any, name: str) -> tuple[np.ndarray, int]:
             lowest = a.dtype.type(low) if a.dtype.kind == "u" else low
             wide = a if a.dtype.kind == "u" else a.astype(np.int64)
             return (wide - lowest).astype(np.intp), high - low + 1
+    if _arrays.is_bfloat16(a.dtype):
+        a = a.astype(np.float32)  # which sorts its NaN last
+    # So do floats, but no objects: among those a NaN breaks the order of the others.
+    known = a == a if a.dtype.kind == "O" else np.ones(len(a), bool)
     try:
-        labels, codes = np.unique(a, return_inverse=True)
+        labels, codes = np.unique(a[known], return_inverse=True)
     except TypeError as error:
         raise TypeError(f"{name} has labels that cannot be sorted: {error}") from error
-    return codes.reshape(-1), len(labels)
+    numbers = np.full(len(a), len(labels))  # all NaN are one label, the last
+    numbers[known] = codes
+    return numbers, len(labels) + 1
 
 
 class _Pairs:
@@ -850,6 +856,8 @@ def _room(
 def _tables(table: Any, axis: Any, wanted: str) -> tuple[np.ndarray, tuple[int, ...]]:
     """Tables as a kernel takes them, all other axes in one in front; and the shape of those."""
     a = _floating(table, "table", wanted)
+    if a.ndim < 2:
+        raise ValueError(f"table must have two axes or more, got shape {a.shape}")
     try:
         axes = normalize_axis_tuple(tuple(axis), a.ndim)
     except TypeError:

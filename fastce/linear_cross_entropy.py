@@ -177,7 +177,7 @@ def linear_cross_entropy_with_grad(
         As for `linear_cross_entropy`, and so are `z_loss` and `softcap`.
     out : tuple of three arrays or None, optional
         Where to put `d_input`, `d_linear_weight` and `d_linear_bias`; a new array is made where an
-        entry is None. They must have contiguous rows, and may not overlap what is read.
+        entry is None. They must have contiguous rows; one that overlaps an input has that copied.
 
     Returns
     -------
@@ -301,7 +301,7 @@ def _inputs(
 ) -> _Inputs:
     if any(_gpu.is_on_gpu(a) for a in (input, linear_weight) if type(a) is not np.ndarray):
         gpu_kernel(_OP, _OP)  # raises, and says why
-    if not (math.isfinite(softcap) and softcap >= 0):
+    if not 0.0 <= _arrays.number(softcap, "softcap") < math.inf:
         raise ValueError(f"softcap must be finite and at least 0, got {softcap!r}")
     x = _arrays.floating(input, "input")
     w = _arrays.floating(linear_weight, "linear_weight")

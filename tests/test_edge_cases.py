@@ -258,3 +258,22 @@ def test_every_result_is_an_array_of_its_own(backend, dtype):
                 result[...] = 0
         for a, b in zip(arguments, before, strict=True):
             np.testing.assert_array_equal(a, b)
+
+
+def test_logits_whose_square_overflows(backend):
+    loss = fastce.cross_entropy(np.array([[4e307, 0, 0]]), np.array([[0, 0.5, 0.5]]))
+    assert loss == 4e307
+
+
+@pytest.mark.parametrize("value", [None, "a", [0.1]])
+@pytest.mark.parametrize("name", ["label_smoothing", "z_loss"])
+def test_options_that_are_no_numbers(name, value):
+    with pytest.raises(TypeError, match=f"{name} must be a number, got"):
+        fastce.cross_entropy(np.zeros((2, 3)), [0, 1], **{name: value})
+    right = fastce.cross_entropy(np.ones((2, 3)), [0, 1], **{name: 0.1})
+    assert fastce.cross_entropy(np.ones((2, 3)), [0, 1], **{name: np.array(0.1)}) == right
+
+
+def test_classes_on_the_axis_of_pytorch():
+    with pytest.raises(ValueError, match="for classes on the second axis pass axis=1"):
+        fastce.cross_entropy(np.zeros((2, 3, 4, 4)), np.zeros((2, 4, 4), int))

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 from _layouts import LAYOUTS
+from _truth import BF16, assert_close, compute, widen
 from _truth import Truth as T
-from _truth import assert_close, compute, widen
 from cases import DTYPES
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -727,3 +727,40 @@ def test_every_name_is_documented_with_an_example():
         doc = getattr(info, name).__doc__
         assert ">>> " in doc, name
         assert "Returns" in doc, name
+
+
+def test_rare_cells_of_a_table(backend):
+    """Rows and columns so rare that the product of their shares is below all numbers."""
+    mutual = fastce.information.mutual_information
+    rows = fastce.softmax(np.array([0, -60, -60, -60], "f4")).reshape(2, 2)
+    q = np.exp(-60.0)
+    right = q * (60 - np.log(4)) - 2 * q * np.log(2) + q  # sum p log(p / y), to first order of q
+    np.testing.assert_allclose(mutual(rows), right, rtol=1e-5)
+    for dtype, rare in ("f4", 1e-22), ("f4", 1e-25), ("f8", 1e-200):
+        table = np.array([[1, 0], [0, rare]], dtype)
+        np.testing.assert_allclose(mutual(table), rare * (1 - np.log(rare)), rtol=1e-6)
+    margins = np.array([1, 1e-200, 2]), np.array([3, 1e-200])
+    assert 0 <= mutual(np.outer(*margins)) < 1e-199
+
+
+def test_js_divergence_of_the_smallest_numbers(backend):
+    js = fastce.information.js_divergence
+    assert js([1.0, 0.0], [1.0, 5e-324]) == 0
+    for p, q in ([1e-45, 1], [0, 1]), ([1e30, 1e-15], [1e30, 0]):
+        assert 0 <= js(np.array(p, "f4"), np.array(q, "f4")) < 1e-40
+
+
+@pytest.mark.parametrize("kind", ["f8", "f2", "bf16", "O"])
+def test_nan_is_one_label(kind):
+    nan = float("nan")
+    labels = np.array([1.0, 2.0, nan, 1.0, 2.0, nan, 1.0])
+    labels = labels.astype(BF16 if kind == "bf16" else kind)
+    right = fastce.information.entropy([3, 2, 2])
+    assert fastce.information.entropy_from_samples(labels) == pytest.approx(right)
+    mutual = fastce.information.mutual_information_from_samples(labels, labels)
+    assert mutual == pytest.approx(right)
+
+
+def test_a_table_has_two_axes():
+    with pytest.raises(ValueError, match=r"table must have two axes or more, got shape \(2,\)"):
+        fastce.information.mutual_information([1, 2])

@@ -373,3 +373,13 @@ def test_on_a_gpu():
 
     with pytest.raises(fastce.BackendError, match="GPU"):
         fastce.linear_cross_entropy(OnGPU(), OnGPU(), [0, 1])
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f2", "f8"])
+def test_softcap_of_saturated_logits(backend, dtype):
+    """The slope 1 - tanh**2 is never negative."""
+    x, w = np.array([[1000.0]], dtype), np.array([[1.0], [-1.0]], dtype)
+    for softcap in 30.0, 7.0, 50.0 / 3:
+        _, dx, dw, _ = fastce.linear_cross_entropy_with_grad(x, w, [1], softcap=softcap)
+        assert (dx == 0).all()
+        assert (dw == 0).all()

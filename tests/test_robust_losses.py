@@ -448,3 +448,9 @@ def test_nothing_is_written_before_an_error(backend):
         with pytest.raises(IndexError, match=r"target\["):
             of(name, "_with_grad")(X, LABELS + 1, out=out)
         np.testing.assert_array_equal(out, 7)
+
+
+def test_generalized_cross_entropy_where_p_is_0(backend):
+    """p is exp(-750), but not its power."""
+    _, grad = fastce.generalized_cross_entropy_with_grad(np.array([[0.0, -750.0]]), [1], q=0.02)
+    np.testing.assert_allclose(grad, [[np.exp(-15), -np.exp(-15)]], rtol=1e-12)

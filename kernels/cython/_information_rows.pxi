@@ -106,20 +106,20 @@ cdef Mass row_mass(const real* x, Py_ssize_t n, int crew) noexcept nogil:
 cdef inline vector[real] divergence_term(
     int op, const real* like, vector[real] u, vector[real] v, vector[real] ratio
 ) noexcept nogil:
-    """A term of KL, or of twice JS, of p = u / (sum of u) from q = v / (sum of v), times the sum
+    """A term of KL, or of four times JS, of p = u / (sum of u) from q = v / (sum of v), times the sum
     of v. `ratio` is that sum divided by the other; what rounding it loses is of second order, see
     reference/information.py.
     """
-    cdef vector[real] zero = splat(like, 0.0), half = splat(like, 0.5)
-    cdef vector[real] a = u * ratio, low = mul_add(u, ratio, zero - a), total, back, m, m_low
+    cdef vector[real] zero = splat(like, 0.0)
+    cdef vector[real] a = u * ratio, low = mul_add(u, ratio, zero - a), total, back, total_low
     a = where_equal(a, zero, u, a)  # of a u > 0 it is not 0, so that v = 0 makes it infinite
     if op == KL:
         return relative(a, v, zero - low)
     total = a + v
     back = total - a
-    m = total * half
-    m_low = ((a - (total - back)) + (v - back) + low) * half
-    return relative(a, m, m_low - low) + relative(v, m, m_low)
+    total_low = (a - (total - back)) + (v - back) + low
+    # Of 2 p and 2 q from p + q: the half of that, of the smallest number, would be 0.
+    return relative(a + a, total, total_low - (low + low)) + relative(v + v, total, total_low)
 
 
 cdef inline vector[real] cross_term(
@@ -213,7 +213,7 @@ cdef inline double mass_value(
     t.ratio = q_sum / p_sum
     sums = row_sums(op, x, y, n, t, crew)
     if op == KL or op == JS:
-        return sums.cost / (q_sum if op == KL else 2 * q_sum)
+        return sums.cost / (q_sum if op == KL else 4 * q_sum)
     # What rounding the inverse did to the logarithms is the same for all of them.
     sums.cost += sums.weight * log1p(fma(t.inverse, q.top, -1))
     return log1p(q.rest / q.top) + sums.cost / p_sum

@@ -69,7 +69,7 @@ cdef inline vector[real] lane_values(
     cost = corrected(x, cost, error)
     if op == KL or op == JS:
         u = (p_sum - p_sum) + (q_sum - q_sum)  # NaN where either is no distribution
-        return cost / (q_sum if op == KL else q_sum + q_sum) + u
+        return cost / (q_sum if op == KL else splat(x, 4.0) * q_sum) + u
     # What rounding the inverse did to the logarithms is the same for all of them.
     cost = cost + weight * mul_add(inverse, q_top, zero - one)
     return log_1p(q_rest / q_top) + cost / p_sum

@@ -84,11 +84,11 @@ cdef void softcap_slope(
 ) noexcept nogil:
     """The gradient of row r for the logits before softcap: times 1 - tanh**2."""
     cdef Py_ssize_t w = lanes(like), k, at, left
-    cdef vector[real] one = splat(like, 1.0), inverse_cap = splat(like, 1 / softcap), t
+    cdef vector[real] one = splat(like, 1.0), cap = splat(like, softcap), t
     for k in range((b.classes + w - 1) // w):
         at = r * b.logits_row + k * w
         left = min(w, b.classes - k * w)
-        t = load_wide(like, b.logits, at, left) * inverse_cap
+        t = load_wide(like, b.logits, at, left) / cap  # at most 1, unlike the product with 1 / cap
         store_wide(like, b.grad, at,
                    load_wide(like, b.grad, at, left) * ((one - t) * (one + t)), left)
 

@@ -177,7 +177,7 @@ def divergence_panel(x, y, of_js, out, number, outer, n, inner, unit):
             js_columns_of_q(x_tile, y_tile, count, x_scales, y_scales, ratios, costs, errors)
         else:
             kl_columns(x_tile, y_tile, count, x_scales, y_scales, ratios, costs, errors)
-    parts = t.two if of_js else t.one
+    parts = t.two + t.two if of_js else t.one
     for c in range(width):
         cost = cast(t.one, compensated(costs[c], errors[c]))
         value = cost / (parts * (y_tops[c] + y_rests[c]))

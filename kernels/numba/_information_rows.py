@@ -108,27 +108,27 @@ def kl_term(u, v, ratio):
 
 
 @inner
-def middle(u, v, ratio):
-    """(p + q) / 2 in the same units, and what rounding it loses."""
-    t = constants(u)
+def of_both(u, v, ratio):
+    """p + q in the same units, and what rounding it loses."""
     a, low = brought_to(ratio, u)
     total = a + v
     back = total - a
-    return total * t.half, ((a - (total - back)) + (v - back) + low) * t.half
+    return total, (a - (total - back)) + (v - back) + low
 
 
-# JS has a term for p and one for q; a loop with both is not vectorised.
+# JS has a term for p and one for q; a loop with both is not vectorised. They are those of 2 p and
+# 2 q from p + q: the half of that, of the smallest number, would be 0.
 @inner
 def js_term_of_p(u, v, ratio):
     a, low = brought_to(ratio, u)
-    m, m_low = middle(u, v, ratio)
-    return relative(a, m, m_low - low)
+    total, total_low = of_both(u, v, ratio)
+    return relative(a + a, total, total_low - (low + low))
 
 
 @inner
 def js_term_of_q(u, v, ratio):
-    m, m_low = middle(u, v, ratio)
-    return relative(v, m, m_low)
+    total, total_low = of_both(u, v, ratio)
+    return relative(v + v, total, total_low)
 
 
 @inner
@@ -199,4 +199,4 @@ def divergence_row(x, y, of_js, memories):
             cost += js_sums_of_p(u, v, *scales, ratio) + js_sums_of_q(u, v, *scales, ratio)
         else:
             cost += kl_sums(u, v, *scales, ratio)
-    return cost / (2 * total if of_js else total)
+    return cost / (4 * total if of_js else total)

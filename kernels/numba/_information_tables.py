@@ -17,6 +17,8 @@ from ._information_rows import (
 from ._math import add_in_any_order, apart, cast, constants
 from ._storage import scratch, stack_scratch, widen
 
+NORMAL_DOUBLE = 2.0**-1022
+
 
 @inner
 def table_mass(table, rows, columns, memory):
@@ -55,6 +57,18 @@ def cost_of_row(x, margin, scale, of_row, of_all):
 
 
 @inner
+def relative_of_product(x, row, column, whole):
+    """x * log(x / y) - x + y for y = row * column / whole, also where that is below all numbers."""
+    y = row * column / whole
+    if x == 0:
+        return y
+    if y < NORMAL_DOUBLE:
+        return x * (math.log(x / row) - math.log(column / whole)) - x
+    gap = (y - x) / x
+    return x * (gap - math.log1p(gap)) if abs(gap) < 0.5 else x * math.log(x / y) + (y - x)
+
+
+@inner
 def mutual(table, rows, columns, memories):
     """The divergence of the table from the product of its margins."""
     mass = table_mass(table, rows, columns, memories[0])
@@ -65,15 +79,24 @@ def mutual(table, rows, columns, memories):
     for i in range(rows):
         for k in range(columns):
             sums[k] += units * np.float64(widen(table[i * columns + k]))
+    whole = mass[0] + mass[1]
+    rare = whole
     for k in range(columns):
         margin[k] = sums[k]
-    total, of_all = 0.0, cast(like, mass[0] + mass[1])
+        if sums[k] > 0:
+            rare = min(rare, sums[k])
+    total, of_all = 0.0, cast(like, whole)
     for i in range(rows):
         x = table[i * columns : (i + 1) * columns]
         part = row_mass(x, memories[0])
-        of_row = cast(like, math.ldexp(part[0] + part[1], max(-2200, part[2] - mass[2])))
-        total += cost_of_row(x, margin, cast(like, units), of_row, of_all)
-    return total / (mass[0] + mass[1])
+        row = math.ldexp(part[0] + part[1], max(-2200, part[2] - mass[2]))
+        if row * rare < constants(like).least:
+            for k in range(columns):
+                value = units * np.float64(widen(x[k]))
+                total += relative_of_product(value, row, sums[k], whole)
+        else:
+            total += cost_of_row(x, margin, cast(like, units), cast(like, row), of_all)
+    return total / whole
 
 
 @inner

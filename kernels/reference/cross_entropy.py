@@ -52,7 +52,7 @@ def _rows(logits, target, weight, ignore_index, label_smoothing, z_loss, lse=Non
     """Loss, lse and gradient of each row, (outer, n or 1, inner), and which rows count."""
     q, kept = _wanted(target, weight, logits.shape, ignore_index, label_smoothing)
     x = np.where(kept, widen(logits), 0.0)
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):
         if lse is None:
             top, gap, below, rest = shifted(x)
         else:
@@ -63,7 +63,7 @@ def _rows(logits, target, weight, ignore_index, label_smoothing, z_loss, lse=Non
         log_p = -gap - log_total
         cost = np.where((q == 0) & ~np.isnan(log_total), 0.0, -q * log_p)
         total_lse = top + log_total
-        loss = total(cost) + z_loss * total_lse**2
+        loss = total(cost) + (z_loss * total_lse**2 if z_loss else 0 * total_lse)
         pull = total(q) + 2 * z_loss * total_lse
         # pull * p - q, with p - 1 from expm1: nothing cancels where p is nearly 1.
         grad = q * np.expm1(log_p) + (pull - q) * (below / (1 + rest))

@@ -119,8 +119,11 @@ def mutual_information(table, out, *, unit, threads):
         _, x, _, of_all = _parts(_flat(widen(table)))
         x = x.reshape(table.shape)
         # Divided at last: the product of counts is exact, and independence gives 0.
-        y = x.sum(axis=2, keepdims=True) * x.sum(axis=1, keepdims=True) / of_all
-        d = _flat(_relative(x, y, y - x))
+        of_row, of_column = x.sum(axis=2, keepdims=True), x.sum(axis=1, keepdims=True)
+        y = of_row * of_column / of_all
+        rare = x * (np.log(x / of_row) - np.log(of_column / of_all)) - x  # y is below all numbers
+        d = np.where((x > 0) & (y < 2.0**-1022), rare, _relative(x, y, y - x))
+        d = _flat(d)
         _put((_sum(d) / of_all)[:, 0, 0], out, unit)
 
 

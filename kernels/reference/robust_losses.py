@@ -22,7 +22,8 @@ from .log_softmax import shifted
 
 def _bent(log_p, p, u, alpha, gamma, q, epsilon):
     """What a row costs, and s."""
-    power = p**q if q else np.ones_like(p)
+    # From the logarithm where p is 0 or nearly so, and its power need not be.
+    power = np.where(p > 1e-300, p**q, np.exp(q * log_p)) if q else np.ones_like(p)
     surprise = -np.expm1(q * log_p) / q if q else -log_p
     focus = u**gamma if gamma else np.ones_like(u)
     # surprise / u is 1 in the limit of u = 0, and p * surprise is 0 in that of p = 0.
