@@ -189,6 +189,7 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=Path("convolutional_digits.png"))
     parser.add_argument("--epochs", type=int, default=EPOCHS)
     args = parser.parse_args()
+    fastce.set_num_threads(1)  # arrays are small, and NumPy's matrix products have their own
     training, test = load()
     network, history = train(training, test, args.epochs)
     log_p = fastce.log_softmax(network.logits(test.images))

@@ -10,6 +10,7 @@ for needed in ("matplotlib", "rich", "sklearn"):
 
 @pytest.fixture
 def example(monkeypatch):
+    monkeypatch.setattr("fastce._threads._num_threads", 1)  # as the program does
     return _examples.load("convolutional_digits", monkeypatch)
 
 
