@@ -1,4 +1,4 @@
-"""Binary cross-entropy of logits and of probabilities, and the sigmoid focal loss, with gradients."""
+"""Binary cross-entropy of logits and of probabilities, and the sigmoid focal loss."""
 
 import functools
 
