@@ -13,6 +13,11 @@ import numpy as np
 from rich.progress import track
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
+from threadpoolctl import threadpool_limits  # scikit-learn needs it, too
+
+# Matrices this small gain nothing from more threads, and lose much where another program has the
+# other processor: the threads wait for each other.
+threadpool_limits(1, user_api="blas")
 
 
 class Adam:
