@@ -1,6 +1,7 @@
-"""What the training examples share: Adam, the digits, a progress bar, and how pictures look."""
+"""What the training examples share: networks, Adam, digits, a progress bar, looks of pictures."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +13,11 @@ import numpy as np
 from rich.progress import track
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
+from threadpoolctl import threadpool_limits  # scikit-learn needs it, too
+
+# Matrices this small gain nothing from more threads, and lose much where another program has the
+# other processor: the threads wait for each other.
+threadpool_limits(1, user_api="blas")
 
 
 class Adam:
@@ -37,6 +43,45 @@ class Adam:
             mean += (1 - first) * (grad - mean)
             square += (1 - second) * (grad * grad - square)
             parameter -= rate * mean / (np.sqrt(square) + 1e-8)
+
+
+class Network:
+    """Dense layers with rectified linear units between them: y = max(x W + b, 0) W' + b' ..."""
+
+    def __init__(
+        self,
+        widths: Sequence[int],
+        rng: np.random.Generator,
+        leak: float = 0.0,  # slope of the units below 0
+        dtype: Any = np.float32,
+    ) -> None:
+        self.leak = leak
+        self.parameters: list[np.ndarray] = []  # W, b of each layer
+        for inputs, outputs in pairwise(widths):
+            weight = rng.normal(0, (2 / inputs) ** 0.5, (inputs, outputs))  # He et al., 2015
+            self.parameters += [weight.astype(dtype), np.zeros(outputs, dtype)]
+
+    def forward(self, x: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
+        """The output, and what the backward pass needs: what went into each layer."""
+        entered = [x]
+        for weight, bias in zip(self.parameters[:-2:2], self.parameters[1:-2:2], strict=True):
+            x = x @ weight + bias
+            x = np.where(x > 0, x, self.leak * x)
+            entered.append(x)
+        return x @ self.parameters[-2] + self.parameters[-1], entered
+
+    def backward(
+        self, grad: np.ndarray, entered: list[np.ndarray]
+    ) -> tuple[np.ndarray, list[np.ndarray]]:
+        """From the gradient for the output, that for the input and those for the parameters."""
+        grads: list[np.ndarray] = []
+        for layer in reversed(range(len(entered))):
+            x = entered[layer]
+            grads = [x.T @ grad, grad.sum(axis=0), *grads]
+            grad = grad @ self.parameters[2 * layer].T
+            if layer > 0:
+                grad = np.where(x > 0, grad, self.leak * grad)
+        return grad, grads
 
 
 class Digits(NamedTuple):

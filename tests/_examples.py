@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
 
@@ -22,3 +24,21 @@ def run(name, *arguments, picture):
     assert done.returncode == 0, done.stderr
     assert picture.read_bytes().startswith(b"\x89PNG")
     return done.stdout
+
+
+def check_gradients(loss, parameters, grads, step=1e-6):
+    """Each gradient against central differences, along a few random directions. In float64."""
+    rng = np.random.default_rng(0)
+    for parameter, grad in zip(parameters, grads, strict=True):
+        assert parameter.dtype == grad.dtype == np.float64
+        assert parameter.shape == grad.shape
+        kept = parameter.copy()
+        for _ in range(3):
+            direction = rng.standard_normal(parameter.shape)
+            sides = []
+            for sign in 1, -1:
+                parameter[...] = kept + sign * step * direction
+                sides.append(loss())
+            parameter[...] = kept
+            found = (sides[0] - sides[1]) / (2 * step)
+            np.testing.assert_allclose(found, np.sum(grad * direction), rtol=1e-5, atol=1e-7)
