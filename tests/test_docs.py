@@ -1,0 +1,55 @@
+"""The guide: its examples run, its links lead somewhere, and it leaves nothing public out."""
+
+import doctest
+import re
+from pathlib import Path
+
+import pytest
+
+import fastce
+
+DOCS = Path(__file__).parent.parent / "docs"
+PAGES = sorted(
+    p for p in DOCS.rglob("*.md") if "_build" not in p.parts and "generated" not in p.parts
+)
+
+
+@pytest.mark.parametrize("page", ["quickstart", "cookbook"])
+def test_examples_run(page):
+    text = re.sub("^```.*$", "", (DOCS / f"{page}.md").read_text(), flags=re.MULTILINE)
+    test = doctest.DocTestParser().get_doctest(text, {}, page, page, 0)
+    assert len(test.examples) > 10
+    shown = []
+    failed, _ = doctest.DocTestRunner().run(test, out=shown.append)
+    assert not failed, "".join(shown)
+
+
+@pytest.mark.parametrize("page", [*PAGES, DOCS.parent / "README.md"], ids=lambda p: p.name)
+def test_links(page):
+    text = re.sub("^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    for target, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]*))?\)", text):
+        if target.startswith("http"):
+            continue
+        file = (page.parent / target).resolve() if target else page
+        assert file.exists(), f"{page.name}: {target}"
+        if anchor:
+            heads = re.findall("^#+ (.*)$", file.read_text(), flags=re.MULTILINE)
+            anchors = {
+                re.sub(r"[^\w\- ]", "", head).strip().lower().replace(" ", "-") for head in heads
+            }
+            assert anchor in anchors, f"{page.name}: {target}#{anchor}"
+
+
+def test_each_page_is_in_the_contents():
+    named = set()
+    for index in DOCS / "index.md", DOCS / "examples" / "index.md":
+        for block in re.findall("```{toctree}(.*?)```", index.read_text(), flags=re.DOTALL):
+            names = re.findall(r"^(?!:)([\w/]+)$", block, flags=re.MULTILINE)
+            named |= {index.parent / f"{name}.md" for name in names}
+    assert named == set(PAGES) - {DOCS / "index.md"}
+
+
+def test_each_function_is_in_the_api():
+    listed = set(re.findall(r"^   (\w+)$", (DOCS / "api.md").read_text(), flags=re.MULTILINE))
+    public = {name for name in fastce.__all__ if not name.startswith("__")} - {"information"}
+    assert public | set(fastce.information.__all__) <= listed
