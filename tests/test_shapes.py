@@ -38,6 +38,8 @@ LAID = [case for case in CASES if case.name in ("", "all", "probs-all")]
 @pytest.mark.parametrize("case", CORE, ids=str)
 def test_shapes(backend, case, shapes, dtype):
     step = 6 if backend == "reference" else 1  # it has one path for all
+    if np.dtype(dtype).itemsize == 2:  # computed as float32 is, in as many lanes
+        step *= 3
     for outer, n, inner in SHAPES[shapes][::step]:
         if inner == 1:
             case.check((outer, n), dtype)
