@@ -18,7 +18,7 @@ def check_operands(q: da.Array, k: da.Array, v: da.Array, enable_gqa: bool) -> N
         raise ValueError(f"q, k and v must have equally many axes, got shapes {shapes}")
     heads = kv_heads = 1
     if q.ndim > 2:
-        _, heads, kv_heads = _heads.head_counts(*shapes, enable_gqa)
+        _, heads, kv_heads = _heads.head_counts(shapes[0], shapes[1], shapes[2], enable_gqa)
     served = heads // kv_heads if kv_heads else 1
     for name, a in (("k", k), ("v", v)):
         lead = [*a.chunks[:-2]]

@@ -160,7 +160,7 @@ def wanted(
     """
     n = x.shape[-1]
     weights = np.ones(n) if weight is None else weight.astype(np.float64)
-    shared = {"weight": weight, "ignore_index": IGNORED}
+    shared: dict[str, Any] = {"weight": weight, "ignore_index": IGNORED}
     if target.ndim == x.ndim:
         kept = np.ones(x.shape[:-1], bool)
         labels = computed(target)
@@ -171,7 +171,7 @@ def wanted(
         inside = kept & (labels >= 0) & (labels < n)
         labels = np.where(inside, labels, IGNORED)
         pull = np.where(inside, weights[np.where(inside, labels, 0)], 0.0)
-    parts = []
+    parts: list[tuple[float, dict[str, Any]]] = []
     if label_smoothing < 1:  # 0 times a cost of inf would be NaN
         parts.append((1.0 - label_smoothing, {"target": labels, **shared}))
     if label_smoothing:

@@ -373,7 +373,7 @@ def _merged_mixture(states: np.ndarray, *, function: Any, base: float | None) ->
 def _state_of_logits(*arrays: np.ndarray, function: Any, base: float | None) -> np.ndarray:
     """top and log_sum of the block's logits, and the measure within the block."""
 
-    def fields(at: Any) -> list[np.ndarray]:
+    def fields(at: Any) -> list:
         if not arrays[0].shape[-1]:
             return [*[-np.inf, 0.0] * len(arrays), 0.0]
         parts = [top_and_log_sum(computed(a[at])) for a in arrays]

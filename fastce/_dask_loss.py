@@ -32,7 +32,10 @@ class LossInputs:
         self.ix = tuple(range(x.ndim))
         self.dtype = _arrays.compute_dtype(x.dtype)
         self.reduction = reduction
-        self.options = {"ignore_index": ignore_index, "label_smoothing": float(label_smoothing)}
+        self.options: dict[str, Any] = {
+            "ignore_index": ignore_index,
+            "label_smoothing": float(label_smoothing),
+        }
         self.z_loss = float(z_loss)
         self.target = self._target(target, x)
         self.labels = self.target.ndim < x.ndim

@@ -80,7 +80,8 @@ def test_every_op_has_its_file_in_every_room(op):
 def test_ops_are_the_files_that_do_not_begin_with_an_underscore():
     rooms = ROOT / "fastce", KERNELS / "reference", KERNELS / "numba", ROOT / "bench" / "benchmarks"
     for folder in rooms:
-        assert {p.stem for p in folder.glob("[!_]*.py")} == set(OPS), folder
+        others = {"dask", "torch"} if folder == rooms[0] else set()  # the ops on their arrays
+        assert {p.stem for p in folder.glob("[!_]*.py")} == set(OPS) | others, folder
     assert {p.stem for p in (KERNELS / "cython").glob("[!_]*.pyx")} == set(OPS)
     assert {p.stem for p in (KERNELS / "cuda").glob("[!_]*.py")} == set(GPU_OPS)
 
