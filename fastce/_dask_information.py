@@ -152,7 +152,7 @@ def js_divergence(
 ) -> da.Array:
     """`fastce.information.js_divergence` of two Dask arrays of distributions.
 
-    Where rows are split, `p` and `q` are read twice: first for their sums.
+    Where rows are split, their chunks stay in memory until their sums are known.
 
     Parameters
     ----------

@@ -99,7 +99,8 @@ def log_softmax(x: da.Array, *, axis: int = -1) -> da.Array:
     Parameters
     ----------
     x, axis
-        As for `logsumexp`. Where `axis` lies in several chunks, `x` is read twice.
+        As for `logsumexp`. Where `axis` lies in several chunks, those of a row stay in memory until
+        their states are merged.
 
     Returns
     -------
@@ -220,8 +221,9 @@ def cross_entropy_with_grad(
 ) -> tuple[da.Array, da.Array]:
     """`cross_entropy` and its gradient with respect to the logits.
 
-    ``dask.compute(loss, grad)``, ``da.store`` or ``dask.persist`` on both together: each chunk of
-    logits is then made once for both where rows are whole, and twice where classes are split.
+    Compute both together (``dask.compute(loss, grad)``): each chunk of logits is then made once. A
+    gradient as large as the logits is best stored as it comes (``da.store``, ``to_zarr``). Where
+    rows are split, the chunks of a row stay in memory until their states are merged.
 
     Parameters
     ----------

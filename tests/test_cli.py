@@ -591,3 +591,17 @@ def test_loss_on_a_cluster_of_its_own(data):
     pytest.importorskip("distributed", reason="distributed is not installed")
     folder, x, t = data
     check(loss("x.npy", "t.npy", "--dask", "local", cwd=folder), x, t)
+
+
+def test_a_store_that_a_worker_does_not_see_is_no_zeros(tmp_path, monkeypatch):
+    zarr = pytest.importorskip("zarr", reason="Zarr is not installed")
+    pytest.importorskip("distributed", reason="distributed is not installed")
+    from fastce._cli._dask import Store
+
+    monkeypatch.chdir(tmp_path)
+    zarr.create_array("x.zarr", shape=(4, 6), chunks=(2, 3), dtype="f4")[...] = 1.0
+    array = Store("x.zarr", None).dask_array(1, 1e6)
+    assert array.sum().compute() == 24
+    os.rename("x.zarr", "elsewhere.zarr")
+    with pytest.raises(FileNotFoundError):
+        array.sum().compute()
