@@ -7,10 +7,14 @@ where the work is small.
 
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 MOST = 4096
 _num_threads = 0  # 0: not asked for yet
+_here: ContextVar[int] = ContextVar("fastce_num_threads", default=0)  # 0: as in the whole process
 
 
 def get_num_threads() -> int:
@@ -22,7 +26,7 @@ def get_num_threads() -> int:
     >>> fastce.get_num_threads() >= 1
     True
     """
-    return _num_threads or set_num_threads(_default())
+    return _here.get() or _num_threads or set_num_threads(_default())
 
 
 def set_num_threads(n: int) -> int:
@@ -62,6 +66,19 @@ def set_num_threads(n: int) -> int:
         raise ValueError(f"the number of threads must be 1 to {MOST}, got {n}")
     _num_threads = n
     return n
+
+
+@contextmanager
+def threads_here(n: int) -> Iterator[None]:
+    """At most `n` threads for the calls that this Python thread makes in a ``with`` block.
+
+    For who runs several Python threads, each of which calls kernels: `fastce.dask`.
+    """
+    token = _here.set(n)
+    try:
+        yield
+    finally:
+        _here.reset(token)
 
 
 def _default() -> int:

@@ -514,3 +514,94 @@ def test_progress(data, rich):
     assert "of 4,000 rows" in shown
     assert "MB/s" in shown
     assert "loss 6.9077" in shown
+
+
+# loss --dask
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """The address of a cluster of two processes."""
+    distributed = pytest.importorskip("distributed", reason="distributed is not installed")
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, dashboard_address=None
+    ) as running:
+        yield running.scheduler_address
+
+
+def on_cluster(address, folder, *args, **env):
+    """The numbers of ``--dask`` are those of without; they are returned."""
+    results = [
+        loss(*args, *extra, cwd=folder, **env)
+        for extra in ((), ("--chunk-mb", "0.001", "--dask", address))
+    ]
+    for result in results:
+        del result["seconds"], result["mb_per_second"]
+    for name, value in results[0].items():
+        assert results[1][name] == (
+            pytest.approx(value, rel=1e-6) if isinstance(value, float) else value
+        )
+    return results[1]
+
+
+def test_loss_on_a_cluster(data, cluster):
+    """Probabilities, NaN, bfloat16, another axis and an archive."""
+    folder, x, t = data
+    check(on_cluster(cluster, folder, "x.npy", "t.npy"), x, t)
+    np.savez(folder / "both.npz", x=x.T, soft=np.eye(CLASSES)[np.maximum(t, 0)].T)
+    keys = "--axis=0", "--key-logits=x", "--key-targets=soft", "--label-smoothing=0.1"
+    on_cluster(cluster, folder, "both.npz", "both.npz", *keys)
+    x[31, 2] = np.nan
+    np.save(folder / "x.npy", x)
+    assert on_cluster(cluster, folder, "x.npy", "t.npy")["first_nan_row"] == [31]
+    bfloat16 = pytest.importorskip("ml_dtypes").bfloat16
+    np.save(folder / "x.npy", x.astype(bfloat16))
+    on_cluster(cluster, folder, "x.npy", "t.npy", "--dtype=bfloat16")
+
+
+def test_loss_of_a_zarr_store(data, cluster):
+    """In chunks of rows and of classes."""
+    zarr = pytest.importorskip("zarr", reason="Zarr is not installed")
+    folder, x, t = data
+    zarr.create_array(folder / "x.zarr", shape=x.shape, chunks=(7, 5), dtype=x.dtype)[...] = x
+    result = loss("x.zarr", "t.npy", "--dask", cluster, cwd=folder)
+    check(result, x, t)
+
+
+def test_bad_input_on_a_cluster(data, cluster):
+    folder, x, t = data
+    np.savez_compressed(folder / "x.npz", x=x)
+    (folder / "empty.zarr").mkdir()
+    t[41] = 17
+    np.save(folder / "t.npy", t)
+    for logits, address, message in (
+        ("x.npy", cluster, r"t.npy: target\[41\] is 17, out of range .*--ignore-index is -100"),
+        ("x.npz", cluster, r"x.npz\[x\] is compressed"),
+        ("empty.zarr", cluster, "cannot read empty.zarr as a Zarr array"),
+        ("x.npy", "tcp://127.0.0.1:9", "--dask tcp://127.0.0.1:9: "),
+    ):
+        done = run("loss", logits, "t.npy", "--dask", address, cwd=folder,
+            DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT="2s")  # fmt: skip
+        assert done.returncode == 1
+        assert done.stdout == ""
+        assert re.search(f"^fastce loss: {message}", done.stderr, re.MULTILINE), done.stderr
+
+
+def test_loss_on_a_cluster_of_its_own(data):
+    pytest.importorskip("distributed", reason="distributed is not installed")
+    folder, x, t = data
+    check(loss("x.npy", "t.npy", "--dask", "local", cwd=folder), x, t)
+
+
+def test_a_store_that_a_worker_does_not_see_is_no_zeros(tmp_path, monkeypatch):
+    zarr = pytest.importorskip("zarr", reason="Zarr is not installed")
+    pytest.importorskip("distributed", reason="distributed is not installed")
+    from fastce._cli._dask import Store
+
+    monkeypatch.chdir(tmp_path)
+    zarr.create_array("x.zarr", shape=(4, 6), chunks=(2, 3), dtype="f4")[...] = 1.0
+    array = Store("x.zarr", None).dask_array(1, 1e6)
+    assert array.sum().compute() == 24
+    os.rename("x.zarr", "elsewhere.zarr")
+    with pytest.raises(FileNotFoundError):
+        array.sum().compute()

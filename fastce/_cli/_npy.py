@@ -34,7 +34,7 @@ class ArrayFile:
 
     def __init__(self, name: str, file: IO[bytes], size: int, compressed: bool) -> None:
         """`file` stands at the .npy header, and `size` bytes are there from it on."""
-        self.name, self._file, self._compressed = name, file, compressed
+        self.name, self._file, self.compressed = name, file, compressed
         header = file.tell()
         self.shape, self._fortran, self.dtype = _read_header(name, file)
         self._begin = self._place = file.tell()
@@ -60,10 +60,10 @@ class ArrayFile:
         lengths = [len(r) for r in ranges]
         starts, count = _runs(shape, ranges)
         with _explained(self.name):
-            if self._compressed and (len(starts) > 1 or starts[0] != self._offset()):
+            if self.compressed and (len(starts) > 1 or starts[0] != self._offset()):
                 self._unpack()
             aligned = self._begin % self.dtype.alignment == 0  # within an .npz it may lie anywhere
-            if len(starts) == 1 and aligned and not self._compressed:
+            if len(starts) == 1 and aligned and not self.compressed:
                 flat = self._map(starts[0], count)
             else:
                 flat = np.empty(len(starts) * count, self.dtype)
@@ -88,7 +88,7 @@ class ArrayFile:
         return np.frombuffer(window, self.dtype, count, margin)
 
     def _read(self, start: int, out: np.ndarray) -> None:
-        if not self._compressed:
+        if not self.compressed:
             self._file.seek(self._begin + start * self.dtype.itemsize)
         rest = out.view(np.uint8).data
         self._place += len(rest)
@@ -108,7 +108,7 @@ class ArrayFile:
             plain.close()
             raise
         self._file.close()
-        self._file, self._begin, self._compressed = plain, 0, False
+        self._file, self._begin, self.compressed = plain, 0, False
 
 
 def open_array(path: str, key: str | None = None) -> ArrayFile:

@@ -4,6 +4,9 @@ LOGITS and TARGETS are .npy files, or .npz files of one array (of several: choos
 --key-logits and --key-targets). Targets are class indices, of the shape of the logits without
 the class axis, or probabilities, of the shape of the logits.
 
+With --dask the blocks are read and computed by the workers of a Dask cluster, which must all see
+the files; there LOGITS and TARGETS may also be Zarr stores.
+
 The files are read block by block, in memory that does not grow with them. Only a compressed
 array in Fortran order, or with the classes before other axes, is unpacked first, into a
 temporary file. Progress goes to stderr.
@@ -42,11 +45,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--chunk-mb", type=_megabytes, default=32.0, metavar="MB",
         help="how much of the logits to read at once (default: 32); more is faster in Fortran "
         "order, or with the classes first")  # fmt: skip
+    add("--dask", metavar="ADDRESS",
+        help="compute on the Dask cluster whose scheduler is there (tcp://host:8786), or on one of "
+        "processes here: local")  # fmt: skip
     add("--json", action="store_true",
         help='print one JSON object; there, "NaN" and "Infinity" are strings')  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:
+    began = time.perf_counter()
+    results, size = _on_a_cluster(args) if args.dask else _here(args)
+    seconds = time.perf_counter() - began
+    results |= {"seconds": seconds, "mb_per_second": size / 1e6 / seconds}
+    if args.json:
+        print(json.dumps({key: _json_value(value) for key, value in results.items()}, indent=2))
+    else:
+        print("\n".join(_lines(results, args.ignore_index)))
+    return 0
+
+
+def _on_a_cluster(args: argparse.Namespace) -> tuple[dict[str, Any], int]:
+    try:
+        from ._dask import run_on_cluster
+    except ImportError as error:
+        raise CommandError(f"--dask: {error}") from error
+    return run_on_cluster(args)
+
+
+def _here(args: argparse.Namespace) -> tuple[dict[str, Any], int]:
+    """The numbers, and the bytes of the logits."""
     began = time.perf_counter()
     with (
         open_array(args.logits, args.key_logits) as logits,
@@ -59,16 +86,8 @@ def run(args: argparse.Namespace) -> int:
                 totals.add(index)
                 speed = totals.rows * row_bytes / 1e6 / (time.perf_counter() - began)
                 show(totals.rows, speed, totals.mean())
-    seconds = time.perf_counter() - began
-    results = totals.results() | {
-        "seconds": seconds,
-        "mb_per_second": logits.nbytes / 1e6 / seconds,
-    }
-    if args.json:
-        print(json.dumps({key: _json_value(value) for key, value in results.items()}, indent=2))
-    else:
-        print("\n".join(_lines(results, args.ignore_index)))
-    return 0
+    numbers = totals.total, totals.rows, totals.counted, totals.correct, totals.first_nan
+    return results_of(*numbers), logits.nbytes
 
 
 class Totals:
@@ -76,7 +95,7 @@ class Totals:
 
     def __init__(self, logits: ArrayFile, targets: ArrayFile, args: argparse.Namespace) -> None:
         self.logits, self.targets = logits, targets
-        self.axis = _check(logits, targets, args)
+        self.axis = check(logits, targets, args)
         self.labels = len(targets.shape) < len(logits.shape)  # else probabilities
         self.ignore_index = args.ignore_index
         self.options = {
@@ -91,9 +110,9 @@ class Totals:
     def add(self, index: Index) -> None:
         """Read one block and add it up."""
         place = index[: self.axis] + index[self.axis + 1 :]  # the rows' place in the whole file
-        x = _numbers(self.logits.block(index))
+        x = numbers(self.logits.block(index))
         t = self.targets.block(place if self.labels else index)
-        t = t if self.labels else _numbers(t)
+        t = t if self.labels else numbers(t)
         try:
             loss = np.asarray(cross_entropy(x, t, reduction="none", **self.options))
         except IndexError:
@@ -112,21 +131,6 @@ class Totals:
     def mean(self) -> float:
         return self.total / self.counted if self.counted else math.nan
 
-    def results(self) -> dict[str, Any]:
-        mean = self.mean()
-        with np.errstate(over="ignore"):
-            perplexity = float(np.exp(mean))
-        return {
-            "cross_entropy": mean,
-            "cross_entropy_bits": mean / math.log(2),
-            "perplexity": perplexity,
-            "accuracy": self.correct / self.counted if self.counted else math.nan,
-            "correct": self.correct,
-            "counted": self.counted,
-            "ignored": self.rows - self.counted,
-            "first_nan_row": self.first_nan,
-        }
-
     def _bad_label(self, t: np.ndarray, place: Index) -> str:
         classes = self.logits.shape[self.axis]
         bad = (t != self.ignore_index) & ((t < 0) | (t >= classes))
@@ -137,12 +141,30 @@ class Totals:
         )
 
 
+def results_of(
+    total: float, rows: int, counted: int, correct: int, first_nan: list[int] | None
+) -> dict[str, Any]:
+    mean = total / counted if counted else math.nan
+    with np.errstate(over="ignore"):
+        perplexity = float(np.exp(mean))
+    return {
+        "cross_entropy": mean,
+        "cross_entropy_bits": mean / math.log(2),
+        "perplexity": perplexity,
+        "accuracy": correct / counted if counted else math.nan,
+        "correct": correct,
+        "counted": counted,
+        "ignored": rows - counted,
+        "first_nan_row": first_nan,
+    }
+
+
 def _first(mask: np.ndarray, place: Index) -> list[int]:
     """Index in the whole file of the first row for which `mask` holds in the block at `place`."""
     return [int(i) + s.start for i, s in zip(np.argwhere(mask)[0], place, strict=True)]
 
 
-def _check(logits: ArrayFile, targets: ArrayFile, args: argparse.Namespace) -> int:
+def check(logits: ArrayFile, targets: ArrayFile, args: argparse.Namespace) -> int:
     """The class axis, counted from 0, once the two arrays are known to fit."""
     axes = len(logits.shape)
     if not -axes <= args.axis < axes:
@@ -186,7 +208,7 @@ def _check_numbers(array: ArrayFile, given: str | None) -> None:
         )
 
 
-def _numbers(a: np.ndarray) -> np.ndarray:
+def numbers(a: np.ndarray) -> np.ndarray:
     """`a` exactly, in native byte order and a dtype that NumPy itself has."""
     if a.dtype.kind == "V":  # bfloat16 is the upper half of float32
         return (a.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
