@@ -106,8 +106,8 @@ cdef Mass row_mass(const real* x, Py_ssize_t n, int crew) noexcept nogil:
 cdef inline vector[real] divergence_term(
     int op, const real* like, vector[real] u, vector[real] v, vector[real] ratio
 ) noexcept nogil:
-    """A term of KL, or of four times JS, of p = u / (sum of u) from q = v / (sum of v), times the sum
-    of v. `ratio` is that sum divided by the other; what rounding it loses is of second order, see
+    """A term of KL, or of four times JS, of p = u / (sum of u) from q = v / (sum of v), times the
+    sum of v. `ratio` is that sum divided by the other; what rounding it loses is of second order, see
     reference/information.py.
     """
     cdef vector[real] zero = splat(like, 0.0)

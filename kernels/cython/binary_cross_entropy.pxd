@@ -91,7 +91,8 @@ cdef int c_sigmoid_focal_loss_backward(
 
 cdef int c_sigmoid_focal_loss_with_grad(
     int dtype, const void* logits, const void* target, void* loss, void* grad, Py_ssize_t n,
-    bint per_element, double denominator, double gamma, double positive, double negative, int threads
+    bint per_element, double denominator, double gamma, double positive, double negative,
+    int threads
 ) noexcept nogil
 
 # stats[0]: the first probability that is below 0 or above 1, or -1.

@@ -455,8 +455,8 @@ cdef int c_sigmoid_focal_loss(
     int dtype, const void* logits, const void* target, void* loss, Py_ssize_t n, bint per_element,
     double denominator, double gamma, double positive, double negative, int threads
 ) noexcept nogil:
-    return compute(dtype, focal_with(gamma, positive, negative), NULL, logits, target, NULL, 0, NULL,
-                   0, loss, NULL, n, per_element, denominator, threads)
+    return compute(dtype, focal_with(gamma, positive, negative), NULL, logits, target, NULL, 0,
+                   NULL, 0, loss, NULL, n, per_element, denominator, threads)
 
 
 cdef int c_sigmoid_focal_loss_backward(
@@ -470,10 +470,11 @@ cdef int c_sigmoid_focal_loss_backward(
 
 cdef int c_sigmoid_focal_loss_with_grad(
     int dtype, const void* logits, const void* target, void* loss, void* grad, Py_ssize_t n,
-    bint per_element, double denominator, double gamma, double positive, double negative, int threads
+    bint per_element, double denominator, double gamma, double positive, double negative,
+    int threads
 ) noexcept nogil:
-    return compute(dtype, focal_with(gamma, positive, negative), NULL, logits, target, NULL, 0, NULL,
-                   0, loss, grad, n, per_element, denominator, threads)
+    return compute(dtype, focal_with(gamma, positive, negative), NULL, logits, target, NULL, 0,
+                   NULL, 0, loss, grad, n, per_element, denominator, threads)
 
 
 # ---- for Python -----------------------------------------------------------------------------
@@ -539,8 +540,8 @@ def binary_cross_entropy_with_logits(logits, target, weight, pos_weight, loss, *
 def binary_cross_entropy_with_logits_backward(grad_loss, logits, target, weight, pos_weight, grad,
                                               *, double denominator, double label_smoothing,
                                               int threads):
-    on_arrays(logits_with(label_smoothing), grad_loss, logits, target, weight, pos_weight, None, grad,
-              denominator, threads)
+    on_arrays(logits_with(label_smoothing), grad_loss, logits, target, weight, pos_weight, None,
+              grad, denominator, threads)
 
 
 def binary_cross_entropy_with_logits_with_grad(logits, target, weight, pos_weight, loss, grad, *,
