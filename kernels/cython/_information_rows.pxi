@@ -107,8 +107,8 @@ cdef inline vector[real] divergence_term(
     int op, const real* like, vector[real] u, vector[real] v, vector[real] ratio
 ) noexcept nogil:
     """A term of KL, or of four times JS, of p = u / (sum of u) from q = v / (sum of v), times the
-    sum of v. `ratio` is that sum divided by the other; what rounding it loses is of second order, see
-    reference/information.py.
+    sum of v. `ratio` is that sum divided by the other; what rounding it loses is of second order,
+    see reference/information.py.
     """
     cdef vector[real] zero = splat(like, 0.0)
     cdef vector[real] a = u * ratio, low = mul_add(u, ratio, zero - a), total, back, total_low
