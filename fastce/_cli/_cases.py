@@ -42,6 +42,7 @@ TRAFFIC = {
     "binary_cross_entropy_with_logits_backward": (2, 1),
     "binary_cross_entropy_with_logits_with_grad": (2, 1),
     "sigmoid_focal_loss": (2, 0),
+    "sigmoid_focal_loss_backward": (2, 1),
     "sigmoid_focal_loss_with_grad": (2, 1),
     "categorical_cross_entropy": (1, 0),
     "categorical_cross_entropy_backward": (1, 1),
@@ -234,6 +235,7 @@ def _binary_cases() -> list[Case]:
         Case(f"{probs}_backward", shape),
         Case("sigmoid_focal_loss", shape),
         Case("sigmoid_focal_loss_with_grad", shape),
+        Case("sigmoid_focal_loss_backward", shape),
     ]
 
 
