@@ -110,6 +110,7 @@ def test_exp2(math, dtype, low, high, sign):
 @pytest.mark.parametrize(("dtype", "low"), [("f4", -149), ("f8", -1074)])
 def test_power(math, dtype, low, y):
     x = np.concatenate([stratified(dtype, low, -1), 1 - stratified(dtype, low // 6, -2)])
+    x = x[:: 4 if dtype == "f8" else 1].copy()  # powers of long doubles take 2 s of all
     y = np.full_like(x, y)
     math.power_of_of(x, y, result := np.empty_like(x))
     truth = np.power(x.astype(np.longdouble), y.astype(np.longdouble))
