@@ -58,7 +58,7 @@ docs: $(VENV)/docs.stamp
 wheel: $(VENV)/wheel.stamp
 	rm -rf dist
 	$(BIN)/python -m build --outdir dist
-	PATH="$(BIN):$$PATH" $(BIN)/auditwheel repair --wheel-dir dist/manylinux dist/*.whl
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair --wheel-dir dist/manylinux dist/*.whl
 	$(BIN)/python tests/check_wheel.py dist/manylinux/*.whl dist/*.tar.gz
 
 bench: $(VENV)/dev.stamp
