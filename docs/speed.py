@@ -1,8 +1,9 @@
-"""Draws docs/speed.png from the measurements that are committed beside it.
+"""Draws the pictures of speed in docs/speed from the measurements that are committed beside them:
+one of all cases, and one for the page of each op.
 
     python docs/speed.py
 
-`fastce bench --json FILE` writes such a file on your machine; `--plot FILE` draws it at once.
+`fastce bench --json FILE` writes such measurements on your machine; `--plot FILE` draws them.
 """
 
 import json
@@ -14,39 +15,87 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 DOCS = Path(__file__).parent
-COLORS = {"torch": "C1", "scipy": "C0", "jax": "C2", "scikit-learn": "C4"}
+COLORS = {"torch": "C1", "scipy": "C0", "jax": "C2", "scikit-learn": "C4", "numpy": "0.6"}
+MARKERS = {"zen4": "filled: with AVX-512 (Zen 4)", "zen3": "open: with AVX2 (Zen 3)"}
+LEAST, MOST = 0.35, 90  # of the axis, the same on every page
+# A page's ops, without what follows their names for gradients.
+PAGES = {
+    "log_softmax": ("logsumexp", "log_softmax", "softmax"),
+    "cross_entropy": ("cross_entropy",),
+    "binary_cross_entropy": (
+        "binary_cross_entropy",
+        "binary_cross_entropy_with_logits",
+        "sigmoid_focal_loss",
+    ),
+    "categorical_cross_entropy": ("categorical_cross_entropy",),
+    "robust_losses": ("focal_loss",),
+    "linear_cross_entropy": ("linear_cross_entropy",),
+    "attention": ("scaled_dot_product_attention",),
+    "information": ("information.entropy", "information.kl_divergence"),
+}
 
 
-def ratios(results: list[dict]) -> dict[str, dict[str, float]]:
-    """Of each case: the times of the other libraries divided by fastce's."""
+def page_of(op: str) -> str:
+    plain = op.removesuffix("_with_grad").removesuffix("_backward")
+    return next(page for page, ops in PAGES.items() if plain in ops)
+
+
+def ratios(result: dict) -> dict[str, float]:
+    """The times of the other libraries divided by fastce's."""
+    ours = result["seconds"]["fastce"]["median"]
     return {
-        result["case"]["name"].replace("_cross_entropy", "_ce"): {
-            library: taken["median"] / result["seconds"]["fastce"]["median"]
-            for library, taken in result["seconds"].items()
-            if library in COLORS
-        }
-        for result in results
+        library: taken["median"] / ours
+        for library, taken in result["seconds"].items()
+        if library in COLORS
     }
 
 
-def main() -> None:
-    measured = json.loads((DOCS / "measurements" / "zen4.json").read_text())
-    cases = {k: v for k, v in ratios(measured["results"]).items() if v}
-    figure, axes = plt.subplots(figsize=(8.5, 0.21 * len(cases) + 1), layout="constrained")
-    for y, found in enumerate(reversed(cases.values())):
-        axes.plot([1, max(*found.values(), 1)], [y, y], color="0.9", linewidth=4, zorder=0)
-        for library, ratio in found.items():
-            axes.plot(ratio, y, "o", color=COLORS[library], markersize=5)
+def measured() -> dict[str, dict[str, dict[str, float]]]:
+    """Of each case, by machine, the ratios by library."""
+    cases: dict[str, dict[str, dict[str, float]]] = {}
+    for machine in MARKERS:
+        file = DOCS / "measurements" / f"{machine}.json"
+        for result in json.loads(file.read_text())["results"]:
+            if found := ratios(result):
+                assert all(LEAST < ratio < MOST for ratio in found.values()), "too short an axis"
+                cases.setdefault(result["case"]["name"], {})[machine] = found
+    return cases
+
+
+def draw(cases: dict[str, dict[str, dict[str, float]]], file: Path) -> None:
+    figure, axes = plt.subplots(figsize=(8.5, 0.24 * len(cases) + 1.2), layout="constrained")
+    for y, machines in enumerate(reversed(cases.values())):
+        axes.axhline(y, color="0.93", linewidth=4, zorder=0)
+        for machine, found in machines.items():
+            shift = 0.12 if machine == "zen4" else -0.12
+            for library, ratio in found.items():
+                face = COLORS[library] if machine == "zen4" else "white"
+                axes.plot(ratio, y + shift, "o", mec=COLORS[library], mfc=face, markersize=4)
+    libraries = {library for machines in cases.values() for r in machines.values() for library in r}
     for library, color in COLORS.items():
-        axes.plot([], [], "o", color=color, label=library)
+        if library in libraries:
+            axes.plot([], [], "o", color=color, label=library)
     axes.set_yticks(range(len(cases)), list(cases)[::-1], fontsize=7)
     axes.set(xscale="log", xlabel="time of the library / time of fastce", ylim=(-1, len(cases)))
+    axes.set_xlim(LEAST, MOST)
     axes.axvline(1, color="C3", linewidth=1)
     axes.set_xticks([0.5, 1, 2, 5, 10, 20, 50], ["0.5x", "1x", "2x", "5x", "10x", "20x", "50x"])
+    axes.minorticks_off()
     axes.grid(axis="x", alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="lower right")
-    figure.savefig(DOCS / "speed.png", dpi=70)
+    axes.set_title("; ".join(MARKERS.values()), fontsize=7, loc="left")
+    figure.legend(frameon=False, loc="outside upper right", ncols=len(COLORS), fontsize=8)
+    figure.savefig(file, dpi=70)
+    plt.close(figure)
+
+
+def main() -> None:
+    cases = measured()
+    (DOCS / "speed").mkdir(exist_ok=True)
+    draw(cases, DOCS / "speed" / "all.png")
+    for page in PAGES:
+        its = {case: r for case, r in cases.items() if page_of(case.split(" ")[0]) == page}
+        draw(its, DOCS / "speed" / f"{page}.png")
 
 
 if __name__ == "__main__":

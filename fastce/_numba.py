@@ -19,10 +19,11 @@ import fastce
 
 from .kernels.numba import cross_entropy as ce
 from .kernels.numba import log_softmax as ls
-from .kernels.numba._compile import OPTIONS, SERIAL_BELOW
+from .kernels.numba._compile import SERIAL_BELOW
 from .kernels.numba._labels import block_count
 from .kernels.numba._math import add_compensated
 from .kernels.numba._panels import task_count
+from .kernels.numba._parts import INNER, OPTIONS
 from .kernels.numba._storage import contiguous_in, contiguous_out, read_only
 
 
@@ -34,12 +35,14 @@ def register() -> None:
 # ---- what is known when a call is compiled ---------------------------------------------------
 
 # Compiled in the same way wherever it is called: a user's fastmath would otherwise be inherited.
-_jitable = register_jitable(**OPTIONS)
+_jitable = register_jitable(**INNER)
+# For exceptions with numbers in them, see INNER.
+_raising = register_jitable(**OPTIONS)
 
 
 def _declared(function):
     """Declares the decorated function as what `function` is in compiled code."""
-    return overload(function, prefer_literal=True, jit_options=OPTIONS)
+    return overload(function, prefer_literal=True, jit_options=INNER)
 
 
 def _float_array(a, name):
@@ -97,7 +100,7 @@ def _workqueue() -> bool:
 # ---- shapes ----------------------------------------------------------------------------------
 
 
-@_jitable
+@_raising
 def _fold(shape, axis):
     """(outer, n, inner) and the axis counted from 0."""
     count = len(shape)
@@ -153,7 +156,7 @@ def _rows_result(ndim, keepdims=False):
     return shaped
 
 
-@_jitable
+@_raising
 def _check_out(out, x):
     if out.shape != x.shape:
         raise ValueError("out must have the shape of the input")
@@ -239,7 +242,7 @@ def _targets(target, logits):
         unsigned = target.dtype == types.uint64
         fits = _fits if target.ndim else _jitable(lambda target, shape, axis: True)
 
-        @_jitable
+        @_raising
         def of_labels(target, shape, axis, ignore_index, grad):
             if not fits(target, shape, axis):
                 raise ValueError("target must have the shape of the logits without the class axis")
@@ -255,7 +258,7 @@ def _targets(target, logits):
         logits.ndim,
     ):
 
-        @_jitable
+        @_raising
         def of_probabilities(target, shape, axis, ignore_index, grad):
             if target.shape != shape:
                 raise ValueError("target of probabilities must have the shape of the logits")
@@ -277,7 +280,7 @@ def _targets(target, logits):
     )
 
 
-@_jitable
+@_raising
 def _check_labels(labels, bad, classes, ignore_index):
     for row in bad:
         if row >= 0:
@@ -285,6 +288,12 @@ def _check_labels(labels, bad, classes, ignore_index):
                 f"target of row {row} is {labels[row]}, out of range for {classes} classes "
                 f"(ignore_index is {ignore_index})"
             )
+
+
+@_raising
+def _check_smoothing(smoothing):
+    if not 0 <= smoothing <= 1:
+        raise ValueError("label_smoothing must be from 0 to 1, got", smoothing)
 
 
 def _compute(logits, target, weight, reduction):
@@ -297,7 +306,7 @@ def _compute(logits, target, weight, reduction):
     targets, loop, scan = _targets(target, logits), _loop(ce.run), _loop(ce.run_scan)
     labelled = not (isinstance(target, types.Array) and isinstance(target.dtype, types.Float))
 
-    @_jitable
+    @_raising
     def weights(weight, n, every_class):
         if no_weight:
             return np.ones(n if every_class else 0, dtype)
@@ -308,8 +317,7 @@ def _compute(logits, target, weight, reduction):
     @_jitable
     def compute(logits, target, weight, ignore_index, smoothing, z_loss, fold, axis, out):
         outer, n, inner = fold
-        if not 0 <= smoothing <= 1:
-            raise ValueError("label_smoothing must be from 0 to 1, got", smoothing)
+        _check_smoothing(smoothing)
         labels, probabilities = targets(target, logits.shape, axis, ignore_index, out)
         w = weights(weight, n, smoothing != 0 or not labelled)
         denominator = float(outer * inner) if mean else 1.0

@@ -13,7 +13,7 @@ from numba.core.errors import TypingError
 import fastce
 
 from ._heads import FAR
-from ._numba import _constant, _declared, _float_array, _is_none, _jitable, _like
+from ._numba import _constant, _declared, _float_array, _is_none, _jitable, _like, _raising
 from .kernels.numba import _attention_problem as problem
 from .kernels.numba._attention_forward import part_size, run_forward, run_merge, splits_of
 from .kernels.numba._storage import read_only
@@ -35,7 +35,7 @@ def _per_entry(a, name, axes):
             f"q, got {a}"
         )
 
-    @_jitable
+    @_raising
     def of_array(a, shape, batches, default):
         if a.shape != shape:
             raise ValueError(f"{name} must have one element for each batch entry")
@@ -55,7 +55,7 @@ def _place(places, which, shape):
         places[which, problem.STARTS + batch] = batch * heads * rows * width
 
 
-@_jitable
+@_raising
 def _place_mask(places, shape, full):
     """The same of a mask that is broadcast to the shape `full`."""
     steps = np.zeros(len(full), np.int64)
@@ -108,7 +108,7 @@ def _own(a, out):
     return read_only(a)
 
 
-@_jitable
+@_raising
 def _check_numbers(scale, softcap):
     if not math.isfinite(scale):
         raise ValueError("scale must be finite")
@@ -116,7 +116,7 @@ def _check_numbers(scale, softcap):
         raise ValueError("softcap must be finite and not negative")
 
 
-@_jitable
+@_raising
 def _check(q, k, v, enable_gqa):
     if q.shape[:-3] != k.shape[:-3] or k.shape[:-3] != v.shape[:-3]:
         raise ValueError("in compiled code q, k and v must have equal batch axes")
@@ -129,6 +129,12 @@ def _check(q, k, v, enable_gqa):
         raise ValueError("q, k and v must have a last axis that is not empty")
     if q.shape[-1] != k.shape[-1] or k.shape[-2] != v.shape[-2]:
         raise ValueError("q and k must have equal widths, k and v equal lengths")
+
+
+@_raising
+def _check_window(left, right):
+    if left < -1 or right < -1:
+        raise ValueError("window must not be below -1, which is without bound")
 
 
 @_declared(fastce.scaled_dot_product_attention)
@@ -165,7 +171,7 @@ def _attention(
         else (lambda shape: np.empty(none_of, dtype))
     )
 
-    @_jitable
+    @_raising
     def spans_of(q_offset, kv_lengths, shape, batches, length, keys):
         spans = np.zeros((batches, 5), np.int64)
         spans[:, 1] = length
@@ -178,7 +184,7 @@ def _attention(
                 )
         return spans
 
-    @_jitable
+    @_raising
     def room(q, out, shape):
         if new:
             return np.empty(shape, dtype)
@@ -190,8 +196,7 @@ def _attention(
     def compute(q, k, v, mask, is_causal, scale, spans, window, softcap, out, lse):
         _check_numbers(scale, softcap)
         left, right = window
-        if left < -1 or right < -1:
-            raise ValueError("window must not be below -1, which is without bound")
+        _check_window(left, right)
         if is_causal:
             right = 0 if right < 0 else min(right, 0)
         left, right = min(left, 2 * FAR), min(right, 2 * FAR)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import fastce
+from fastce import _config
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES = sorted(
@@ -53,3 +54,8 @@ def test_each_function_is_in_the_api():
     listed = set(re.findall(r"^   (\w+)$", (DOCS / "api.md").read_text(), flags=re.MULTILINE))
     public = {name for name in fastce.__all__ if not name.startswith("__")} - {"information"}
     assert public | set(fastce.information.__all__) <= listed
+
+
+def test_each_variable_is_on_its_page():
+    page = (DOCS / "environment.md").read_text()
+    assert set(re.findall("^[|] `(\\w+)` [|]", page, flags=re.MULTILINE)) > set(_config._SHOWN)

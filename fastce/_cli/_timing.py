@@ -14,9 +14,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-# Seconds before a turn: idle threads of the last library spin, those of OpenMP for 1 to 3 ms, of
-# OpenBLAS for 2**26 cycles. With 5 ms, attention after a turn of NumPy's took 28 ms instead of 11.
-PAUSE = 0.03
+# Before a turn all threads must sleep, the process be idle for PAUSE seconds: idle threads of the
+# last library spin, those of OpenMP for 1 to 3 ms, of OpenBLAS for 25 ms on one processor and for
+# more than 100 on another. Attention that followed them took 50 ms instead of 22.
+PAUSE = 0.01
+LONGEST_PAUSE = 1.0  # a library whose threads never sleep is timed as it is
 TURN = 0.01  # seconds; calls that take less are repeated until a turn is as long
 MIN_ROUNDS, MAX_ROUNDS = 5, 50
 SLOW_ROUNDS = 3  # of a call that alone takes a tenth of the time for all
@@ -71,12 +73,21 @@ def alternate(
                 if len(taken) >= SLOW_ROUNDS and min(taken) > budget / 10:
                     continue
                 tick(name)
-                time.sleep(PAUSE)
+                _wait_until_idle()
                 taken.append(_turn(calls[name], repeats[name]))
     finally:
         if collecting:
             gc.enable()
     return {name: Timing.of(taken) for name, taken in rounds.items()}
+
+
+def _wait_until_idle() -> None:
+    end = time.perf_counter() + LONGEST_PAUSE
+    while time.perf_counter() < end:
+        before = time.process_time()  # of all threads
+        time.sleep(PAUSE)
+        if time.process_time() - before < PAUSE / 10:
+            return
 
 
 def _repeats(call: Call) -> int:

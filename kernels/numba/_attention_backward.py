@@ -46,8 +46,9 @@ from ._attention_scores import (
     new_work,
     scores,
 )
-from ._compile import inner, take_turn, threaded
+from ._compile import take_turn, threaded
 from ._math import add_in_any_order, cast, constants, exp_2, smaller
+from ._parts import inner
 from ._storage import scratch, widen
 
 ENOUGH = 16  # tasks in a round; with fewer heads, each is cut

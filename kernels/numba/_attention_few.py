@@ -7,8 +7,8 @@ the scores: rows of BLOCK numbers, one row for each query.
 from ._attention_problem import ITEM, MASK, K, Q, V, key_at, mask_at, query_at
 from ._attention_products import COLUMNS, four_up
 from ._attention_scores import BLOCK, add_mask, scale_scores
-from ._compile import inner
 from ._math import add_in_any_order, constants, exp_2, larger, mul_add
+from ._parts import inner
 from ._storage import widen
 
 FEW = 8  # queries that share keys

@@ -26,8 +26,9 @@ from ._attention_problem import (
 )
 from ._attention_products import COLUMNS, add_product, four_up
 from ._attention_scores import BLOCK, load_keys, load_queries, new_work, scores
-from ._compile import inner, take_turn, threaded
+from ._compile import take_turn, threaded
 from ._math import cast, constants, exp_2, larger
+from ._parts import inner
 from ._storage import narrow, scratch
 
 ENOUGH = 32  # turns; with fewer, the keys are split

@@ -1,7 +1,8 @@
 """Sums of gradients in float32, to 16-bit results."""
 
 from ._attention_problem import HEAD, ROW, STARTS
-from ._compile import inner, take_turn, threaded
+from ._compile import take_turn, threaded
+from ._parts import inner
 from ._storage import narrow
 
 

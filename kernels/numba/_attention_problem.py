@@ -12,7 +12,7 @@ import numpy as np
 from numba.extending import register_jitable
 
 from ._attention_products import COLUMNS
-from ._compile import inner
+from ._parts import inner
 from ._storage import raw
 
 # Rows of the table `places`, one for each array, and what a row holds: strides in elements and,

@@ -13,8 +13,8 @@ sums of the C++ kernel, which stay in registers, come to about 115. Rejected:
 
 from numba.extending import register_jitable
 
-from ._compile import inner
 from ._math import mul_add
+from ._parts import inner
 
 COLUMNS = 64
 

@@ -15,8 +15,8 @@ import numpy as np
 
 from ._attention_problem import ITEM, MASK, K, key_at, mask_at, query_at
 from ._attention_products import COLUMNS, four_up, product
-from ._compile import inner
 from ._math import cast, constants, larger, mul_add, tanh
+from ._parts import inner
 from ._storage import scratch, widen
 
 BLOCK = 96  # keys: the scores of 64 queries take 24 KB; a multiple of four

@@ -21,16 +21,9 @@ from numba.core import cgutils, event
 from numba.core.imputils import impl_ret_borrowed
 from numba.extending import intrinsic
 
-# Division by zero gives infinity or NaN, as in NumPy: the check that raises instead keeps loops
-# from being vectorised (log1p took 10 times as long).
-# Not to be inherited from the code that calls: fastmath would make NaN, infinity and compensated
-# sums wrong, and the result would stay in the cache for everybody; forceinline contradicts `apart`.
-OPTIONS = {"error_model": "numpy", "nogil": True, "fastmath": False, "forceinline": False}
+from ._parts import OPTIONS, inner
+
 compiled = functools.partial(numba.njit, **OPTIONS)
-# For what only compiled code calls: without the two functions around it through which others would;
-# Python that calls it crashes, so what both call is register_jitable.
-# Where many small functions take a tuple of arrays, these were much of the time to compile.
-inner = functools.partial(compiled, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 # Fewer elements than this run on one thread, as in kernels/cython/_threads.pxi.
 SERIAL_BELOW = 1 << 16

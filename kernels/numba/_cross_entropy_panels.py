@@ -5,7 +5,6 @@ Each lane is a row, computed as cross_entropy_row in _cross_entropy_rows.py comp
 
 import numpy as np
 
-from ._compile import inner
 from ._curves import bend, times
 from ._math import add_compensated, cast, compensated, constants, exp_between, exp_sub, mul_add
 from ._panels import (
@@ -24,6 +23,7 @@ from ._panels import (
     panels_per_task,
     store_tile,
 )
+from ._parts import inner
 from ._storage import narrow, stack_doubles, stack_like, widen
 
 MORE = 8 * PANEL

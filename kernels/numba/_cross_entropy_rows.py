@@ -2,10 +2,10 @@
 
 import math
 
-from ._compile import inner
 from ._curves import bend, times
 from ._math import add_in_any_order, apart, cast, constants, exp_from, mul_add, reference
 from ._panels import rows_per_task
+from ._parts import inner
 from ._rows import BLOCK, log_total, row_of, row_state, row_writer
 from ._storage import narrow, stack_scratch, stream_end, widen
 

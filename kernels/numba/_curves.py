@@ -7,7 +7,7 @@ the row (see _rows.py), in which nothing has cancelled yet.
 import math
 from typing import NamedTuple
 
-from ._compile import inner
+from ._parts import inner
 
 SMALL_EXPONENT = 600  # exp(-this) is a normal number, also divided by a number of classes
 

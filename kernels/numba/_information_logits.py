@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ._compile import inner
 from ._information_rows import BLOCK
 from ._math import (
     add_compensated,
@@ -39,6 +38,7 @@ from ._panels import (
     panel_state,
     store_tile,
 )
+from ._parts import inner
 from ._rows import floats, log_total, row_state, row_writer
 from ._storage import stack_doubles, stack_scratch, widen
 

@@ -5,7 +5,6 @@ sum of the others, and then the terms. Columns of more than CLASSES outcomes com
 three times. Sums are compensated.
 """
 
-from ._compile import inner
 from ._information_rows import cross_term, js_term_of_p, js_term_of_q, kl_term
 from ._math import (
     add_compensated,
@@ -30,6 +29,7 @@ from ._panels import (
     panel_rows,
     panels_per_task,
 )
+from ._parts import inner
 from ._storage import stack_scratch
 
 COLUMNS = 12 * PANEL  # of numbers for each row of a panel

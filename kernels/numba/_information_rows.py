@@ -11,7 +11,6 @@ import math
 
 import numpy as np
 
-from ._compile import inner
 from ._math import (
     add_in_any_order,
     apart,
@@ -21,6 +20,7 @@ from ._math import (
     mul_add,
     relative,
 )
+from ._parts import inner
 from ._rows import floats, maximum
 
 # Elements of a block, which are added in their own type: equal terms, all rounded in the same

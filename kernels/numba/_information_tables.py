@@ -4,7 +4,6 @@ import math
 
 import numpy as np
 
-from ._compile import inner
 from ._information_rows import (
     BLOCK,
     NOTHING,
@@ -15,6 +14,7 @@ from ._information_rows import (
     row_mass,
 )
 from ._math import add_in_any_order, apart, cast, constants
+from ._parts import inner
 from ._storage import scratch, stack_scratch, widen
 
 NORMAL_DOUBLE = 2.0**-1022

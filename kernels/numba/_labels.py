@@ -2,8 +2,8 @@
 
 from numba.extending import register_jitable
 
-from ._compile import inner
 from ._math import cast
+from ._parts import inner
 from ._rows import BLOCK
 from ._storage import narrow, widen
 

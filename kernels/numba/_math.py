@@ -16,7 +16,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, overload
 
-from ._compile import OPTIONS, inner
+from ._parts import INNER, inner
 
 # ---- operations that Python has no word for --------------------------------------------------
 
@@ -181,7 +181,7 @@ def _polynomial(*coefficients):
     def evaluate(x):
         raise NotImplementedError("for compiled code")
 
-    @overload(evaluate, jit_options=OPTIONS)
+    @overload(evaluate, jit_options=INNER)
     def _evaluate(x):
         c = coefficients[1] if x == types.float64 else coefficients[0]
         c = tuple(map(np.float64 if x == types.float64 else np.float32, c))
@@ -405,7 +405,7 @@ def _tanh_tail(z):
     raise NotImplementedError("for compiled code")
 
 
-@overload(_tanh_tail, jit_options=OPTIONS)
+@overload(_tanh_tail, jit_options=INNER)
 def _tanh_tail_overload(z):
     if z == types.float64:
         return lambda z: _tanh_top(z) / _tanh_bottom(z)

@@ -7,8 +7,9 @@ from numba import types
 from numba.core.errors import TypingError
 from numba.extending import overload
 
-from ._compile import OPTIONS, compiled
+from ._compile import compiled
 from ._math import cast
+from ._parts import INNER
 from ._rows import BLOCK, log_total, row_state, write_log_softmax, write_softmax
 from ._storage import stack_scratch
 
@@ -19,7 +20,7 @@ def elements(x):
     raise NotImplementedError("for compiled code")
 
 
-@overload(elements, jit_options=OPTIONS)
+@overload(elements, jit_options=INNER)
 def _elements(x):
     if not (isinstance(x, types.Array) and x.ndim == 1 and isinstance(x.dtype, types.Float)):
         raise TypingError(f"a row must be a 1-d array of float64 or float32, got {x}")

@@ -11,7 +11,6 @@ of blocks, and a second reading writes.
 import numpy as np
 from numba.extending import register_jitable
 
-from ._compile import inner
 from ._math import (
     add_compensated,
     apart,
@@ -23,6 +22,7 @@ from ._math import (
     larger,
     log_1p,
 )
+from ._parts import inner
 from ._storage import narrow, stack_doubles, stack_like, stack_scratch, widen
 
 PANEL = 128  # rows: eight vectors of 512 bits

@@ -14,7 +14,6 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
-from ._compile import inner
 from ._math import (
     add_in_any_order,
     apart,
@@ -26,6 +25,7 @@ from ._math import (
     reference,
     sub_to_odd,
 )
+from ._parts import inner
 from ._storage import before_line, copy_lines, is_half, narrow, stack_like, widen
 
 BLOCK = 2048  # elements: 8 KB of float32

@@ -16,8 +16,8 @@ from numba.core.imputils import impl_ret_borrowed
 from numba.extending import intrinsic, overload
 from numba.np.arrayobj import populate_array
 
-from ._compile import OPTIONS, inner
 from ._math import bits
+from ._parts import INNER, inner
 
 
 class Planes(NamedTuple):
@@ -263,7 +263,7 @@ def copy_lines(values, to, streaming):
     raise NotImplementedError("for compiled code")
 
 
-@overload(copy_lines, jit_options=OPTIONS)
+@overload(copy_lines, jit_options=INNER)
 def _copy_lines(values, to, streaming):
     def one_by_one(values, to, streaming):
         for i in range(values.size):

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ._compile import inner, threaded
+from ._compile import threaded
 from ._math import (
     add_in_any_order,
     apart,
@@ -26,6 +26,7 @@ from ._math import (
     power_of,
     reference,
 )
+from ._parts import inner
 from ._storage import (
     LINE,
     before_line,

@@ -14,9 +14,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ._compile import inner, threaded
+from ._compile import threaded
 from ._math import add_in_any_order, apart, cast, constants, log
 from ._panels import rows_per_task
+from ._parts import inner
 from ._storage import frozen, narrow, no_planes, planes_in, planes_out, scratch, widen
 from .cross_entropy import in_order
 

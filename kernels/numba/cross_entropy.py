@@ -14,12 +14,13 @@ from typing import NamedTuple
 import numpy as np
 from numba.extending import register_jitable
 
-from ._compile import OPTIONS, inner, threaded
+from ._compile import threaded
 from ._cross_entropy_panels import panels_task
 from ._cross_entropy_rows import rows_task
 from ._curves import PLAIN, Curve
 from ._labels import block_count, nll_gradient_task, nll_task, scan_task, zeros_task
 from ._panels import is_panelled, task_count
+from ._parts import INNER, inner
 from ._storage import frozen, no_planes, planes_in, planes_out, streams
 
 
@@ -58,7 +59,7 @@ def rows_or_panels_task(x, target, grad, rows, options, outer, n, inner, sums, t
 run = threaded(rows_or_panels_task)
 
 
-@register_jitable(**OPTIONS)
+@register_jitable(**INNER)
 def in_order(sums):
     """Their sum, the same in NumPy and in compiled code."""
     return np.cumsum(sums)[-1] if sums.size else 0.0

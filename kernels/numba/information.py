@@ -7,7 +7,7 @@ _information_logits.py and _information_tables.py. A task is some rows, some pan
 
 import math
 
-from ._compile import inner, threaded
+from ._compile import threaded
 from ._information_logits import entropy_panel, entropy_row
 from ._information_logits import kl_panel as logits_kl_panel
 from ._information_logits import kl_row as logits_kl_row
@@ -16,6 +16,7 @@ from ._information_rows import cross_row, divergence_row
 from ._information_tables import table_task
 from ._math import cast
 from ._panels import is_panelled, rows_per_task, task_count
+from ._parts import inner
 from ._rows import BLOCK, row_of
 from ._storage import no_planes, planes_in, planes_out, stack_scratch
 

@@ -6,7 +6,7 @@ is still in the cache.
 
 import numpy as np
 
-from ._compile import inner, threaded
+from ._compile import threaded
 from ._math import (
     add_compensated,
     cast,
@@ -36,6 +36,7 @@ from ._panels import (
     store_tile,
     task_count,
 )
+from ._parts import inner
 from ._rows import (
     BLOCK,
     log_softmax_backward_row,
