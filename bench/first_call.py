@@ -15,6 +15,13 @@ OPS = {
     "log_softmax_backward": "fastce.log_softmax_backward(x, x)",
     "cross_entropy": "fastce.cross_entropy(x, t)",
     "cross_entropy_with_grad": "fastce.cross_entropy_with_grad(x, t)",
+    "binary_cross_entropy_with_logits_with_grad": (
+        "fastce.binary_cross_entropy_with_logits_with_grad(x, x)"
+    ),
+    "focal_loss_with_grad": "fastce.focal_loss_with_grad(x, t)",
+    "categorical_cross_entropy_with_grad": "fastce.categorical_cross_entropy_with_grad(x, t)",
+    "linear_cross_entropy_with_grad": "fastce.linear_cross_entropy_with_grad(x, x, t)",
+    "information.kl_divergence": "fastce.information.kl_divergence(x, x)",
     "scaled_dot_product_attention": "fastce.scaled_dot_product_attention(q, q, q)",
     "scaled_dot_product_attention_backward": (
         "fastce.scaled_dot_product_attention_backward(q, q, q, q, q, lse)"

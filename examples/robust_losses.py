@@ -10,15 +10,9 @@ about a quarter of a minute.
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
+from training import Digits, batches, load, panels, progress, save
 
 import fastce
 
@@ -42,21 +36,6 @@ LOSSES: dict[str, Callable] = {
     "generalized, q 0.7": fastce.generalized_cross_entropy_with_grad,
     "symmetric, 0.1 and 1": fastce.symmetric_cross_entropy_with_grad,
 }
-
-
-class Digits(NamedTuple):
-    images: np.ndarray  # (digits, 64), from 0 to 1
-    labels: np.ndarray  # (digits,), from 0 to 9
-
-
-def load(seed: int) -> tuple[Digits, Digits]:
-    """Half to train on and half to test with."""
-    data = load_digits()
-    images = (data.data / 16).astype(np.float32)
-    a, b, a_labels, b_labels = train_test_split(
-        images, data.target, test_size=0.5, stratify=data.target, random_state=seed
-    )
-    return Digits(a, a_labels), Digits(b, b_labels)
 
 
 def flipped(digits: Digits, rng: np.random.Generator, share: float = FLIPPED) -> Digits:
@@ -83,8 +62,7 @@ def train(
     weights = [first, np.zeros(HIDDEN, np.float32), second, np.zeros(10, np.float32)]
     speeds = [np.zeros_like(w) for w in weights]
     for _ in range(epochs):
-        shuffled = rng.permutation(len(digits.labels))
-        for chosen in np.array_split(shuffled, max(1, len(shuffled) // 64)):
+        for chosen in batches(len(digits.labels), 64, rng):
             images = digits.images[chosen]
             hidden = np.maximum(images @ weights[0] + weights[1], 0)
             logits = hidden @ weights[2] + weights[3]
@@ -109,8 +87,8 @@ def compare(runs: int = RUNS, epochs: int = EPOCHS) -> tuple[dict, dict]:
     """Accuracy of each loss in each run: trained on flipped labels; on rare classes, of these."""
     noisy: dict[str, list[float]] = {}
     rare: dict[str, list[float]] = {}
-    for seed in range(runs):
-        training, test = load(seed)
+    for seed in progress(range(runs), "Training"):
+        training, test = load(test=0.5, seed=seed)
         wrong = flipped(training, np.random.default_rng(seed))
         few = imbalanced(training, np.random.default_rng(seed))
         counts = np.bincount(few.labels, minlength=10)
@@ -151,7 +129,7 @@ def curves(p: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 
 def draw(path: Path, noisy: dict, rare: dict) -> None:
-    figure, grid = plt.subplots(2, 2, figsize=(9.5, 6.4), layout="constrained")
+    figure, grid = panels(2, 2, 9.5, 6.4)
     p = np.linspace(0.005, 0.995, 199)
     for i, what in enumerate(("loss (nats)", "pull at the label, -dloss/dlogit")):
         axes = grid[0, i]
@@ -172,11 +150,7 @@ def draw(path: Path, noisy: dict, rare: dict) -> None:
         axes.set_yticks(range(len(names)), names, fontsize=8)
         axes.xaxis.set_major_formatter("{x:.0%}")
         axes.set_title(title, loc="left", weight="bold", fontsize=10)
-    for axes in grid.flat:
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=90)
-    plt.close(figure)
+    save(figure, path)
 
 
 def main() -> int:
@@ -191,7 +165,6 @@ def main() -> int:
         first = f"{np.mean(noisy[name]):6.1%}" if name in noisy else "     -"
         print(f"{name:24} {first} {np.mean(rare[name]):6.1%}")
     draw(args.output, noisy, rare)
-    print(f"Picture: {args.output}")
     return 0
 
 

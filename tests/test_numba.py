@@ -19,7 +19,7 @@ if "numba" not in SELECTED:
 import numba
 
 from fastce.kernels import numba as rows
-from fastce.kernels.numba import _compile
+from fastce.kernels.numba import _compile, _parts
 
 KERNELS = Path(_compile.__file__).parent.parent
 
@@ -297,6 +297,23 @@ def test_no_function_is_compiled_with_fastmath():
     for path in (KERNELS / "numba").glob("*.py"):
         assert "fastmath=" not in path.read_text(), path
     assert _compile.OPTIONS["fastmath"] is False  # that of a caller would be inherited
+
+
+def test_what_is_below_a_kernel_has_no_machine_code():
+    """Numba would compile it for itself, which doubles the time of a first call."""
+
+    @_parts.inner
+    def part(x):
+        return x + 1
+
+    @_compile.compiled
+    def kernel(x):
+        return part(x) * 2
+
+    assert kernel(3) == 8
+    for function, compiled in (part, False), (kernel, True):
+        (result,) = function.overloads.values()
+        assert getattr(result.library, "_compiled", False) is compiled
 
 
 def test_examples_in_docstrings():

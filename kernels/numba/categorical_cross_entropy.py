@@ -72,6 +72,9 @@ def row_out(values, a, r, inner):
             place += step
 
 
+SUMMED = 1024  # elements added up in vectors: of 4500 on AVX2, a loss was 5.2 ULP off
+
+
 @inner
 def row_sum(x):
     """NaN where these are no probabilities."""
@@ -94,13 +97,17 @@ def row_cost(x, t, weight, options, low, high):
     low_cost, high_cost = cast(x[0], -np.log(options.low)), cast(x[0], -np.log(options.high))
     zero = constants(x[0]).zero
     loss, pull = 0.0, 0.0
-    for i in range(x.size):
-        q = (soft + hard * t[i]) * weight[i]
-        p = np.float64(x[i])
-        outside = low_cost if p < low else high_cost
-        cost = -log(x[i]) if low <= p <= high else outside
-        loss = add_in_any_order(loss, np.float64(zero if q == zero else q * cost))
-        pull = add_in_any_order(pull, np.float64(q if low <= p <= high else zero))
+    for at in range(0, x.size, SUMMED):
+        part_loss, part_pull = 0.0, 0.0
+        for i in range(at, min(at + SUMMED, x.size)):
+            q = (soft + hard * t[i]) * weight[i]
+            p = np.float64(x[i])
+            outside = low_cost if p < low else high_cost
+            cost = -log(x[i]) if low <= p <= high else outside
+            part_loss = add_in_any_order(part_loss, np.float64(zero if q == zero else q * cost))
+            part_pull = add_in_any_order(part_pull, np.float64(q if low <= p <= high else zero))
+        loss += part_loss
+        pull += part_pull
     return loss, pull
 
 
