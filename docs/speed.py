@@ -14,9 +14,10 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from fastce._cli._report import COLOURS
+
 DOCS = Path(__file__).parent
-COLORS = {"torch": "C1", "scipy": "C0", "jax": "C2", "scikit-learn": "C4", "numpy": "0.6"}
-MARKERS = {"zen4": "filled: with AVX-512 (Zen 4)", "zen3": "open: with AVX2 (Zen 3)"}
+MACHINES = {"zen4": "filled: with AVX-512 (Zen 4)", "zen3": "open: with AVX2 (Zen 3)"}
 LEAST, MOST = 0.35, 90  # of the axis, the same on every page
 # A page's ops, without what follows their names for gradients.
 PAGES = {
@@ -46,14 +47,14 @@ def ratios(result: dict) -> dict[str, float]:
     return {
         library: taken["median"] / ours
         for library, taken in result["seconds"].items()
-        if library in COLORS
+        if library in COLOURS
     }
 
 
 def measured() -> dict[str, dict[str, dict[str, float]]]:
     """Of each case, by machine, the ratios by library."""
     cases: dict[str, dict[str, dict[str, float]]] = {}
-    for machine in MARKERS:
+    for machine in MACHINES:
         file = DOCS / "measurements" / f"{machine}.json"
         for result in json.loads(file.read_text())["results"]:
             if found := ratios(result):
@@ -67,14 +68,13 @@ def draw(cases: dict[str, dict[str, dict[str, float]]], file: Path) -> None:
     for y, machines in enumerate(reversed(cases.values())):
         axes.axhline(y, color="0.93", linewidth=4, zorder=0)
         for machine, found in machines.items():
-            shift = 0.12 if machine == "zen4" else -0.12
+            filled = machine == "zen4"
+            height, style = y + (0.12 if filled else -0.12), "full" if filled else "none"
             for library, ratio in found.items():
-                face = COLORS[library] if machine == "zen4" else "white"
-                axes.plot(ratio, y + shift, "o", mec=COLORS[library], mfc=face, markersize=4)
+                axes.plot(ratio, height, "o", color=COLOURS[library], fillstyle=style, markersize=4)
     libraries = {library for machines in cases.values() for r in machines.values() for library in r}
-    for library, color in COLORS.items():
-        if library in libraries:
-            axes.plot([], [], "o", color=color, label=library)
+    for library in filter(libraries.__contains__, COLOURS):
+        axes.plot([], [], "o", color=COLOURS[library], label=library)
     axes.set_yticks(range(len(cases)), list(cases)[::-1], fontsize=7)
     axes.set(xscale="log", xlabel="time of the library / time of fastce", ylim=(-1, len(cases)))
     axes.set_xlim(LEAST, MOST)
@@ -83,8 +83,8 @@ def draw(cases: dict[str, dict[str, dict[str, float]]], file: Path) -> None:
     axes.minorticks_off()
     axes.grid(axis="x", alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.set_title("; ".join(MARKERS.values()), fontsize=7, loc="left")
-    figure.legend(frameon=False, loc="outside upper right", ncols=len(COLORS), fontsize=8)
+    axes.set_title("; ".join(MACHINES.values()), fontsize=7, loc="left")
+    figure.legend(frameon=False, loc="outside upper right", ncols=len(COLOURS), fontsize=8)
     figure.savefig(file, dpi=70)
     plt.close(figure)
 

@@ -1,4 +1,6 @@
-"""How the tests of the examples run them: as modules, and as programs."""
+"""How the tests of the examples run them: as modules, and as programs. Where what the examples
+need is missing, a test file that imports this one is skipped.
+"""
 
 import importlib
 import subprocess
@@ -6,6 +8,10 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
+
+for needed in ("matplotlib", "rich", "sklearn"):
+    pytest.importorskip(needed)
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"

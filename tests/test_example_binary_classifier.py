@@ -6,9 +6,6 @@ import pytest
 
 import fastce
 
-for needed in ("matplotlib", "rich", "sklearn"):
-    pytest.importorskip(needed)
-
 
 @pytest.fixture
 def example(monkeypatch):

@@ -4,9 +4,6 @@ import _examples
 import numpy as np
 import pytest
 
-for needed in ("matplotlib", "rich", "sklearn"):
-    pytest.importorskip(needed)
-
 
 @pytest.fixture
 def example(monkeypatch):

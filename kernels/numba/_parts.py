@@ -49,7 +49,8 @@ class _Compiler(Compiler):
 
 
 # Without the two functions around it through which others than compiled code would call it. What
-# Python calls, too, is register_jitable.
+# Python calls, too, is register_jitable. None raises an exception with numbers in it: Numba writes
+# its text with the help of an environment, of which _without_address tells nobody.
 INNER = {**OPTIONS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 if numba.version_info[:2] in TESTED:
     INNER["pipeline_class"] = _Compiler
