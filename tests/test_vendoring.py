@@ -17,6 +17,7 @@ from conftest import SELECTED
 import fastce
 from fastce import kernels
 from fastce._dispatch import OPS
+from fastce.kernels.cython import _isa
 
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "kernels"
@@ -61,15 +62,23 @@ grad[...] = 0
 
 
 WANTED = {"log_softmax", "cross_entropy", "attention"}
+# The best level that all modules are compiled for: what fastce computes with here.
+LEVEL = [level for level in _isa.supported() if level not in _isa.ONLY][-1]
 
 
-def delete_ops(kernels, ops):
-    """As the guide says may be done; all ops together take three minutes to build."""
+def delete(kernels, ops, levels):
+    """As the guide says may be done; all of them together take three minutes to build."""
     for op in ops:
         files = [*kernels.glob(f"*/{op}.*"), *kernels.glob(f"*/_{op}_*")]
         assert files, op
         for file in files:
             file.unlink()
+    isa = kernels / "cython" / "_isa.py"
+    text = isa.read_text()
+    for level in levels:
+        text, found = re.subn(rf'^    "{level}": \(.*?\),\n', "", text, flags=re.M | re.S)
+        assert found == 1, level
+    isa.write_text(text)
 
 
 def install(folder, **variables):
@@ -82,7 +91,8 @@ def install(folder, **variables):
         ["-m", "pip", "install", "--verbose", *options, project],
     ):
         if "pip" in command:
-            delete_ops(project / "src" / "calibration" / "numerics", {*OPS} - WANTED)
+            numerics = project / "src" / "calibration" / "numerics"
+            delete(numerics, {*OPS} - WANTED, {*_isa.levels()} - {LEVEL})
         result = subprocess.run(
             [sys.executable, *command],
             capture_output=True, text=True, env=os.environ | variables,
