@@ -67,10 +67,10 @@ def pytest_configure(config):
 
 def pytest_collection_finish():
     """What the tests keep, they keep to the end: the 20,000 of them, and what Numba compiled. To
-    look through it for garbage after each 700 new objects was a sixth of the time of compiling.
+    look through it for garbage after each 700 new objects was an eighth of the time of compiling.
     """
     gc.freeze()
-    gc.set_threshold(50_000, 20, 100)
+    gc.set_threshold(50_000, 10, 10)
 
 
 @pytest.hookimpl(optionalhook=True)  # without pytest-xdist there is none
