@@ -152,13 +152,14 @@ def main() -> int:
         name: train(name, training, test, args.steps)
         for name in progress(list(OPTIMISERS), "training")
     }
-    print(f"{'after ' + str(args.steps) + ' steps':24} training  test: loss, lowest, errors, AUC")
+    head = f"after {args.steps} steps"
+    print(f"{head:24} training  test: loss, lowest, at step, errors, AUC")
     for name, run in runs.items():
         errors = np.sum((run.scores > 0) != test.malignant)
         last = fastce.binary_cross_entropy_with_logits(run.scores, test.malignant)
         print(
-            f"{name:24} {run.training[-1]:8.4f}  {last:10.3f} {min(run.test):7.3f} {errors:7} "
-            f"{roc_auc_score(test.malignant, run.scores):.3f}"
+            f"{name:24} {run.training[-1]:8.4f}  {last:10.3f} {min(run.test):7.3f} "
+            f"{np.argmin(run.test):8} {errors:7} {roc_auc_score(test.malignant, run.scores):.3f}"
         )
     print(f"of {len(test.malignant)} test tumours, {int(test.malignant.sum())} malignant")
     mean = naive_loss(runs[SHOWN].scores, test.malignant).mean()

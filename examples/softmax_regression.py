@@ -1,6 +1,6 @@
 """Softmax regression on few digits, some of them mislabelled: overfitting, and three cures.
 
-    python examples/softmax_regression.py [--output PICTURE] [--epochs 10000]
+    python examples/softmax_regression.py [--output PICTURE] [--epochs 10000] [--wrong 20]
 
 A linear classifier of 650 numbers learns scikit-learn's digits from 100 images, 20 of which have a
 wrong label: as it is, with early stopping, with an L1 penalty (proximal steps) and with an L2
@@ -27,11 +27,11 @@ STRENGTHS = {
 }
 
 
-def split() -> tuple[Digits, Digits, Digits]:
-    """100 digits to train on, the first 20 mislabelled, 400 to validate with, and 1297 to test."""
+def split(wrong: int = WRONG) -> tuple[Digits, Digits, Digits]:
+    """100 digits to train on, the first mislabelled, 400 to validate with, and 1297 to test."""
     few, test = load(test=1297)
     labels = few.labels[:100].copy()
-    labels[:WRONG] = (labels[:WRONG] + np.random.default_rng(0).integers(1, 10, WRONG)) % 10
+    labels[:wrong] = (labels[:wrong] + np.random.default_rng(0).integers(1, 10, wrong)) % 10
     return Digits(few.images[:100], labels), Digits(few.images[100:], few.labels[100:]), test
 
 
@@ -161,8 +161,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--output", type=Path, default=Path("softmax_regression.png"))
     parser.add_argument("--epochs", type=int, default=EPOCHS)
+    parser.add_argument("--wrong", type=int, default=WRONG, choices=range(101), metavar="LABELS")
     args = parser.parse_args()
-    training, validation, test = split()
+    training, validation, test = split(args.wrong)
     print(f"labels or one-hot rows: gradients differ by {one_hot_difference(training):g}")
     runs = experiment(training, validation, args.epochs)
     print(f"{'':16} strength  training  validation: last, lowest   test  accuracy  weights of 0")

@@ -8,7 +8,7 @@ import dask.array as da
 import numpy as np
 
 from . import _arrays, _heads
-from ._dask_graph import chunked
+from ._dask_graph import chunked, known_chunks
 
 
 def check_operands(q: da.Array, k: da.Array, v: da.Array, enable_gqa: bool) -> None:
@@ -49,6 +49,9 @@ def check_positions(keys: int, q_offset: Any, kv_lengths: Any) -> None:
 def mask_in_chunks(mask: Any, q: da.Array, k: da.Array) -> da.Array:
     """In the chunks of queries and keys; an axis of length 1 stays one."""
     m = mask if isinstance(mask, da.Array) else _arrays.to_numpy(mask, "attn_mask")
+    known_chunks(m, "attn_mask")
+    if not m.ndim:
+        m = m.reshape(1)
     if m.dtype not in (np.dtype(bool), q.dtype):
         raise TypeError(f"attn_mask must be boolean or of q's dtype {q.dtype}, got {m.dtype}")
     full = (*q.shape[:-1], k.shape[-2])

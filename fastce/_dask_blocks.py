@@ -92,6 +92,7 @@ def checked_labels(
     target: np.ndarray, *starts: np.ndarray, classes: int, ignore_index: int
 ) -> np.ndarray:
     """The labels of a block, whose first is at `starts` of the whole array."""
+    target = _arrays.to_numpy(target, "target")  # refuses masked arrays
     bad = (target != ignore_index) & ((target < 0) | (target >= classes))
     if bad.any():
         at = tuple(np.argwhere(bad)[0])

@@ -20,11 +20,11 @@ def checked(x: Any, name: str) -> da.Array:
         raise TypeError(
             f"{name} must be a Dask array, got {type(x).__name__}; for others there is fastce"
         )
-    _known_chunks(x, name)
+    known_chunks(x, name)
     return x.astype(_arrays.floating(np.empty(0, x.dtype), name).dtype)
 
 
-def _known_chunks(x: da.Array, name: str) -> None:
+def known_chunks(x: da.Array, name: str) -> None:
     if np.isnan(x.shape).any():
         raise ValueError(
             f"{name} must have chunks of known size, got {x.chunks}; see compute_chunk_sizes()"
@@ -52,6 +52,11 @@ def back(x: da.Array, axis: int) -> da.Array:
     return x if axis == x.ndim - 1 else da.moveaxis(x, -1, axis)
 
 
+def expanded(x: da.Array, axis: int) -> da.Array:
+    """With a new axis of length 1. `da.expand_dims` would lose a chunk of no rows."""
+    return x[(*(slice(None),) * axis, None)]
+
+
 def is_whole(x: da.Array) -> bool:
     """Whether no row is split."""
     return x.numblocks[-1] == 1
@@ -60,7 +65,7 @@ def is_whole(x: da.Array) -> bool:
 def chunked(a: Any, chunks: tuple[tuple[int, ...], ...], name: str) -> da.Array:
     """Something small, a Dask array or not, in these chunks."""
     if isinstance(a, da.Array):
-        _known_chunks(a, name)
+        known_chunks(a, name)
         return a.rechunk(chunks)
     return da.from_array(_arrays.to_numpy(a, name), chunks=chunks)
 

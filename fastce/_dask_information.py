@@ -24,7 +24,7 @@ import fastce
 from . import _arrays, _dask_blocks
 from . import information as of_arrays
 from ._dask_blocks import computed, strips, task, top_and_log_sum
-from ._dask_graph import STATE, SUMS, axis_of, blocks, checked, is_whole, last
+from ._dask_graph import STATE, SUMS, axis_of, blocks, checked, expanded, is_whole, last
 
 __all__ = [
     "cross_entropy",
@@ -280,7 +280,7 @@ def _measure(
             state, merge = _state_of_mixture, _merged_mixture
         states = _states(state, pairs, ix, fields, **options), (*ix, STATE)
         result = blocks(merge, ix[:-1], *states, **options, dtype=np.float64).astype(dtype)
-    return da.expand_dims(result, axis) if keepdims else result
+    return expanded(result, axis) if keepdims else result
 
 
 def _states(function: Any, pairs: list, ix: tuple, fields: int, /, **options: Any) -> da.Array:
@@ -335,7 +335,7 @@ def _state(*arrays: np.ndarray, function: Any, base: float | None) -> np.ndarray
     def fields(at: Any) -> list[np.ndarray]:
         masses = [_mass(a[at]) for a in arrays]
         inner = function(*(a[at] for a in arrays), base=base)
-        return [*masses, np.where(np.prod(masses, axis=0) == 0, 0.0, inner)]
+        return [*masses, np.where(np.equal(masses, 0).any(axis=0), 0.0, inner)]
 
     return _in_strips(arrays[0], len(arrays) + 1, fields)
 

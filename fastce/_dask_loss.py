@@ -8,7 +8,18 @@ import dask.array as da
 import numpy as np
 
 from . import _arrays, _dask_blocks, _loss
-from ._dask_graph import STATE, axis_of, back, blocks, checked, chunked, is_whole, last, starts
+from ._dask_graph import (
+    STATE,
+    axis_of,
+    back,
+    blocks,
+    checked,
+    chunked,
+    is_whole,
+    known_chunks,
+    last,
+    starts,
+)
 
 
 class LossInputs:
@@ -43,6 +54,7 @@ class LossInputs:
 
     def _target(self, target: Any, logits: da.Array) -> da.Array:
         t = target if isinstance(target, da.Array) else _arrays.to_numpy(target, "target")
+        known_chunks(t, "target")
         rows = self.x.shape[:-1]
         if t.dtype.kind in "iu":
             if t.shape != rows:
@@ -79,6 +91,7 @@ class LossInputs:
     def _weight(self, weight: Any) -> da.Array:
         classes = self.x.shape[-1]
         w = weight if isinstance(weight, da.Array) else _arrays.floating(weight, "weight")
+        known_chunks(w, "weight")
         if w.shape != (classes,):
             raise ValueError(f"weight must have shape ({classes},), one per class, got {w.shape}")
         w = chunked(w, self.x.chunks[-1:], "weight")

@@ -32,7 +32,7 @@ import fastce
 from . import _arrays, _dask_blocks, _heads
 from . import _dask_information as information
 from ._dask_attention import check_operands, check_positions, mask_in_chunks
-from ._dask_graph import STATE, axis_of, back, blocks, checked, is_whole, last, starts
+from ._dask_graph import STATE, axis_of, back, blocks, checked, expanded, is_whole, last, starts
 from ._dask_loss import LossInputs
 from .cross_entropy import Reduction
 
@@ -90,7 +90,7 @@ def logsumexp(x: da.Array, *, axis: int = -1, keepdims: bool = False) -> da.Arra
         states = _states(rows), (*ix, STATE)
         result = blocks(_dask_blocks.merged_lse, ix[:-1], *states, dtype=np.float64)
         result = result.astype(x.dtype)
-    return da.expand_dims(result, axis) if keepdims else result
+    return expanded(result, axis) if keepdims else result
 
 
 def log_softmax(x: da.Array, *, axis: int = -1) -> da.Array:

@@ -171,6 +171,8 @@ def test_help(args):
         (("loss", "x", "t", "--chunk-mb", "nan"), "must be positive, got nan"),
         (("loss", "x", "t", "--axis", "last"), "invalid int value: 'last'"),
         (("loss", "x", "t", "--dtype", "fp8"), "invalid choice: 'fp8'"),
+        (("loss", "x", "t", "--ignore-index", f"{2**63}"), f"must fit 64 bits, got {2**63}"),
+        (("loss", "x", "t", "--dask", ""), "must not be empty"),
     ],
 )
 def test_wrong_command_line(args, message):
@@ -384,7 +386,7 @@ def no_arrays(folder):
 NOISE = np.random.default_rng(0).standard_normal((ROWS, CLASSES)).astype(np.float32)
 BAD = {
     "missing": (lambda d: (d / "x.npy").unlink(), "x.npy", "cannot read x.npy: No such file"),
-    "a folder": (lambda d: (d / "x").mkdir(), "x", "cannot read x: Is a directory"),
+    "a folder": (lambda d: (d / "x").mkdir(), "x", "x: Is a directory; a Zarr store needs --dask"),
     "no file": (lambda d: (d / "x.npy").write_bytes(b""), "x.npy", "not an .npy or .npz file"),
     "text": (lambda d: (d / "x.npy").write_text("1 2\n" * 9), "x.npy", "not an .npy or .npz file"),
     "header": (lambda d: flip(d / "x.npy", 15), "x.npy", "not an .npy or .npz file"),

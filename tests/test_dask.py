@@ -268,6 +268,14 @@ def test_information(chunks, name):
         close(result.compute(), wanted, scale=1e-9)  # small ones have their digits, too
 
 
+def test_masses_whose_product_underflows():
+    p, q = (np.exp(-500.0 - np.array(a)) for a in ((0, 1, 2, 3), (3, 0, 2, 1)))
+    for name in MEASURES:
+        given = arrays_of(name, p, q)
+        result = getattr(fd.information, name)(*(split(a, 2) for a in given))
+        close(result.compute(), getattr(fastce.information, name)(*given))
+
+
 def test_divergences_of_nearly_equal_distributions():
     p = np.random.default_rng(0).dirichlet(np.ones(C), N)
     q = p * (1 + 1e-6 * np.random.default_rng(1).standard_normal(p.shape))
@@ -508,6 +516,29 @@ def test_a_bad_label_is_named_by_its_place_in_the_whole_array(chunks):
     for result in fd.cross_entropy_with_grad(x, t, axis=1):
         with pytest.raises(IndexError, match=r"target\[7, 4\] is -3, out of range for 10 classes"):
             result.compute()
+
+
+def test_masked_labels_are_refused():
+    masked = da.ma.masked_equal(split(labels(), 5), 5)
+    for chunks in (5, C), (5, 3):
+        with pytest.raises(TypeError, match="target is a masked array"):
+            fd.cross_entropy(split(logits(), chunks), masked).compute()
+
+
+def test_an_empty_chunk_beside_one_row():
+    x = split(logits(shape=(1, C)), ((1, 0), 4))
+    close(fd.logsumexp(x, keepdims=True).compute(), fastce.logsumexp(x.compute(), keepdims=True))
+    p = np.exp(x)
+    found = fd.information.entropy(p, keepdims=True).compute()
+    close(found, fastce.information.entropy(p.compute(), keepdims=True))
+
+
+def test_a_mask_of_one_number():
+    q = np.random.default_rng(0).standard_normal((2, 6, 4))
+    x = split(q, (1, 3, 4))
+    for mask, wanted in ((True, None), (False, np.zeros((6, 6), bool))):
+        found = fd.scaled_dot_product_attention(x, x, x, attn_mask=np.array(mask)).compute()
+        close(found, fastce.scaled_dot_product_attention(q, q, q, attn_mask=wanted))
 
 
 def test_without_dask():

@@ -229,8 +229,20 @@ def test_autocast():
             torch.testing.assert_close(found, wanted, rtol=3e-2, atol=3e-3)
         out = ft.scaled_dot_product_attention(q, q, q)
         assert out.dtype == F.scaled_dot_product_attention(q, q, q).dtype == torch.bfloat16
+        for mask in torch.randn(3, 3), torch.rand(3, 3) < 0.5:
+            mask[:, 0] = True
+            ours, right = (f.scaled_dot_product_attention(q, q, q, mask) for f in (ft, F))
+            torch.testing.assert_close(ours, right, rtol=3e-2, atol=3e-2)
     out.float().sum().backward()
     assert q.grad.dtype == torch.float32
+
+
+def test_autocast_leaves_float64():
+    x, w, q = leaf(4, 6), leaf(5, 6), leaf(2, 3, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert ft.scaled_dot_product_attention(q, q, q).dtype == torch.float64
+        assert F.scaled_dot_product_attention(q, q, q).dtype == torch.float64
+        assert ft.linear_cross_entropy(x, w, torch.arange(4)).dtype == torch.float64
 
 
 # --- memory -------------------------------------------------------------------------------
@@ -310,3 +322,84 @@ def test_backends_are_those_of_fastce():
         result = ft.cross_entropy(x, target).item()
     assert result == pytest.approx(F.cross_entropy(x, target).item())
     assert np.isfinite(result)
+
+
+def test_no_tensors():
+    x, target = torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64)
+    for call, message in (
+        (lambda: ft.cross_entropy(x, [0, 1]), "target must be a Tensor, got list"),
+        (lambda: ft.cross_entropy(x, None), "target must be a Tensor, got NoneType"),
+        (lambda: ft.cross_entropy(x, target, [1.0] * 3), "weight must be a Tensor, got list"),
+        (lambda: ft.linear_cross_entropy(x, x.numpy(), target), "linear_weight .* got ndarray"),
+        (lambda: ft.log_softmax([1.0]), "input must be a Tensor, got list"),
+        (lambda: ft.log_softmax(x, None), "dim must be an integer, got None"),
+        (lambda: ft.scaled_dot_product_attention(x, x, x, 1), "attn_mask must be .* got int"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            call()
+
+
+def test_negative_bit():
+    """A tensor that is the negative of its memory."""
+    x = torch.randn(4, 6, dtype=torch.complex128).conj().imag
+    assert x.is_neg()
+    torch.testing.assert_close(ft.log_softmax(x), F.log_softmax(x, -1))
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_scaled_losses_of_float16(reduction):
+    """What a mean over many rows leaves of a float16 gradient is 0 before a factor of 65536."""
+    x = (torch.randn(2048, 300) / 10).half()
+    w, target = (torch.randn(300, 300) / 10).half(), torch.randint(0, 300, (2048,))
+    scale = 65536 if reduction == "mean" else 32
+    a, b = x.clone().requires_grad_(), x.double().requires_grad_()
+    (ft.cross_entropy(a, target, reduction=reduction) * scale).backward()
+    (F.cross_entropy(b, target, reduction=reduction) * scale).backward()
+    torch.testing.assert_close(a.grad.double(), b.grad, rtol=1e-3, atol=1e-7)
+    assert (a.grad != 0).all()
+    a, b = x.clone().requires_grad_(), x.double().requires_grad_()
+    (ft.linear_cross_entropy(a, w, target, reduction=reduction) * scale).backward()
+    (F.cross_entropy(b @ w.double().T, target, reduction=reduction) * scale).backward()
+    torch.testing.assert_close(a.grad.double(), b.grad, rtol=2e-2, atol=2e-3 * b.grad.std().item())
+
+
+def test_what_a_backward_needs_must_not_change():
+    x, q, target = leaf(3, 4), leaf(1, 1, 4, 8), torch.arange(3)
+    weight, mask = torch.ones(4, dtype=torch.float64), torch.ones(4, 4, dtype=torch.bool)
+    for result, changed in (
+        (ft.scaled_dot_product_attention(q, q, q, mask), mask),
+        (ft.cross_entropy(x, target, weight, reduction="none"), weight),
+        (ft.linear_cross_entropy(x, x, target % 3, weight=weight[:3], reduction="none"), weight),
+    ):
+        changed.zero_()
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            result.sum().backward()
+
+
+@pytest.mark.parametrize("loss", [ft.cross_entropy, lambda x, t: ft.linear_cross_entropy(x, x, t)])
+def test_gradients_of_one_loss_are_memory_of_their_own(loss):
+    x = leaf(4, 6)
+    result = loss(x, torch.arange(4))
+    a, b = (torch.autograd.grad(result, x, retain_graph=True)[0] for _ in range(2))
+    assert torch.equal(a, b)
+    b.zero_()
+    assert a.any()
+    assert torch.equal(torch.autograd.grad(result, x, retain_graph=True)[0], a)
+
+
+def test_forward_mode_is_refused():
+    """It would lose the tangent."""
+    from torch.autograd import forward_ad
+
+    x, target, q = torch.randn(4, 6), torch.arange(4), torch.randn(2, 3, 8)
+    with forward_ad.dual_level():
+        x, q = (forward_ad.make_dual(a, torch.ones_like(a)) for a in (x, q))
+        for call in (
+            lambda: ft.log_softmax(x),
+            lambda: ft.cross_entropy(x, target),
+            lambda: ft.cross_entropy(x, target, reduction="none"),
+            lambda: ft.linear_cross_entropy(x, x, target),
+            lambda: ft.scaled_dot_product_attention(q, q, q),
+        ):
+            with pytest.raises(NotImplementedError, match="jvp"):
+                call()

@@ -218,6 +218,7 @@ def _explained(name: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise CommandError(f"cannot read {name}: {error.strerror or error}") from error
+        hint = "; a Zarr store needs --dask" if isinstance(error, IsADirectoryError) else ""
+        raise CommandError(f"cannot read {name}: {error.strerror or error}{hint}") from error
     except (EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise CommandError(f"cannot read {name}: {error}") from error

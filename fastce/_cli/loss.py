@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("logits", metavar="LOGITS", help="unnormalised log-probabilities, .npy or .npz")
     add("targets", metavar="TARGETS", help="class indices or probabilities, .npy or .npz")
     add("--axis", type=int, default=-1, help="where the classes are (default: the last axis)")
-    add("--ignore-index", type=int, default=-100, metavar="LABEL",
+    add("--ignore-index", type=_label, default=-100, metavar="LABEL",
         help="label of rows that do not count (default: -100)")  # fmt: skip
     add("--label-smoothing", type=_fraction, default=0.0, metavar="S",
         help="0 to 1: how much of the target is spread over all classes (default: 0)")  # fmt: skip
@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--chunk-mb", type=_megabytes, default=32.0, metavar="MB",
         help="how much of the logits to read at once (default: 32); more is faster in Fortran "
         "order, or with the classes first")  # fmt: skip
-    add("--dask", metavar="ADDRESS",
+    add("--dask", type=_address, metavar="ADDRESS",
         help="compute on the Dask cluster whose scheduler is there (tcp://host:8786), or on one of "
         "processes here: local")  # fmt: skip
     add("--json", action="store_true",
@@ -54,9 +54,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     began = time.perf_counter()
-    results, size = _on_a_cluster(args) if args.dask else _here(args)
-    seconds = time.perf_counter() - began
-    results |= {"seconds": seconds, "mb_per_second": size / 1e6 / seconds}
+    results, size = _here(args) if args.dask is None else _on_a_cluster(args)
+    seconds = results.setdefault("seconds", time.perf_counter() - began)
+    results["mb_per_second"] = size / 1e6 / seconds
     if args.json:
         print(json.dumps({key: _json_value(value) for key, value in results.items()}, indent=2))
     else:
@@ -230,6 +230,19 @@ def _fraction(text: str) -> float:
     value = float(text)
     if not 0.0 <= value <= 1.0:
         raise argparse.ArgumentTypeError(f"must be from 0 to 1, got {text}")
+    return value
+
+
+def _address(text: str) -> str:
+    if not text:  # a variable of the shell that is not set
+        raise argparse.ArgumentTypeError("must not be empty")
+    return text
+
+
+def _label(text: str) -> int:
+    value = int(text)
+    if not -(2**63) <= value < 2**63:
+        raise argparse.ArgumentTypeError(f"must fit 64 bits, got {text}")
     return value
 
 
