@@ -7,8 +7,8 @@ from typing import Any
 import dask.array as da
 import numpy as np
 
-from . import _arrays, _heads
-from ._dask_graph import chunked, known_chunks
+from . import _heads
+from ._dask_graph import chunked, given
 
 
 def check_operands(q: da.Array, k: da.Array, v: da.Array, enable_gqa: bool) -> None:
@@ -48,8 +48,7 @@ def check_positions(keys: int, q_offset: Any, kv_lengths: Any) -> None:
 
 def mask_in_chunks(mask: Any, q: da.Array, k: da.Array) -> da.Array:
     """In the chunks of queries and keys; an axis of length 1 stays one."""
-    m = mask if isinstance(mask, da.Array) else _arrays.to_numpy(mask, "attn_mask")
-    known_chunks(m, "attn_mask")
+    m = given(mask, "attn_mask")
     if not m.ndim:
         m = m.reshape(1)
     if m.dtype not in (np.dtype(bool), q.dtype):
@@ -60,4 +59,4 @@ def mask_in_chunks(mask: Any, q: da.Array, k: da.Array) -> da.Array:
         raise ValueError(f"attn_mask must broadcast to {full}, got shape {m.shape}")
     chunks = (*q.chunks[:-1], k.chunks[-2])[len(full) - m.ndim :]
     own = tuple((1,) if n == 1 else c for n, c in zip(m.shape, chunks, strict=True))
-    return chunked(m, own, "attn_mask")
+    return chunked(m, own)

@@ -20,11 +20,11 @@ def checked(x: Any, name: str) -> da.Array:
         raise TypeError(
             f"{name} must be a Dask array, got {type(x).__name__}; for others there is fastce"
         )
-    known_chunks(x, name)
+    _known_chunks(x, name)
     return x.astype(_arrays.floating(np.empty(0, x.dtype), name).dtype)
 
 
-def known_chunks(x: da.Array, name: str) -> None:
+def _known_chunks(x: da.Array, name: str) -> None:
     if np.isnan(x.shape).any():
         raise ValueError(
             f"{name} must have chunks of known size, got {x.chunks}; see compute_chunk_sizes()"
@@ -62,12 +62,16 @@ def is_whole(x: da.Array) -> bool:
     return x.numblocks[-1] == 1
 
 
-def chunked(a: Any, chunks: tuple[tuple[int, ...], ...], name: str) -> da.Array:
-    """Something small, a Dask array or not, in these chunks."""
-    if isinstance(a, da.Array):
-        known_chunks(a, name)
-        return a.rechunk(chunks)
-    return da.from_array(_arrays.to_numpy(a, name), chunks=chunks)
+def given(a: Any, name: str) -> Any:
+    """A Dask array of known chunks as it is, anything else as NumPy's."""
+    if not isinstance(a, da.Array):
+        return _arrays.to_numpy(a, name)
+    _known_chunks(a, name)
+    return a
+
+
+def chunked(a: da.Array | np.ndarray, chunks: tuple[tuple[int, ...], ...]) -> da.Array:
+    return a.rechunk(chunks) if isinstance(a, da.Array) else da.from_array(a, chunks=chunks)
 
 
 def starts(x: da.Array, axis: int) -> da.Array:

@@ -15,8 +15,8 @@ from ._dask_graph import (
     blocks,
     checked,
     chunked,
+    given,
     is_whole,
-    known_chunks,
     last,
     starts,
 )
@@ -53,13 +53,12 @@ class LossInputs:
         self.weight = None if weight is None else self._weight(weight)
 
     def _target(self, target: Any, logits: da.Array) -> da.Array:
-        t = target if isinstance(target, da.Array) else _arrays.to_numpy(target, "target")
-        known_chunks(t, "target")
+        t = given(target, "target")
         rows = self.x.shape[:-1]
         if t.dtype.kind in "iu":
             if t.shape != rows:
                 raise _loss.wrong_labels(t.shape, "logits", logits.shape, rows)
-            t = chunked(t, self.x.chunks[:-1], "target")
+            t = chunked(t, self.x.chunks[:-1])
             pairs = [pair for i in self.ix[:-1] for pair in (starts(t, i), (i,))]
             return blocks(
                 _dask_blocks.checked_labels,
@@ -90,11 +89,10 @@ class LossInputs:
 
     def _weight(self, weight: Any) -> da.Array:
         classes = self.x.shape[-1]
-        w = weight if isinstance(weight, da.Array) else _arrays.floating(weight, "weight")
-        known_chunks(w, "weight")
+        w = given(weight, "weight")
         if w.shape != (classes,):
             raise ValueError(f"weight must have shape ({classes},), one per class, got {w.shape}")
-        w = chunked(w, self.x.chunks[-1:], "weight")
+        w = chunked(w, self.x.chunks[-1:])
         return checked(w, "weight").astype(self.dtype)
 
     def _given(self) -> list[Any]:

@@ -140,8 +140,13 @@ def cross_entropy(
     if not _differentiates(input):
         given = _given(input), _given(target)
         return _tensor(fastce.cross_entropy(*given, weight=_given(weight), **options), input)
-    function = _CrossEntropy if _in_one_trip(input, reduction) else _CrossEntropyTwice
-    return function.apply(input, target, weight, options)
+    if not _in_one_trip(input, reduction):
+        return _CrossEntropy.apply(input, target, weight, options)
+
+    def compute(x: Any) -> tuple:
+        return fastce.cross_entropy_with_grad(x, _given(target), weight=_given(weight), **options)
+
+    return _InOneTrip.apply(compute, input)
 
 
 def linear_cross_entropy(
@@ -192,7 +197,7 @@ def linear_cross_entropy(
     >>> loss = fastce.torch.linear_cross_entropy(x, w, torch.tensor([0, 4]))
     >>> loss.backward()
     >>> loss, w.grad[0]
-    (tensor(1.6094, grad_fn=<_LinearCrossEntropyBackward>), tensor([-0.3000, -0.3000, -0.3000]))
+    (tensor(1.6094, grad_fn=<_InOneTripBackward>), tensor([-0.3000, -0.3000, -0.3000]))
     """
     _require_tensors(
         input=input,
@@ -217,9 +222,15 @@ def linear_cross_entropy(
             *given, linear_bias=_given(linear_bias), weight=_given(weight), **options
         )
         return _tensor(loss, input)
-    one = _in_one_trip(input, reduction)
-    function = _LinearCrossEntropy if one else _LinearCrossEntropyTwice
-    return function.apply(*layer, target, weight, options)
+    if not _in_one_trip(input, reduction):
+        return _LinearCrossEntropy.apply(*layer, target, weight, options)
+
+    def compute(x: Any, w: Any, bias: Any) -> tuple:
+        return fastce.linear_cross_entropy_with_grad(
+            x, w, _given(target), linear_bias=bias, weight=_given(weight), **options
+        )
+
+    return _InOneTrip.apply(compute, *layer)
 
 
 def scaled_dot_product_attention(
@@ -334,28 +345,26 @@ def _in_one_trip(input: torch.Tensor, reduction: str) -> bool:
     return reduction != "none" and input.dtype != torch.float16
 
 
-class _CrossEntropy(torch.autograd.Function):
+class _InOneTrip(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        input: torch.Tensor,
-        target: torch.Tensor,
-        weight: torch.Tensor | None,
-        options: dict,
-    ) -> torch.Tensor:
-        loss, grad = fastce.cross_entropy_with_grad(
-            _given(input), _given(target), weight=_given(weight), **options
-        )
-        ctx.save_for_backward(_tensor(grad, input))
-        return _tensor(loss, input)
+    def forward(ctx: Any, compute: Callable, *layer: torch.Tensor | None) -> torch.Tensor:
+        """`compute` gives the loss, and its gradient for each tensor of `layer`."""
+        loss, *grads = compute(*map(_given, layer))
+        ctx.save_for_backward(*(None if g is None else _tensor(g, layer[0]) for g in grads))
+        ctx.handed_out = False
+        return _tensor(loss, layer[0])
 
     @staticmethod
     @_first_order
     def backward(ctx: Any, grad_loss: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        return (*_handed_out(ctx, grad_loss), None, None, None)
+        grads = ctx.saved_tensors  # an error if what was handed out has been changed since
+        if grad_loss.device.type == "cpu" and grad_loss.item() == 1 and not ctx.handed_out:
+            ctx.handed_out = True  # once, so that no two results are the same memory
+            return None, *grads  # another trip through memory less
+        return None, *(None if g is None else g * grad_loss for g in grads)
 
 
-class _CrossEntropyTwice(torch.autograd.Function):
+class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
@@ -383,30 +392,6 @@ class _CrossEntropyTwice(torch.autograd.Function):
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        input: torch.Tensor,
-        linear_weight: torch.Tensor,
-        linear_bias: torch.Tensor | None,
-        target: torch.Tensor,
-        weight: torch.Tensor | None,
-        options: dict,
-    ) -> torch.Tensor:
-        given = _given(input), _given(linear_weight), _given(target)
-        loss, *grads = fastce.linear_cross_entropy_with_grad(
-            *given, linear_bias=_given(linear_bias), weight=_given(weight), **options
-        )
-        ctx.save_for_backward(*(None if g is None else _tensor(g, input) for g in grads))
-        return _tensor(loss, input)
-
-    @staticmethod
-    @_first_order
-    def backward(ctx: Any, grad_loss: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        return (*_handed_out(ctx, grad_loss), None, None, None)
-
-
-class _LinearCrossEntropyTwice(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
@@ -493,19 +478,6 @@ def _tensor(result: Any, like: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(array)
 
 
-def _handed_out(ctx: Any, factor: torch.Tensor) -> list[torch.Tensor | None]:
-    """The gradients that were saved, times a factor.
-
-    Where that is known to be 1, the saved ones themselves, which is another trip through memory
-    less; but only once, so that no two results are the same memory.
-    """
-    grads = ctx.saved_tensors  # an error if what was handed out has been changed since
-    if factor.device.type == "cpu" and factor.item() == 1 and not getattr(ctx, "given_away", False):
-        ctx.given_away = True
-        return [*grads]
-    return [None if g is None else g * factor for g in grads]
-
-
 def _differentiates(*tensors: torch.Tensor | None) -> bool:
     """In forward mode too, which autograd functions without it refuse."""
     given = [t for t in tensors if t is not None]
@@ -514,13 +486,13 @@ def _differentiates(*tensors: torch.Tensor | None) -> bool:
     )
 
 
+_OPTIONAL = "weight", "linear_bias", "attn_mask"
+
+
 def _require_tensors(**tensors: Any) -> None:
     for name, tensor in tensors.items():
         if not (isinstance(tensor, torch.Tensor) or (tensor is None and name in _OPTIONAL)):
             raise TypeError(f"{name} must be a Tensor, got {type(tensor).__name__}")
-
-
-_OPTIONAL = "weight", "linear_bias", "attn_mask"
 
 
 def _refuse_gradients(**tensors: torch.Tensor | None) -> None:

@@ -386,7 +386,10 @@ def no_arrays(folder):
 NOISE = np.random.default_rng(0).standard_normal((ROWS, CLASSES)).astype(np.float32)
 BAD = {
     "missing": (lambda d: (d / "x.npy").unlink(), "x.npy", "cannot read x.npy: No such file"),
-    "a folder": (lambda d: (d / "x").mkdir(), "x", "x: Is a directory; a Zarr store needs --dask"),
+    "a folder": (
+        lambda d: (d / "x").mkdir(), "x",
+        "cannot read x: Is a directory; a Zarr store needs --dask",
+    ),
     "no file": (lambda d: (d / "x.npy").write_bytes(b""), "x.npy", "not an .npy or .npz file"),
     "text": (lambda d: (d / "x.npy").write_text("1 2\n" * 9), "x.npy", "not an .npy or .npz file"),
     "header": (lambda d: flip(d / "x.npy", 15), "x.npy", "not an .npy or .npz file"),
