@@ -129,7 +129,7 @@ cdef double row(
     cdef Py_ssize_t blocks = (p.n + BLOCK - 1) // BLOCK, k, label = -1
     cdef double weight = 0, gap = 0, loss, lse, log_sum, pull, upstream, share, below = 0
     cdef double mean_gap = 0, gap_slope = 0
-    cdef char memory[BLOCK * 8]
+    cdef char* memory = thread_memory(OF_ROW, BLOCK * 8)
     cdef void* exps = memory if grad != NULL and p.n <= BLOCK and p.given_lse == NULL else NULL
     cdef Cost cost
     cdef State state

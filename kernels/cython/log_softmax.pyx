@@ -157,7 +157,7 @@ cdef void row(
     cdef bint backward = op == SOFTMAX_BACKWARD or op == LOG_SOFTMAX_BACKWARD
     cdef Py_ssize_t blocks = (n + BLOCK - 1) // BLOCK, k
     cdef double total = 0
-    cdef char memory[BLOCK * 8]
+    cdef char* memory = thread_memory(OF_ROW, BLOCK * 8)
     cdef void* exps = memory if op == SOFTMAX and n <= BLOCK else NULL
     cdef State state = empty_state()
     if backward:

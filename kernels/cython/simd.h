@@ -90,7 +90,7 @@ template <class T> INLINE constexpr double largest_of(const T *) { return traits
 // A number rounded to the compute type.
 template <class T> INLINE double rounded(const T *, double value) { return (compute<T>)value; }
 
-// Stack memory as vectors: the first aligned address. It takes up to one vector more.
+// Memory as vectors: the first aligned address. It takes up to one vector more.
 template <class T> INLINE vector<T> *aligned(const T *, void *memory) {
     return (vector<T> *)(((uintptr_t)memory + VECTOR_BYTES - 1) & -(uintptr_t)VECTOR_BYTES);
 }
