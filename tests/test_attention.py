@@ -271,6 +271,38 @@ def test_queries_that_see_no_key(backend, length, keys, how, dtype):
         assert np.isfinite(widen(a)).all()
 
 
+FAR_AWAY = [2**59, 2**60 - 3, 2**60 + 3, 2**61, 2**62, 2**63 - 9, 10**30]
+
+
+@pytest.mark.parametrize("far", FAR_AWAY)
+def test_positions_and_windows_that_are_far_away(backend, far):
+    """Only their difference counts, however large both are."""
+    q, k, v = normal(2, 1, 9, 4), normal(2, 1, 20, 4, seed=1), normal(2, 1, 20, 3, seed=2)
+    for step in -30, -5, 0, 7, 30:
+        for window, near, offset in (
+            ((far, -1), (9, -1), step),
+            ((far, 5), (9, -1), step),
+            ((-1, far), (-1, 9), -step),
+            ((3, far), (-1, 9), -step),
+        ):
+            sign = 1 if near[1] < 0 else -1
+            right = attention(q, k, v, window=near, q_offset=sign * 9 + offset)
+            same(attention(q, k, v, window=window, q_offset=sign * far + offset), right)
+        if far <= 2**62:
+            both = np.array([far + step, 3])
+            right = [
+                attention(q[:1], k[:1], v[:1], window=(9, -1), q_offset=9 + step)[0],
+                attention(q[1:], k[1:], v[1:], window=(-1, 5), q_offset=3)[0],
+            ]
+            same(attention(q, k, v, window=(far, 5), q_offset=both), right)
+    blind = attention(q, k, v, window=(far, -1), is_causal=True, q_offset=-far)
+    same(blind, np.zeros_like(blind))
+    ends = [0, 9], [0, 20]
+    flat = [np.moveaxis(a[0], 0, 1) for a in (q, k, v)]
+    right = varlen(*flat, *ends, window=(9, -1), q_offset=12)
+    same(varlen(*flat, *ends, window=(far, -1), q_offset=far + 3), right)
+
+
 def test_blind_queries_leave_the_others_alone(backend):
     """Not a bit of the others changes."""
     for length, keys in LENGTHS:
@@ -1138,6 +1170,8 @@ WRONG_PACKED = [
     ({"cu_seqlens_k": [0, 3, 5]}, ValueError, "got 2 and 3"),
     ({"cu_seqlens_q": [0.0, 5.0]}, TypeError, "cu_seqlens_q", "float64"),
     ({"cu_seqlens_k": np.zeros(0, int)}, TypeError, "cu_seqlens_k", "(0,)"),
+    ({"cu_seqlens_k": np.ma.array([0, 5], mask=[0, 1])}, TypeError, "cu_seqlens_k is a masked"),
+    ({"q_offset": np.ma.array([0], mask=[1])}, TypeError, "q_offset is a masked array"),
     ({"cu_seqlens_k": [[0, 5]]}, TypeError, "cu_seqlens_k", "(1, 2)"),
     ({"q_offset": [1, 2]}, ValueError, "q_offset", "(1,)", "(2,)"),
     ({"scale": INF}, ValueError, "scale", "inf"),
