@@ -150,8 +150,8 @@ def scores_of(tiling):
 
     @device
     def given_weight(score, top, log_sum, natural):
-        """exp(score - top) over a sum; `top` is at most 1 step of rounding below the score. All are
-        as `norms_of` in _attention_backward.py leaves them.
+        """exp(score - top), at most 1, however `top` was rounded, over the sum whose logarithm is
+        given. What `top` and `log_sum` are: `norm_at` in _attention_backward.py.
         """
         gap = score - top
         gap = zero if gap > zero else gap  # NaN stays
