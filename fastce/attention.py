@@ -170,8 +170,9 @@ def scaled_dot_product_attention_backward(
 
     Notes
     -----
-    The weights are computed again from lse, in tiles. The result is the same to the last bit
-    for any number of threads.
+    The weights are computed again from lse, in tiles. Where lse is so large (above 177) that its
+    rounding would be seen, they come from the scores alone, of the keys that are given here. The
+    result is the same to the last bit for any number of threads.
 
     Examples
     --------

@@ -260,7 +260,9 @@ def test_attention_of_few_queries():
 def test_attention_with_numbers_beyond_any_array():
     q, k, v = rng.standard_normal((3, 2, 4, 9, 8))
     lengths, far, allowed = np.array([9, 5]), 2**63 - 1, np.ones((1, 1, 1, 9), bool)
-    for window, q_offset in ((2, far), 0), ((far, far), far), ((far, 0), 2**62):
+    calls = [((2, far), 0), ((far, far), far), ((far, 0), 2**62)]
+    calls += [((far - 3, 2), far), ((2, far - 3), -far), ((2**61, 2), 2**61 + 4)]
+    for window, q_offset in calls:
         given = q, k, v, allowed, 0.3, 0.0, window, q_offset, lengths
         np.testing.assert_allclose(attend_with(*given), attend_with.py_func(*given), rtol=1e-12)
 
