@@ -3,6 +3,7 @@
 import doctest
 import inspect
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -77,7 +78,7 @@ def test_functions_inside_njit_are_named():
         function = getattr(fastce, name)
         try:
             return inspect.isfunction(function) and context.resolve_value_type(function)
-        except numba.TypingError:
+        except (ValueError, numba.TypingError):
             return False
 
     there = set(filter(is_there, fastce.__all__))
@@ -90,3 +91,14 @@ def test_functions_inside_njit_are_named():
     for page in pages:
         named = re.findall(r"`(?:fastce\.)?(\w+)`", page)
         assert set(named) - {"fastce"} == there
+
+
+def test_the_table_of_speed_is_that_of_the_measurements():
+    """As the pictures are; and no case in which fastce loses is left out of it."""
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("rich")
+    speed = runpy.run_path(str(DOCS / "speed.py"))
+    assert "\n".join(speed["table"]()) + "\n\n" in (DOCS.parent / "README.md").read_text()
+    for case, machines in speed["measured"]().items():
+        if any(ratio < 1 for ratio in machines.get("zen4", {}).values()):
+            assert case in speed["ROWS"]

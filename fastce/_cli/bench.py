@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     for package in ("rich", "matplotlib") if args.plot else ("rich",):
         if importlib.util.find_spec(package) is None:
             raise CommandError(
-                f"needs {package}, which the extra cli has: pip install '.[cli]' in a clone of fastce"
+                f"needs {package}, of the extra cli: pip install '.[cli]' in a clone of fastce"
             )
     if args.plot:
         from matplotlib.backend_bases import FigureCanvasBase
