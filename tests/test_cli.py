@@ -159,22 +159,23 @@ def test_a_reader_that_stops_early():
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
 @pytest.mark.parametrize(
-    ("redirected", "status", "shown", "complaint"),
+    ("command", "status", "shown", "complaint"),
     [
-        ("info >&-", 1, "", "fastce info: standard output is closed\n"),
-        ("info >/dev/full", 1, "", "fastce info: [Errno 28] No space left on device\n"),
-        ("--help >/dev/full", 1, "", "fastce: [Errno 28] No space left on device\n"),
-        ("--version 2>&-", 0, f"fastce {fastce.__version__}\n", ""),
-        ("loss x.npy t.npy 2>&-", 1, "", ""),
-        ("loss x.npy t.npy 2>/dev/full", 1, "", ""),
-        ("loss 2>/dev/full", 2, "", ""),
-        ("loss x.npy t.npy <&- >&- 2>&-", 1, "", ""),
+        ("-m fastce info >&-", 1, "", "fastce info: standard output is closed\n"),
+        ("-m fastce info >/dev/full", 1, "", "fastce info: [Errno 28] No space left on device\n"),
+        ("-m fastce --help >/dev/full", 1, "", "fastce: [Errno 28] No space left on device\n"),
+        ("-u -m fastce --help >/dev/full", 1, "", "fastce: [Errno 28] No space left on device\n"),
+        ("-m fastce --version 2>&-", 0, f"fastce {fastce.__version__}\n", ""),
+        ("-m fastce loss x.npy t.npy 2>&-", 1, "", ""),
+        ("-m fastce loss x.npy t.npy 2>/dev/full", 1, "", ""),
+        ("-m fastce loss 2>/dev/full", 2, "", ""),
+        ("-m fastce loss x.npy t.npy <&- >&- 2>&-", 1, "", ""),
     ],
 )
-def test_a_stream_that_is_closed_or_full(tmp_path, redirected, status, shown, complaint):
+def test_a_stream_that_is_closed_or_full(tmp_path, command, status, shown, complaint):
     """Results that nobody gets are a failure; a complaint that nobody gets changes nothing."""
     done = subprocess.run(
-        ["sh", "-c", f'"{sys.executable}" -m fastce {redirected}'], cwd=tmp_path,
+        ["sh", "-c", f'"{sys.executable}" {command}'], cwd=tmp_path,
         env={k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"},
         capture_output=True, text=True,
     )  # fmt: skip
@@ -751,6 +752,36 @@ def test_bad_input_on_a_cluster(data, cluster):
         assert done.returncode == 1
         assert done.stdout == ""
         assert re.search(f"^fastce loss: {message}", done.stderr, re.MULTILINE), done.stderr
+
+
+def test_damaged_store_on_a_cluster(data, cluster):
+    """Its metadata, then one of its chunks."""
+    zarr = pytest.importorskip("zarr", reason="Zarr is not installed")
+    folder, x, _ = data
+    zarr.create_array(folder / "x.zarr", shape=x.shape, chunks=x.shape, dtype=x.dtype)[...] = x
+    metadata = folder / "x.zarr" / "zarr.json"
+    good = metadata.read_text()
+    metadata.write_text(good.replace('"shape": [', '"shape": [null, '))
+    done = run("loss", "x.zarr", "t.npy", "--dask", cluster, cwd=folder)
+    assert done.returncode == 1
+    assert done.stderr.startswith("fastce loss: cannot read x.zarr as a Zarr array: ")
+    metadata.write_text(good)
+    (folder / "x.zarr" / "c" / "0" / "0").write_bytes(b"no chunk")
+    done = run("loss", "x.zarr", "t.npy", "--dask", cluster, cwd=folder)
+    assert done.returncode == 1
+    assert f"fastce loss: --dask {cluster}: " in done.stderr
+
+
+def test_file_cut_under_dask(data):
+    """Each task opens it anew, and names it."""
+    pytest.importorskip("distributed", reason="distributed is not installed")
+    from fastce._cli._dask import Blocks
+
+    folder = data[0]
+    blocks = Blocks(str(folder / "x.npy"), None).dask_array(1, 1e6)
+    truncate(folder / "x.npy", 2000)
+    with pytest.raises(CommandError, match=r"x\.npy is truncated: "):
+        blocks.compute(scheduler="synchronous")
 
 
 def test_loss_on_a_cluster_of_its_own(data):

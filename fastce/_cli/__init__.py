@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import NoReturn, TextIO
+from typing import Any, NoReturn, TextIO
 
 from fastce._dispatch import kernel
 from fastce._threads import get_num_threads
@@ -92,6 +92,9 @@ def _run(argv: list[str]) -> int:
 
 
 class _Parser(argparse.ArgumentParser):
+    def _print_message(self, message: str, file: Any = None) -> None:
+        file.write(message)  # argparse's own passes over an OSError
+
     def error(self, message: str) -> NoReturn:
         complain(f"{self.format_usage()}{self.prog}: error: {printable(message)}")
         raise SystemExit(2)

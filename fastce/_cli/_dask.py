@@ -62,7 +62,7 @@ class Store:
         self.name = f"{path}[{key}]" if key else path
         try:
             array = self._open()
-        except (OSError, ValueError, KeyError, ImportError) as error:
+        except Exception as error:  # damaged metadata raise a dozen kinds
             raise CommandError(f"cannot read {self.name} as a Zarr array: {error}") from error
         self.shape, self.dtype, self.ndim = array.shape, array.dtype, array.ndim
         self.chunks = array.shards or array.chunks
@@ -108,7 +108,9 @@ def run_on_cluster(args: argparse.Namespace) -> tuple[dict[str, Any], int]:
     except IndexError as error:  # of a label
         message = str(error).replace("(ignore_index", "(--ignore-index")
         raise CommandError(f"{targets.name}: {message}") from None
-    except (OSError, TimeoutError, ValueError) as error:
+    except CommandError:  # of a file
+        raise
+    except Exception as error:  # of the network, a worker that is gone, or the codec of a chunk
         raise CommandError(f"--dask {args.dask}: {error}") from error
     return results, size
 
