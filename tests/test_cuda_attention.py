@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-pytest.importorskip("numba.cuda.extending", reason="the package numba-cuda is not installed")
+pytest.importorskip("fastce.kernels.cuda", exc_type=ImportError)  # without numba-cuda
 import _gpu
 from _attention import (
     CASES,

@@ -11,7 +11,7 @@ import subprocess
 import numpy as np
 import pytest
 
-pytest.importorskip("numba.cuda.extending", reason="the package numba-cuda is not installed")
+pytest.importorskip("fastce.kernels.cuda", exc_type=ImportError)  # without numba-cuda
 import _gpu
 import _ptx_machine
 from cuda.pathfinder import find_nvidia_binary_utility
