@@ -108,7 +108,7 @@ def per_entry(value: Any, batch: tuple[int, ...], name: str) -> Any:
         return max(-FAR, min(FAR, value))
     a = _arrays.to_numpy(value, name)
     if a.dtype.kind not in "iu":
-        raise TypeError(f"{name} must be integers, got dtype {a.dtype}")
+        raise TypeError(f"{name} must be integers, got dtype {_arrays.described(a)}")
     try:
         a = np.minimum(a, FAR) if a.dtype == np.uint64 else a
         return np.broadcast_to(a.astype(np.int64).clip(-FAR, FAR), batch).ravel()
@@ -200,9 +200,10 @@ def padded_batch(
     )
 
 
-def check_mask(dtype: Any, of_q: Any) -> None:
+def check_mask(dtype: Any, of_q: Any, mask: np.ndarray | None = None) -> None:
     if dtype not in (bool, "bool", of_q):
-        raise TypeError(f"attn_mask must be boolean or have q's dtype {of_q}, got {dtype}")
+        got = dtype if mask is None else _arrays.described(mask)
+        raise TypeError(f"attn_mask must be boolean or have q's dtype {of_q}, got {got}")
 
 
 def check_mask_shape(mask: tuple[int, ...], scores: tuple[int, ...]) -> None:
@@ -212,7 +213,7 @@ def check_mask_shape(mask: tuple[int, ...], scores: tuple[int, ...]) -> None:
 
 def _mask(attn_mask: Any, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
     mask = _arrays.to_numpy(attn_mask, "attn_mask")
-    check_mask(mask.dtype if mask.dtype == bool else mask.dtype.newbyteorder("="), dtype)
+    check_mask(mask.dtype.newbyteorder("="), dtype, mask)
     check_mask_shape(mask.shape, shape)
     if not (mask.flags.aligned and mask.dtype.isnative):
         mask = mask.astype(mask.dtype.newbyteorder("="))

@@ -151,9 +151,12 @@ class LossInputs:
                 raise self._bad_label(t, ignore_index)
             return rows, stats[1]
         if labels_of:
-            raise only_labels(labels_of, t.dtype)
+            raise only_labels(labels_of, _arrays.described(t))
         if t.dtype.kind != "f" and not _arrays.is_bfloat16(t.dtype):
-            raise TypeError(f"target must hold class indices or probabilities, got dtype {t.dtype}")
+            raise TypeError(
+                "target must hold class indices or probabilities, got dtype "
+                + _arrays.described(t)
+            )
         if t.shape != self.array.shape:
             raise ValueError(
                 f"target of probabilities must have the shape of {name}, {self.array.shape}, "

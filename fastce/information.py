@@ -530,8 +530,11 @@ def _labels(x: Any, name: str) -> tuple[np.ndarray, int]:
             return (wide - lowest).astype(np.intp), high - low + 1
     if _arrays.is_bfloat16(a.dtype):
         a = a.astype(np.float32)  # which sorts its NaN last
-    # So do floats, but no objects: among those a NaN breaks the order of the others.
-    known = a == a if a.dtype.kind == "O" else np.ones(len(a), bool)
+    # So do floats, but no objects: among those a NaN breaks the order of the others. <NA> of pandas
+    # is neither equal to itself nor different.
+    known = np.ones(len(a), bool)
+    if a.dtype.kind == "O":
+        known[:] = [equal is True or equal is np.True_ for equal in np.equal(a, a, dtype=object)]
     try:
         labels, codes = np.unique(a[known], return_inverse=True)
     except TypeError as error:
