@@ -194,6 +194,8 @@ def fold(shape: tuple[int, ...], strides: tuple[int, ...] | None, axis: int, nam
     axis = normalize_axis_index(operator.index(axis), len(shape))
     if strides is None:
         outer, inner = list(range(axis)), list(range(axis + 1, len(shape)))
+        if 0 in shape[:axis] + shape[axis + 1 :]:  # no rows: no plane over which a kernel loops
+            outer, inner = outer + inner, []
     else:
         others = sorted((i for i in range(len(shape)) if i != axis), key=lambda i: -abs(strides[i]))
         inner = [i for i in others if shape[i] > 1 and abs(strides[i]) < abs(strides[axis])]
@@ -205,6 +207,19 @@ def fold(shape: tuple[int, ...], strides: tuple[int, ...] | None, axis: int, nam
         None if strides is None else (*outer, axis, *inner),
         None if strides is None else tuple(i - (i > axis) for i in outer + inner),
     )
+
+
+def without_rows(layout: Layout) -> Layout:
+    """For an op that writes a number for each of its input, and has none: over 2**32 rows of no
+    classes a kernel would loop for 7 s.
+    """
+    return layout._replace(shape=(0, 0, 1))
+
+
+def map_layout(result: np.ndarray, axis: int, name: str) -> Layout:
+    """The folding for such an op."""
+    layout = layout_of(result, axis, name)
+    return layout if result.size else without_rows(layout)
 
 
 def _planes(a: np.ndarray, layout: Layout) -> tuple[np.ndarray, bool]:
@@ -295,7 +310,7 @@ def map_rows(x: Any, axis: int, out: Any) -> tuple[np.ndarray, np.ndarray, np.nd
     else:
         result = check_out(out, a.shape, a.dtype)
         a = apart(a, result)
-    layout = layout_of(result, axis, "x")
+    layout = map_layout(result, axis, "x")
     return rows_in(a, layout), rows_out(result, layout), result
 
 

@@ -419,4 +419,6 @@ def _room(x: Any, a: Seen, inputs: dict[str, Seen], axis: int, out: Any) -> tupl
         for which, seen in inputs.items():
             check_apart(seen, to, which)
         layout = layout_of(to, axis, name)
+    if 0 in a.shape:
+        layout = _arrays.without_rows(layout)
     return layout, planes(to, layout, "out")._replace(stream=first.stream), result

@@ -188,15 +188,18 @@ def padded_batch(
     mask = None
     if attn_mask is not None:
         mask = _mask(attn_mask, q.dtype, (*batch, heads, length, keys))
+    shape = (*batch, heads, length, v.shape[-1])
+    if 0 in (heads, length) and kv_lengths is None and type(q_offset) is int:
+        batch = (0,) * len(batch)  # there may be 2**40 entries without a query: none has a span
     spans = spans_of(batch, length, keys, q_offset, kv_lengths)
     return Heads(
         spread(bits(q), (*batch, heads, *q.shape[-2:])),
         spread(bits(k), (*batch, kv_heads, *k.shape[-2:])),
         spread(bits(v), (*batch, kv_heads, *v.shape[-2:])),
-        mask,
+        mask if mask is None else spread(mask, (*batch, heads, length, keys)),
         spans,
         options,
-        (*batch, heads, length, v.shape[-1]),
+        shape,
     )
 
 

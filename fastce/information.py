@@ -870,6 +870,7 @@ def _tables(table: Any, axis: Any, wanted: str) -> tuple[np.ndarray, tuple[int, 
         raise ValueError(f"axis must name {least}two axes, got {axis!r}")
     behind = np.moveaxis(a, axes, range(a.ndim - len(axes), a.ndim))
     shape, sizes = behind.shape[: -len(axes)], behind.shape[-len(axes) :]
+    sizes = sizes if a.size else (0,) * len(sizes)  # without a walk along the empty rows
     tables = np.ascontiguousarray(behind).reshape(math.prod(shape), *sizes)
     return tables.view(np.uint16) if _arrays.is_bfloat16(a.dtype) else tables, shape
 
