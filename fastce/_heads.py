@@ -123,7 +123,7 @@ def per_entry(value: Any, batch: tuple[int, ...], name: str, less: tuple[int, in
         return max(-2 * FAR, min(2 * FAR, _nearer(value, less)))
     a = _arrays.to_numpy(value, name)
     if a.dtype.kind not in "iu":
-        raise TypeError(f"{name} must be integers, got dtype {a.dtype}")
+        raise TypeError(f"{name} must be integers, got dtype {_arrays.described(a)}")
     if any(less):
         a = np.array([_nearer(int(n), less) for n in a.flat], object).reshape(a.shape)
     try:
@@ -210,21 +210,25 @@ def padded_batch(
     mask = None
     if attn_mask is not None:
         mask = _mask(attn_mask, q.dtype, (*batch, heads, length, keys))
+    shape = (*batch, heads, length, v.shape[-1])
+    if 0 in (heads, length) and kv_lengths is None and type(q_offset) is int:
+        batch = (0,) * len(batch)  # there may be 2**40 entries without a query: none has a span
     spans = spans_of(batch, length, keys, q_offset, kv_lengths, beyond(window, is_causal))
     return Heads(
         spread(bits(q), (*batch, heads, *q.shape[-2:])),
         spread(bits(k), (*batch, kv_heads, *k.shape[-2:])),
         spread(bits(v), (*batch, kv_heads, *v.shape[-2:])),
-        mask,
+        mask if mask is None else spread(mask, (*batch, heads, length, keys)),
         spans,
         options,
-        (*batch, heads, length, v.shape[-1]),
+        shape,
     )
 
 
-def check_mask(dtype: Any, of_q: Any) -> None:
+def check_mask(dtype: Any, of_q: Any, mask: np.ndarray | None = None) -> None:
     if dtype not in (bool, "bool", of_q):
-        raise TypeError(f"attn_mask must be boolean or have q's dtype {of_q}, got {dtype}")
+        got = dtype if mask is None else _arrays.described(mask)
+        raise TypeError(f"attn_mask must be boolean or have q's dtype {of_q}, got {got}")
 
 
 def check_mask_shape(mask: tuple[int, ...], scores: tuple[int, ...]) -> None:
@@ -234,7 +238,7 @@ def check_mask_shape(mask: tuple[int, ...], scores: tuple[int, ...]) -> None:
 
 def _mask(attn_mask: Any, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
     mask = _arrays.to_numpy(attn_mask, "attn_mask")
-    check_mask(mask.dtype if mask.dtype == bool else mask.dtype.newbyteorder("="), dtype)
+    check_mask(mask.dtype.newbyteorder("="), dtype, mask)
     check_mask_shape(mask.shape, shape)
     if not (mask.flags.aligned and mask.dtype.isnative):
         mask = mask.astype(mask.dtype.newbyteorder("="))

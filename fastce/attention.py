@@ -383,6 +383,8 @@ def _results(
 
 
 def _forward(p: Heads, result: np.ndarray, lse: np.ndarray | None) -> None:
+    if not result.size:
+        return
     kernel("attention", "attention")(
         p.q,
         p.k,
@@ -405,6 +407,8 @@ def _backward(
     dmask: np.ndarray | None,
 ) -> list[np.ndarray]:
     """Gradients in the shapes of `arrays`; an input that was broadcast gets the sum."""
+    if not out.size:
+        return [_heads.result_like(a, a.shape, a.dtype, np.zeros) for a in arrays]
     grads, rooms = [], []
     for a, full in zip(arrays, p[:3], strict=True):
         shape = a.shape if a.size == full.size else full.shape

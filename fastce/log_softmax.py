@@ -257,7 +257,7 @@ def _map_gradient(name: str, grad: Any, y: Any, axis: int, out: Any) -> Any:
     else:
         result = _arrays.check_out(out, g.shape, g.dtype)
         g, p = _arrays.apart(g, result), _arrays.apart(p, result)
-    layout = _arrays.layout_of(result, axis, "grad")
+    layout = _arrays.map_layout(result, axis, "grad")
     kernel("log_softmax", name)(
         _arrays.rows_in(g, layout),
         _arrays.rows_in(p, layout),

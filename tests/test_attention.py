@@ -344,6 +344,30 @@ def test_no_batch_or_no_heads(backend, shape):
         assert not grad.any()
 
 
+HUGE = {
+    "no queries and keys": [(2**40, 1, 0, 4)] * 3,
+    "no queries": [(2**40, 1, 0, 4), (1, 1, 3, 4), (1, 1, 3, 4)],
+    "no heads": [(2**40, 0, 3, 4)] * 3,
+    "no batch": [(0, 2**30, 3, 4)] * 3,
+}
+
+
+@pytest.mark.parametrize("shapes", HUGE.values(), ids=HUGE)
+def test_no_queries_of_a_huge_shape(backend, shapes):
+    """At once, and without memory for each batch entry."""
+    q, k, v = (np.ones(shape, np.float32) for shape in shapes)
+    mask = np.ones((1, 3) if k.size else (1, 0), bool)
+    for options in {}, {"attn_mask": mask}, {"is_causal": True, "q_offset": 2}:
+        if q.shape[-2] and "attn_mask" in options:
+            continue
+        out, lse, *grads = run(q, q, k, v, **options)
+        assert out.shape == q.shape
+        assert lse.shape == q.shape[:-1]
+        for grad, a in zip(grads, (q, k, v), strict=True):
+            assert grad.shape == a.shape
+            assert not grad.any()
+
+
 # --- numbers that are none, and extreme ones ----------------------------------------------
 
 
