@@ -39,7 +39,8 @@ def cross_entropy(
         Unnormalised log-probabilities: float64, float32, float16 or bfloat16, any layout.
     target : array_like
         Class indices, of any integer dtype and of the shape of `logits` without `axis`; or
-        probabilities, floating and of the shape of `logits`.
+        probabilities, floating and of the shape of `logits`. What is not of the dtype of
+        `logits` is converted once: to float64 beside float64, else to float32.
     weight : array_like, optional
         One weight per class, shape ``(C,)``.
     ignore_index : int, default -100

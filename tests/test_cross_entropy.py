@@ -94,6 +94,35 @@ def test_out_gives_the_same_bits(backend, case, dtype, axis):
         np.testing.assert_array_equal(result[0], case.run(before, options, axis)[0])
 
 
+@pytest.mark.parametrize("target_dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("dtype", [DTYPES["f16"], DTYPES["bf16"]], ids=str)
+def test_targets_keep_their_precision(backend, dtype, target_dtype):
+    """Rounded to 16 bits beforehand, they cost 2e-3 of the loss."""
+    rng = np.random.default_rng(0)
+    for shape, axis in ((9, 10), 1), ((3, 700), 1), ((2, 5000), 1), ((2, 9, 270), 1), ((130, 3), 0):
+        x = rng.standard_normal(shape).astype(dtype)
+        target = (rng.random(shape) ** 3).astype(target_dtype)
+        options = {"reduction": "none", "axis": axis, "label_smoothing": 0.1}
+        loss, grad = fastce.cross_entropy_with_grad(x, target, **options)
+        with fastce.use_backend("reference"):
+            wide = x.astype(np.float64), target.astype(np.float64)
+            right, slopes = fastce.cross_entropy_with_grad(*wide, **options)
+        np.testing.assert_allclose(loss, right, rtol=1e-6)
+        step = 2.0**-7 if dtype != np.float16 else 2.0**-10
+        np.testing.assert_allclose(grad.astype(np.float64), slopes, rtol=step, atol=1e-7)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_wide_target_and_out_in_the_same_memory(backend, axis):
+    rng = np.random.default_rng(1)
+    x = rng.standard_normal((6, 40)).astype(np.float16)
+    target = rng.random((6, 40)).astype(np.float32)
+    right = fastce.cross_entropy_backward(1.0, x, target, axis=axis)
+    out = target.reshape(-1).view(np.float16)[:240].reshape(6, 40)
+    fastce.cross_entropy_backward(1.0, x, target, axis=axis, out=out)
+    np.testing.assert_array_equal(out, right)
+
+
 @dtypes
 @pytest.mark.parametrize("case", FUSED, ids=str)
 def test_lse(backend, case, dtype):

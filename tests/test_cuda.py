@@ -10,7 +10,7 @@ pytest.importorskip("numba.cuda.extending", reason="the package numba-cuda is no
 import _gpu
 from cases import CASES, DTYPES
 from numba import cuda
-from test_cross_entropy import test_lse
+from test_cross_entropy import test_lse, test_targets_keep_their_precision
 from test_edge_cases import (
     test_all_ignored,
     test_label_out_of_range,
@@ -51,6 +51,7 @@ QUICK = (
     test_dominating_logit,
     test_gradient_at_a_dominating_label,
     test_infinite_sums_in_rows_and_tiles,
+    test_targets_keep_their_precision,
 )
 LONG = (
     test_all_ignored,

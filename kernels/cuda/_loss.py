@@ -1,10 +1,11 @@
 """What one row of logits costs, and its gradient: the formulas of `kernels/reference`.
 
-Six modes, each with kernels of its own:
+Seven modes, each with kernels of its own:
 
 label    class indices
 smooth   class indices with label smoothing
-probs    probabilities
+probs    probabilities of the dtype of the logits
+wide     probabilities of float32, beside logits of 16 bits
 pick     class indices of log-probabilities (nll_loss)
 curve    class indices; a curve over p of the label, see `_curves.py`
 entropy  the same, and the entropy of the row; without a target, that alone
@@ -27,6 +28,7 @@ from ._storage import load_label, load_number, storage_of
 from .log_softmax import endings_of
 
 COUNTS, IGNORED, BAD = 0, 1, 2  # what a label says of its row
+PROBABILITIES = "probs", "wide"  # the modes without labels
 
 
 @device
@@ -65,7 +67,9 @@ def loss_of(name, mode):
     number, put_number = storage.real_size, storage.put_number
     exp_below, maximum, rescaled = storage.exp_below, storage.maximum, storage.rescaled
     rest_of = endings_of(name).rest_of
-    is_probs, is_pick, is_entropy = mode == "probs", mode == "pick", mode == "entropy"
+    is_probs, is_pick, is_entropy = mode in PROBABILITIES, mode == "pick", mode == "entropy"
+    target_storage = storage_of("float32") if mode == "wide" else storage
+    target_size, load_number_of = target_storage.size, target_storage.load
     is_curve = mode in ("curve", "entropy")
     f64 = np.float64
 
@@ -80,6 +84,11 @@ def loss_of(name, mode):
             return zero
         q = keep * t + spread if is_probs else spread
         return q * class_weight(weight, code, k)
+
+    @device
+    def load_target(t, k):
+        """Number k of a target of probabilities at address t."""
+        return load_number_of(t + k * target_size)
 
     @device
     def label_share(y, weight, code, keep):
@@ -197,6 +206,8 @@ def loss_of(name, mode):
         label_of=label_of,
         put_row=put_row,
         wanted=wanted,
+        load_target=load_target,
+        target_size=target_size,
         label_share=label_share,
         add_cost=add_cost,
         add_wanted=add_wanted,

@@ -23,6 +23,7 @@ cdef struct Problem:
     void* loss  # (outer, inner) or NULL
     void* lse  # (outer, inner) or NULL
     bint upstream_per_row, loss_per_row, dense_q, streaming
+    bint wide_target  # probabilities of the compute type, beside logits of 16 bits
     int64_t ignore_index
     double denominator, z_loss
     double hard  # 1 - label_smoothing: of the target
@@ -48,7 +49,7 @@ cdef double turn(
     if p.inner > 1:
         k = task // panels
         at = task % panels * PANEL
-        return panel(p, x + k * p.x_step + at, t + k * p.t_step + at if t != NULL else NULL,
+        return panel(p, x + k * p.x_step + at, target_at(t, k * p.t_step + at, p.wide_target),
                      grad + k * p.grad_step + at if grad != NULL else NULL, p.inner,
                      min(PANEL, p.inner - at), False, k * p.inner + at)
     if p.n <= SHORT:
@@ -66,7 +67,7 @@ cdef double turn(
 cdef inline double whole_row(
     const Problem* p, const real* x, const real* t, real* grad, Py_ssize_t r, int crew
 ) noexcept nogil:
-    return row(p, x + r * p.x_step, t + r * p.t_step if t != NULL else NULL,
+    return row(p, x + r * p.x_step, target_at(t, r * p.t_step, p.wide_target),
                grad + r * p.grad_step if grad != NULL else NULL, r, crew)
 
 

@@ -212,7 +212,10 @@ cdef double tile(
     load_tiles(x + r * p.x_step, p.x_step, rows, p.n, a)
     if t != NULL:
         b = a + p.n * stride // w
-        load_tiles(t + r * p.t_step, p.t_step, rows, p.n, b)
+        if p.wide_target and (real is f16 or real is bf16):
+            load_tiles(<const float*>t + r * p.t_step, p.t_step, rows, p.n, <vector[float]*>b)
+        else:
+            load_tiles(t + r * p.t_step, p.t_step, rows, p.n, b)
     if real is double:
         loss = panel(p, <double*>a, <double*>b, <double*>result, stride, rows, True, r)
     else:

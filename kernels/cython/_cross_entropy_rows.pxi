@@ -7,7 +7,9 @@ cdef inline vector[real] target_part(
     vector[real] soft
 ) noexcept nogil:
     """soft + hard * t."""
-    return mul_add(splat(x, p.hard), load_n(t + at, n, 0.0), soft) if t != NULL else soft
+    if t == NULL:
+        return soft
+    return mul_add(splat(x, p.hard), load_target(t, at, n, p.wide_target), soft)
 
 
 cdef inline vector[real] row_weight(

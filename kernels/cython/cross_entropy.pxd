@@ -13,7 +13,8 @@ then the outputs hold anything. Nothing else is checked, so the following must h
 - `logits`, `log_probs`, `probabilities` and `grad` have shape (outer, n, inner), and the classes
   lie on the middle axis: for rows of classes, inner = 1. Each (n, inner) plane is contiguous;
   `*_step` is the distance between the starts of neighbouring planes, in elements. They are of
-  `dtype`; float16 and bfloat16 are their 16 bits.
+  `dtype`; float16 and bfloat16 are their 16 bits. Beside these `probabilities` may be of float:
+  then WIDE_TARGET is added to `dtype`.
 - The target is either `labels`, contiguous (outer, inner), or `probabilities`; the other is NULL.
   A label is at least 0 and less than n, or `ignore_index`: c_scan_target checks that. A label out
   of range reads and writes out of bounds.
@@ -47,6 +48,7 @@ cdef enum:  # dtype
     F32 = 1
     F16 = 2
     BF16 = 3
+    WIDE_TARGET = 4  # added to F16 or BF16
 
 # loss and lse, the logsumexp of each row (0 where it is ignored), are NULL where not wanted.
 cdef int c_cross_entropy(

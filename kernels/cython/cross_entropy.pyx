@@ -39,6 +39,9 @@ cdef int compute(
     p.loss_per_row = per_row and loss != NULL
     p.lse = lse
     p.dense_q = label_smoothing != 0 or probabilities != NULL
+    p.wide_target = dtype == F16 + WIDE_TARGET or dtype == BF16 + WIDE_TARGET
+    if p.wide_target:
+        dtype -= WIDE_TARGET
     p.ignore_index = ignore_index
     p.denominator = denominator
     p.z_loss = z_loss
@@ -151,8 +154,10 @@ cdef on_arrays(
     cnp.ndarray logits, cnp.ndarray target, weight, loss, lse, given_lse, upstream, grad,
     double denominator, int64_t ignore_index, double label_smoothing, double z_loss, int threads
 ):
-    cdef int dtype = dtype_of(logits), result
     cdef bint hard = cnp.PyArray_NDIM(target) == 2
+    cdef bint wide_target = not hard and (
+        cnp.PyArray_ITEMSIZE(target) > cnp.PyArray_ITEMSIZE(logits))
+    cdef int dtype = dtype_of(logits) + (WIDE_TARGET if wide_target else 0), result
     cdef const int64_t* labels = <const int64_t*>data(target) if hard else NULL
     cdef void* probabilities = NULL if hard else data(target)
     cdef Py_ssize_t x_step = plane_step(logits), grad_step = plane_step(grad)
