@@ -92,7 +92,7 @@ class GPUElementInputs:
             )
         if t.dtype in _gpu.FLOATS and t.dtype not in (self.seen.dtype, self.dtype):
             raise ValueError(
-                f"target must have the dtype of {self.name}, {self.seen.dtype}, {self.dtype}, or an "
+                f"target must have the dtype of {self.name}, {self.seen.dtype}, {self.dtype} or an "
                 f"integer or boolean one, got {t.dtype}: nothing is converted on a GPU"
             )
         return self._flat(t, "target")

@@ -157,22 +157,21 @@ def cross_entropy(logits, target, weight, loss, lse, *, double denominator, int6
     with nogil:
         result = c_cross_entropy(
             x.dtype + t.wide, x.data, t.labels, t.probabilities.data, t.weight, t.loss, norms,
-            x.outer, x.n, x.inner, x.step, t.probabilities.step, t.per_row, denominator, ignore_index,
-            label_smoothing, z_loss, threads)
+            x.outer, x.n, x.inner, x.step, t.probabilities.step, t.per_row, denominator,
+            ignore_index, label_smoothing, z_loss, threads)
     return result
 
 
-def cross_entropy_backward(grad_loss, logits, target, weight, lse, grad, *, double denominator,
+def cross_entropy_backward(grad_loss, logits, target, weight, grad, *, double denominator,
                            int64_t ignore_index, double label_smoothing, double z_loss,
                            int threads):
     cdef Planes x = planes(logits), g = planes(grad)
     cdef Target t = target_of(logits, target, weight, grad_loss)
-    cdef void* norms = at(lse)
     cdef int result
     with nogil:
         result = c_cross_entropy_backward(
-            x.dtype + t.wide, t.loss, x.data, t.labels, t.probabilities.data, t.weight, norms,
-            g.data, x.outer, x.n, x.inner, x.step, t.probabilities.step, g.step, t.per_row, denominator,
+            x.dtype + t.wide, t.loss, x.data, t.labels, t.probabilities.data, t.weight, g.data,
+            x.outer, x.n, x.inner, x.step, t.probabilities.step, g.step, t.per_row, denominator,
             ignore_index, label_smoothing, z_loss, threads)
     return result
 

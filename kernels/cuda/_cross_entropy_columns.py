@@ -9,7 +9,7 @@ from . import _ptx
 from ._columns import WIDTH, columns_of, first_of_column
 from ._loss import COUNTS, IGNORED, PROBABILITIES, loss_of, scale_of
 from ._reduce import reduce_of
-from ._storage import load_number, storage_of
+from ._storage import storage_of
 
 
 @cache
@@ -29,7 +29,7 @@ def columns_kernel_of(name, mode, grads):
     @cuda.jit
     def columns_kernel(
         logits, target, grad, step, target_step, grad_step, count, n,
-        code, weight, weight_code, lse, lse_code, lses, losses, sums, grad_loss, grad_loss_code,
+        code, weight, weight_code, lses, losses, sums, grad_loss, grad_loss_code,
         grad_loss_step, upstream, denominator, stats, ignore_index, keep, spread, z_loss,
         alpha, gamma, power, epsilon, beta,
         inner,
@@ -67,8 +67,6 @@ def columns_kernel_of(name, mode, grads):
                 cost = moved(cost, mass, below, ties, top, new_top)
                 cost, mass = column_sum(cost), column_sum(mass)
             top, below, ties = new_top, new_below, new_ties
-        if lse != 0 and live:
-            top, below, ties = real(load_number(lse, column, lse_code)), zero, one
         value = np.float64(0)
         if live and y_thread == 0 and (losses != 0 or sums != 0 or lses != 0):
             row_loss, row_lse = loss_and_lse(

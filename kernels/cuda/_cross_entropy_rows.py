@@ -16,7 +16,7 @@ from ._loss import COUNTS, IGNORED, PROBABILITIES, loss_of, scale_of
 from ._math import device
 from ._reduce import SCRATCH, reduce_of
 from ._rows import place, rows_of, share, writer_of
-from ._storage import load_number, storage_of
+from ._storage import storage_of
 from .log_softmax import endings_of
 
 
@@ -60,7 +60,7 @@ def rows_kernel_of(name, mode, grads):
     """The kernel for labels, also of log-probabilities, and with a curve."""
     storage, rows, loss = storage_of(name), rows_of(name), loss_of(name, mode)
     real, size, per_word, number = storage.real, storage.size, storage.per_word, storage.real_size
-    zero, one, nan, lowest = real(0), real(1), real(np.nan), real(-np.inf)
+    zero, nan, lowest = real(0), real(np.nan), real(-np.inf)
     load, store, put_number, get_number = (
         storage.load,
         storage.store,
@@ -78,7 +78,7 @@ def rows_kernel_of(name, mode, grads):
     @cuda.jit
     def rows_kernel(
         logits, target, grad, step, target_step, grad_step, count, n,
-        code, weight, weight_code, lse, lse_code, lses, losses, sums, grad_loss, grad_loss_code,
+        code, weight, weight_code, lses, losses, sums, grad_loss, grad_loss_code,
         grad_loss_step, upstream, denominator, stats, ignore_index, keep, spread, z_loss,
         alpha, gamma, power, epsilon, beta,
         lanes, parts, gathered, states, capacity,
@@ -114,10 +114,6 @@ def rows_kernel_of(name, mode, grads):
             top, below, ties = read_states(states, row, gathered, lane, lanes)
             if lane == 0 or is_curve:  # by now others may have overwritten it
                 x_y = get_number(states + (3 * gathered * count + row) * number)
-        elif lse != 0:
-            kept = first
-            if row < count:
-                top, ties = real(load_number(lse, row, lse_code)), one
         else:
             top, below, ties = gather(x, first, last, edges, head, words, lane, lanes, slots, kept)
             top, below, ties = group_state(top, below, ties, lanes)
@@ -170,7 +166,7 @@ def dense_rows_kernel_of(name, mode, grads):
     """The kernel for probabilities, for labels that are smoothed, and for the entropy."""
     storage, rows, loss = storage_of(name), rows_of(name), loss_of(name, mode)
     real, size, per_word = storage.real, storage.size, storage.per_word
-    zero, one, nan, lowest = real(0), real(1), real(np.nan), real(-np.inf)
+    zero, nan, lowest = real(0), real(np.nan), real(-np.inf)
     kind, load, store = storage.type, storage.load, storage.store
     unpack, store_word = storage.unpack, storage.store_word
     split, edge = rows.split, rows.edge
@@ -227,7 +223,7 @@ def dense_rows_kernel_of(name, mode, grads):
     @cuda.jit
     def dense_rows_kernel(
         logits, target, grad, step, target_step, grad_step, count, n,
-        code, weight, weight_code, lse, lse_code, lses, losses, sums, grad_loss, grad_loss_code,
+        code, weight, weight_code, lses, losses, sums, grad_loss, grad_loss_code,
         grad_loss_step, upstream, denominator, stats, ignore_index, keep, spread, z_loss,
         alpha, gamma, power, epsilon, beta,
         lanes, parts, gathered, states, capacity,
@@ -272,8 +268,6 @@ def dense_rows_kernel_of(name, mode, grads):
         new_top, new_below, new_ties = group_state(top, below, ties, lanes)
         cost, mass = after(top, below, ties, cost, mass, new_top, lanes)
         top, below, ties = new_top, new_below, new_ties
-        if lse != 0 and row < count:
-            top, below, ties = real(load_number(lse, row, lse_code)), zero, one
         if lane == 0 and row < count and (losses != 0 or sums != 0 or lses != 0):
             value, row_lse = loss_and_lse(
                 top, below, ties, cost, mass, x_y, q_y, real(z_loss), curve

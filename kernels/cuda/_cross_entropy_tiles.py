@@ -8,7 +8,7 @@ from numba import cuda
 from . import _ptx
 from ._loss import COUNTS, IGNORED, PROBABILITIES, loss_of, scale_of
 from ._reduce import SCRATCH, reduce_of
-from ._storage import load_number, storage_of
+from ._storage import storage_of
 from ._tiles import tiles_of
 
 
@@ -16,7 +16,7 @@ from ._tiles import tiles_of
 def tiles_kernel_of(name, mode, grads):
     storage, tiles, loss = storage_of(name), tiles_of(name), loss_of(name, mode)
     real, size, number, load = storage.real, storage.size, storage.real_size, storage.load
-    zero, one, nan, lowest = real(0), real(1), real(np.nan), real(-np.inf)
+    zero, nan, lowest = real(0), real(np.nan), real(-np.inf)
     shared_load, shared_store = storage.shared_load, storage.shared_store
     bring, take, walk = tiles.bring, tiles.take, tiles.walk
     bring_target = tiles_of("float32").bring if mode == "wide" else bring
@@ -30,7 +30,7 @@ def tiles_kernel_of(name, mode, grads):
     @cuda.jit
     def tiles_kernel(
         logits, target, grad, step, target_step, grad_step, count, n,
-        code, weight, weight_code, lse, lse_code, lses, losses, sums, grad_loss, grad_loss_code,
+        code, weight, weight_code, lses, losses, sums, grad_loss, grad_loss_code,
         grad_loss_step, upstream, denominator, stats, ignore_index, keep, spread, z_loss,
         alpha, gamma, power, epsilon, beta,
         inverse, pitch,
@@ -69,8 +69,6 @@ def tiles_kernel_of(name, mode, grads):
                     t_k = shared_load(np.uint32(at + to_t))
                     q = wanted(t_k, k, weight, weight_code, keep_, spread_)
                     cost, mass = add_cost(shared_load(np.uint32(at)), q, top, cost, mass)
-            if lse != 0:
-                top, below, ties = real(load_number(lse, row, lse_code)), zero, one
             if losses != 0 or sums != 0 or lses != 0:
                 row_loss, row_lse = loss_and_lse(
                     top, below, ties, cost, mass, x_y, q_y, real(z_loss), curve

@@ -66,7 +66,7 @@ def loss_of(name, mode):
     half, inf, nan = storage.real(0.5), storage.real(np.inf), storage.real(np.nan)
     number, put_number = storage.real_size, storage.put_number
     exp_below, maximum, rescaled = storage.exp_below, storage.maximum, storage.rescaled
-    rest_of = endings_of(name).rest_of
+    rest_of, (lse_of, _) = endings_of(name).rest_of, endings_of(name).logsumexp
     is_probs, is_pick, is_entropy = mode in PROBABILITIES, mode == "pick", mode == "entropy"
     target_storage = storage_of("float32") if mode == "wide" else storage
     target_size, load_number_of = target_storage.size, target_storage.load
@@ -151,7 +151,7 @@ def loss_of(name, mode):
         loss = cost + mass * log_total + z_loss * lse * lse
         if q_y != zero or log_total != log_total:
             loss += q_y * ((top - x_y) + log_total)
-        return loss, lse
+        return loss, lse_of(top, below, ties)
 
     @device
     def steepened(q_y, top, below, ties, x_y, curve):
@@ -195,7 +195,7 @@ def loss_of(name, mode):
     def put_row(row, says, value, lse, losses, lses, denominator, stats):
         """Write what a row costs, if every row has its own place, and its lse; give the loss."""
         if says != COUNTS:
-            value = lse = zero if says == IGNORED else nan
+            value, lse = zero if says == IGNORED else nan, nan
         if losses != 0:
             put_number(losses + row * number, real(value / denominator_of(denominator, stats)))
         if lses != 0:

@@ -53,7 +53,7 @@ def cross_entropy(
         logits, target, weight, loss, lse = views
         mode = _mode(logits, target, label_smoothing)
         options = denominator, ignore_index, label_smoothing, z_loss
-        _run(mode, logits, target, weight, loss, None, options, lse_out=lse)
+        _run(mode, logits, target, weight, loss, None, options, lse=lse)
 
 
 def cross_entropy_backward(
@@ -61,7 +61,6 @@ def cross_entropy_backward(
     logits,
     target,
     weight,
-    lse,
     grad,
     *,
     denominator,
@@ -70,11 +69,11 @@ def cross_entropy_backward(
     z_loss,
     threads,
 ):
-    with _arrays.on_device((grad_loss, logits, target, weight, lse), (grad,)) as views:
-        grad_loss, logits, target, weight, lse, grad = views
+    with _arrays.on_device((grad_loss, logits, target, weight), (grad,)) as views:
+        grad_loss, logits, target, weight, grad = views
         mode = _mode(logits, target, label_smoothing)
         options = denominator, ignore_index, label_smoothing, z_loss
-        _run(mode, logits, target, weight, None, grad, options, lse=lse, grad_loss=grad_loss)
+        _run(mode, logits, target, weight, None, grad, options, grad_loss=grad_loss)
 
 
 def cross_entropy_with_grad(
@@ -123,8 +122,7 @@ def _number(view):
 
 
 def _run(
-    mode, logits, target, weight, loss, grad, options, *, lse=None, lse_out=None, grad_loss=None,
-    curve=PLAIN,
+    mode, logits, target, weight, loss, grad, options, *, lse=None, grad_loss=None, curve=PLAIN,
 ):  # fmt: skip
     """Work on all rows, and add up their losses where `loss` is one number."""
     denominator, ignore_index, label_smoothing, z_loss = options
@@ -139,7 +137,7 @@ def _run(
         logits,
         keeps=1 if mode in ("label", "curve") else 0,
         tiled=2 if mode in PROBABILITIES else 1,
-        splits=mode in ("label", "curve") and lse is None,
+        splits=mode in ("label", "curve"),
         most_lanes=_launch.CURVED if mode in ("curve", "entropy") else 1024,
     )
     summed = loss is not None and loss.shape == (1, 1)
@@ -156,8 +154,7 @@ def _run(
         (
             0 if mode in PROBABILITIES or target is None else target.code,
             *_number(weight),
-            *_number(lse),
-            0 if lse_out is None else lse_out.address,
+            0 if lse is None else lse.address,
             0 if loss is None or summed else loss.address,
             sums,
             *_number(grad_loss),

@@ -18,10 +18,11 @@ cdef struct Problem:
     Py_ssize_t x_step, t_step, grad_step  # from one plane to the next, in elements
     const int64_t* labels  # (outer, inner), or NULL for a target of probabilities
     const void* weight  # (n,) of the compute type, or NULL for ones
-    const void* given_lse  # (outer, inner), or NULL
     const void* upstream  # (outer, inner), or (1, 1), or NULL for 1
     void* loss  # (outer, inner) or NULL
-    void* lse  # (outer, inner) or NULL
+    void* lse  # (outer, inner) or NULL; NaN where a row is ignored
+    void* top  # (outer, inner) or NULL: the state of each row, as _rows.pxi has it
+    void* rest  # the same
     bint upstream_per_row, loss_per_row, dense_q, streaming
     bint wide_target  # probabilities of the compute type, beside logits of 16 bits
     int64_t ignore_index

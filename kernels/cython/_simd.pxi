@@ -39,6 +39,7 @@ cdef extern from "simd.h" nogil:
     vector[T] load_wide[T](const T*, const void*, Py_ssize_t, Py_ssize_t)
     void store_wide[T](const T*, void*, Py_ssize_t, vector[T], Py_ssize_t)
     const T* target_at[T](const T*, Py_ssize_t, bint)
+    double get_target[T](const T*, Py_ssize_t, bint)
     vector[T] load_target[T](const T*, Py_ssize_t, Py_ssize_t, bint)
     void stream[T](T*, vector[T])
     size_t stream_align[T](const T*)

@@ -233,6 +233,9 @@ template <class T> INLINE const T *target_at(const T *t, long at, bool wide) {
     if (!t) return t;
     return wide ? (const T *)((const compute<T> *)t + at) : t + at;
 }
+template <class T> INLINE double get_target(const T *t, long at, bool wide) {
+    return wide ? get_wide(t, t, at) : get(t + at);
+}
 template <class T> INLINE vector<T> load_target(const T *t, long at, long n, bool wide) {
     if (wide && sizeof(T) == 2) return load_wide(t, t, at, n);  // for others there is one type
     return load_n(t + at, n, 0);
