@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from _truth import assert_close, compute
+from _truth import compute
 from cases import CROSS_ENTROPY, DTYPES
 
 import fastce
