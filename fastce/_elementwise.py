@@ -12,6 +12,7 @@ import numpy as np
 
 from . import _arrays, _gpu
 from ._dispatch import kernel
+from ._loss import target_dtype
 from ._threads import get_num_threads
 
 # A short row of weights is repeated up to so many, so that kernels work on long stretches.
@@ -126,7 +127,9 @@ class ElementInputs:
             raise ValueError(
                 f"target must have the shape of {self.name}, {self.shape}, got {t.shape}"
             )
-        t = t.astype(self.own_dtype, copy=not t.flags.aligned)
+        labels = t.dtype.kind in "iub"
+        dtype = self.own_dtype if labels else target_dtype(t.dtype, self.own_dtype)
+        t = t.astype(dtype, copy=not t.flags.aligned)
         return t if self.result is None else _arrays.apart(t, self.result)
 
     def _weight(self, weight: Any, name: str) -> np.ndarray | None:

@@ -90,10 +90,10 @@ class GPUElementInputs:
             raise ValueError(
                 f"target must have the shape of {self.name}, {self.shape}, got {t.shape}"
             )
-        if t.dtype in _gpu.FLOATS and t.dtype != self.seen.dtype:
+        if t.dtype in _gpu.FLOATS and t.dtype not in (self.seen.dtype, self.dtype):
             raise ValueError(
-                f"target must have the dtype of {self.name}, {self.seen.dtype}, or an integer or "
-                f"boolean one, got {t.dtype}: nothing is converted on a GPU"
+                f"target must have the dtype of {self.name}, {self.seen.dtype}, {self.dtype} or an "
+                f"integer or boolean one, got {t.dtype}: nothing is converted on a GPU"
             )
         return self._flat(t, "target")
 

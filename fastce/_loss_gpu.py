@@ -94,11 +94,11 @@ class GPULossInputs:
             return self._per_row(t, "target")
         if labels_of:
             raise only_labels(labels_of, t.dtype)
-        if t.shape != self.seen.shape or t.dtype != self.seen.dtype:
+        if t.shape != self.seen.shape or t.dtype not in (self.seen.dtype, self.dtype):
             raise ValueError(
                 f"target of probabilities must have the shape and dtype of {self.name}, "
-                f"{self.seen.shape} {self.seen.dtype}, got {t.shape} {t.dtype}; class indices must "
-                "be integers"
+                f"{self.seen.shape} {self.seen.dtype}, or be {self.dtype}, got {t.shape} "
+                f"{t.dtype}; class indices must be integers"
             )
         if ignore_index >= 0:
             raise no_ignored_row(ignore_index)

@@ -350,7 +350,7 @@ def _compute(logits, target, weight, reduction):
         loss = np.empty(outer * inner if per_row else 0, dtype)
         lse = np.empty(outer * inner, dtype)
         none = np.empty(0, dtype)
-        rows = ce.Rows(read_only(labels), read_only(w), read_only(none), read_only(none), loss, lse)
+        rows = ce.Rows(read_only(labels), read_only(w), read_only(none), loss, lse, none, none)
         soft = smoothing / n if n else 0.0
         options = ce.Options(
             ignore_index, denominator, z_loss, 1.0 - smoothing, soft,

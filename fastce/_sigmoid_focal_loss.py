@@ -45,7 +45,8 @@ def sigmoid_focal_loss(
         Log-odds: float64, float32, float16 or bfloat16, any shape and layout.
     target : array_like
         The wanted probabilities, of the shape of `logits`: floating, or 0 and 1 (False and True) of
-        any integer or boolean dtype. Other dtypes than that of `logits` are converted to it once.
+        any integer or boolean dtype. A floating one not of the dtype of `logits` is converted
+        once: to float64 beside float64, else to float32.
         That they are from 0 to 1 is not checked; elsewhere the loss means nothing, and may be NaN.
     gamma : float, default 2
         At least 0; 0 is binary cross-entropy with the balance `alpha`. 0, 1 and 2 are fastest.

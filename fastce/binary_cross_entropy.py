@@ -32,7 +32,8 @@ def binary_cross_entropy(
         Probabilities from 0 to 1: float64, float32, float16 or bfloat16, any shape and layout.
     target : array_like
         The wanted probabilities, of the shape of `probs`: floating, or 0 and 1 (False and True) of
-        any integer or boolean dtype. Other dtypes than that of `probs` are converted to it once.
+        any integer or boolean dtype. A floating one not of the dtype of `probs` is converted
+        once: to float64 beside float64, else to float32.
         That they are from 0 to 1 is not checked: the loss is linear in them.
     weight : array_like, optional
         A weight for each element: of any shape that broadcasts to that of `probs`.
@@ -192,7 +193,8 @@ def binary_cross_entropy_with_logits(
         Log-odds: float64, float32, float16 or bfloat16, any shape and layout.
     target : array_like
         The wanted probabilities, of the shape of `logits`: floating, or 0 and 1 (False and True) of
-        any integer or boolean dtype. Other dtypes than that of `logits` are converted to it once.
+        any integer or boolean dtype. A floating one not of the dtype of `logits` is converted
+        once: to float64 beside float64, else to float32.
         That they are from 0 to 1 is not checked: the loss is linear in them.
     weight : array_like, optional
         A weight for each element: of any shape that broadcasts to that of `logits`.

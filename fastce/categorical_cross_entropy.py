@@ -39,7 +39,8 @@ def categorical_cross_entropy(
         any layout. Their sum need not be 1.
     target : array_like
         Class indices, of any integer dtype and of the shape of `probs` without `axis`; or one-hot
-        rows or other probabilities, floating and of the shape of `probs`.
+        rows or other probabilities, floating and of the shape of `probs`. What is not of the dtype
+        of `probs` is converted once: to float64 beside float64, else to float32.
     weight : array_like, optional
         One weight per class, shape ``(C,)``.
     ignore_index : int, default -100

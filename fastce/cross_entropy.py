@@ -39,7 +39,8 @@ def cross_entropy(
         Unnormalised log-probabilities: float64, float32, float16 or bfloat16, any layout.
     target : array_like
         Class indices, of any integer dtype and of the shape of `logits` without `axis`; or
-        probabilities, floating and of the shape of `logits`.
+        probabilities, floating and of the shape of `logits`. What is not of the dtype of
+        `logits` is converted once: to float64 beside float64, else to float32.
     weight : array_like, optional
         One weight per class, shape ``(C,)``.
     ignore_index : int, default -100
@@ -54,8 +55,7 @@ def cross_entropy(
     axis : int, default -1
         Where the classes are. (PyTorch has them on axis 1.)
     return_lse : bool, default False
-        Also return the logsumexp of each row (0 where ignored), which
-        `cross_entropy_backward` takes as `lse`.
+        Also return the logsumexp of each row: NaN where ignored, since nothing is read there.
 
     Returns
     -------
@@ -132,8 +132,9 @@ def cross_entropy_backward(
     logits, target, weight, ignore_index, reduction, label_smoothing, z_loss, axis
         As given to `cross_entropy`.
     lse : array_like, optional
-        What ``cross_entropy(..., return_lse=True)`` returned. It saves one pass over each row,
-        at the price of the rounding of lse: without it the gradient is more exact.
+        What ``cross_entropy(..., return_lse=True)`` returned. The gradient does not depend on it:
+        rounded to one number it would cost digits, and reading the row again would still be
+        necessary.
     out : array, optional
         Where to put the gradient: shape and dtype of `logits`. It may be `logits` itself.
 
@@ -159,13 +160,13 @@ def cross_entropy_backward(
         logits, target, weight, ignore_index, reduction, axis, out, label_smoothing, z_loss
     )
     grad_rows, grad = p.new_grad()
-    lse_rows = None if lse is None else p.per_row(lse, "lse")
+    if lse is not None:
+        p.per_row(lse, "lse")  # checks it
     p.kernel("cross_entropy_backward")(
         p.grad_loss(grad_loss),
         p.logits,
         p.target,
         p.weight,
-        lse_rows,
         grad_rows,
         **p.options,
         label_smoothing=label_smoothing,

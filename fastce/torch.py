@@ -373,22 +373,19 @@ class _CrossEntropy(torch.autograd.Function):
         weight: torch.Tensor | None,
         options: dict,
     ) -> torch.Tensor:
-        loss, lse = fastce.cross_entropy(
-            _given(input), _given(target), weight=_given(weight), return_lse=True, **options
-        )
-        ctx.save_for_backward(input, target, weight, _tensor(lse, input))
+        ctx.save_for_backward(input, target, weight)
         ctx.options = options
-        return _tensor(loss, input)
+        given = _given(input), _given(target)
+        return _tensor(fastce.cross_entropy(*given, weight=_given(weight), **options), input)
 
     @staticmethod
     @_first_order
     def backward(ctx: Any, grad_loss: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        input, target, weight, lse = ctx.saved_tensors
+        input, target, weight = map(_given, ctx.saved_tensors)
         grad = fastce.cross_entropy_backward(
-            _given(grad_loss), _given(input), _given(target), weight=_given(weight),
-            lse=_given(lse), **ctx.options,
-        )  # fmt: skip
-        return _tensor(grad, input), None, None, None
+            _given(grad_loss), input, target, weight=weight, **ctx.options
+        )
+        return _tensor(grad, ctx.saved_tensors[0]), None, None, None
 
 
 class _LinearCrossEntropy(torch.autograd.Function):

@@ -21,7 +21,7 @@ Per-row arrays (``target``, ``loss``, ``lse``, ``grad_loss``): shape ``(outer, i
     reduced over the rows; the kernel divides by ``denominator``.
 ``target``
     ``int64`` class indices of shape ``(outer, inner)``, already checked with
-    ``scan_target``; or probabilities of the logits' shape and dtype.
+    ``scan_target``; or probabilities of the logits' shape and dtype, or float32 beside 16 bits.
 ``weight``
     None, or one weight per class: ``(n,)`` in the compute dtype.
 
@@ -30,7 +30,7 @@ Canonical form of elementwise ops (binary cross-entropy):
 ``logits``, ``probs``, ``target``, ``grad``: shape ``(n,)``, contiguous
     All elements in the order in which they lie in memory, the same in all arrays. An output is
     either exactly one of the inputs or overlaps none of them. ``target`` has the dtype of the
-    input; ``probs`` have been checked with ``scan_probabilities``.
+    input, or float32 beside 16 bits; ``probs`` have been checked with ``scan_probabilities``.
 ``weight``, ``pos_weight``
     None, or ``(period,)`` in the compute dtype: element i has number ``i % period``. At least some
     thousands are best, if there are as many elements; a short row is repeated by the caller.

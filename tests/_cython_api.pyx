@@ -21,7 +21,7 @@ from fastce.kernels.cython.categorical_cross_entropy cimport (
     c_categorical_cross_entropy_with_grad
 )
 from fastce.kernels.cython.cross_entropy cimport (
-    c_cross_entropy, c_cross_entropy_backward, c_cross_entropy_with_grad, c_nll_loss,
+    WIDE_TARGET, c_cross_entropy, c_cross_entropy_backward, c_cross_entropy_with_grad, c_nll_loss,
     c_nll_loss_backward, c_scan_target
 )
 from fastce.kernels.cython.information cimport (
@@ -133,6 +133,7 @@ cdef struct Target:
     void* weight
     void* loss  # or its gradient
     bint per_row
+    int wide
 
 
 cdef Target target_of(x, target, weight, loss):
@@ -143,6 +144,7 @@ cdef Target target_of(x, target, weight, loss):
     t.weight = at(weight)
     t.loss = at(loss)
     t.per_row = loss.shape == (x.shape[0], x.shape[2])
+    t.wide = WIDE_TARGET if axes == 3 and target.itemsize > x.itemsize else 0
     return t
 
 
@@ -154,22 +156,21 @@ def cross_entropy(logits, target, weight, loss, lse, *, double denominator, int6
     cdef int result
     with nogil:
         result = c_cross_entropy(
-            x.dtype, x.data, t.labels, t.probabilities.data, t.weight, t.loss, norms, x.outer, x.n,
-            x.inner, x.step, t.probabilities.step, t.per_row, denominator, ignore_index,
-            label_smoothing, z_loss, threads)
+            x.dtype + t.wide, x.data, t.labels, t.probabilities.data, t.weight, t.loss, norms,
+            x.outer, x.n, x.inner, x.step, t.probabilities.step, t.per_row, denominator,
+            ignore_index, label_smoothing, z_loss, threads)
     return result
 
 
-def cross_entropy_backward(grad_loss, logits, target, weight, lse, grad, *, double denominator,
+def cross_entropy_backward(grad_loss, logits, target, weight, grad, *, double denominator,
                            int64_t ignore_index, double label_smoothing, double z_loss,
                            int threads):
     cdef Planes x = planes(logits), g = planes(grad)
     cdef Target t = target_of(logits, target, weight, grad_loss)
-    cdef void* norms = at(lse)
     cdef int result
     with nogil:
         result = c_cross_entropy_backward(
-            x.dtype, t.loss, x.data, t.labels, t.probabilities.data, t.weight, norms, g.data,
+            x.dtype + t.wide, t.loss, x.data, t.labels, t.probabilities.data, t.weight, g.data,
             x.outer, x.n, x.inner, x.step, t.probabilities.step, g.step, t.per_row, denominator,
             ignore_index, label_smoothing, z_loss, threads)
     return result
@@ -183,8 +184,8 @@ def cross_entropy_with_grad(logits, target, weight, loss, grad, *, double denomi
     cdef int result
     with nogil:
         result = c_cross_entropy_with_grad(
-            x.dtype, x.data, t.labels, t.probabilities.data, t.weight, t.loss, g.data, x.outer,
-            x.n, x.inner, x.step, t.probabilities.step, g.step, t.per_row, denominator,
+            x.dtype + t.wide, x.data, t.labels, t.probabilities.data, t.weight, t.loss, g.data,
+            x.outer, x.n, x.inner, x.step, t.probabilities.step, g.step, t.per_row, denominator,
             ignore_index, label_smoothing, z_loss, threads)
     return result
 
@@ -234,8 +235,8 @@ def categorical_cross_entropy(probs, target, weight, loss, *, double denominator
     cdef int result
     with nogil:
         result = c_categorical_cross_entropy(
-            x.dtype, x.data, t.labels, t.probabilities.data, t.weight, t.loss, x.outer, x.n,
-            x.inner, x.step, t.probabilities.step, t.per_row, denominator, ignore_index,
+            x.dtype + t.wide, x.data, t.labels, t.probabilities.data, t.weight, t.loss, x.outer,
+            x.n, x.inner, x.step, t.probabilities.step, t.per_row, denominator, ignore_index,
             label_smoothing, epsilon, threads)
     return result
 
@@ -248,8 +249,8 @@ def categorical_cross_entropy_backward(grad_loss, probs, target, weight, grad, *
     cdef int result
     with nogil:
         result = c_categorical_cross_entropy_backward(
-            x.dtype, t.loss, x.data, t.labels, t.probabilities.data, t.weight, g.data, x.outer,
-            x.n, x.inner, x.step, t.probabilities.step, g.step, t.per_row, denominator,
+            x.dtype + t.wide, t.loss, x.data, t.labels, t.probabilities.data, t.weight, g.data,
+            x.outer, x.n, x.inner, x.step, t.probabilities.step, g.step, t.per_row, denominator,
             ignore_index, label_smoothing, epsilon, threads)
     return result
 
@@ -262,8 +263,8 @@ def categorical_cross_entropy_with_grad(probs, target, weight, loss, grad, *, do
     cdef int result
     with nogil:
         result = c_categorical_cross_entropy_with_grad(
-            x.dtype, x.data, t.labels, t.probabilities.data, t.weight, t.loss, g.data, x.outer,
-            x.n, x.inner, x.step, t.probabilities.step, g.step, t.per_row, denominator,
+            x.dtype + t.wide, x.data, t.labels, t.probabilities.data, t.weight, t.loss, g.data,
+            x.outer, x.n, x.inner, x.step, t.probabilities.step, g.step, t.per_row, denominator,
             ignore_index, label_smoothing, epsilon, threads)
     return result
 
@@ -407,6 +408,8 @@ cdef Elements elements(x, target=None, weight=None, pos_weight=None):
     e.x, e.target, e.weight, e.pos_weight = at(x), at(target), at(weight), at(pos_weight)
     e.weights = 0 if weight is None else weight.size
     e.pos_weights = 0 if pos_weight is None else pos_weight.size
+    if target is not None and target.itemsize > x.itemsize:
+        e.dtype += WIDE_TARGET
     return e
 
 

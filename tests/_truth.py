@@ -208,7 +208,7 @@ def _loss_and_grad(logits, target, weight, ignore_index, label_smoothing, z_loss
     return (
         (np.where(kept, loss, 0), np.where(kept, loss_scale, 0)),
         (np.where(row, grad, 0), np.where(row, grad_scale, 0)),
-        Truth(np.where(kept, lse[..., 0], 0), np.where(kept, lse_scale[..., 0], 0)),
+        Truth(np.where(kept, lse[..., 0], np.nan), np.where(kept, lse_scale[..., 0], np.nan)),
         divisor,
     )
 

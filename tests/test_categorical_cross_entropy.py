@@ -131,6 +131,29 @@ def test_backward(backend, dense, dtype, reduction):
 P = np.array([[0.5, 0.25, 0.25], [0.125, 0.125, 0.75]])
 
 
+@pytest.mark.parametrize("target_dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("dtype", [DTYPES["f16"], DTYPES["bf16"]], ids=str)
+def test_targets_keep_their_precision(backend, dtype, target_dtype):
+    rng = np.random.default_rng(0)
+    for shape, axis in ((9, 10), 1), ((3, 700), 1), ((2, 9, 70), 1), ((130, 3), 0):
+        probs = rng.uniform(0.1, 1, shape).astype(dtype)
+        target = (rng.random(shape) ** 3).astype(target_dtype)
+        loss, grad = BOTH(probs, target, axis=axis, reduction="none", label_smoothing=0.1)
+        rounded = target.astype(np.float32) if target_dtype == np.float64 else target
+        right, slopes = truth(
+            probs, rounded, axis=axis, reduction="none", label_smoothing=0.1
+        )  # fmt: skip
+        assert np.max(ulp_error(loss, *right, np.float32)) < 4
+        assert np.max(ulp_error(grad, *slopes, dtype)) < 2
+
+
+def test_uniform_probabilities_of_many_classes(backend):
+    """float16 has no 1 / 50000: such a target would sum to 1.0014."""
+    even = np.full((2, 50_000), 1 / 50_000)
+    loss = LOSS(even.astype(np.float16), even)
+    np.testing.assert_allclose(loss, np.log(50_000), rtol=2e-7)
+
+
 def test_hand_values(backend):
     a, b = np.log(2), np.log(8)
     close = np.testing.assert_allclose

@@ -10,7 +10,12 @@ pytest.importorskip("fastce.kernels.cuda", exc_type=ImportError)  # without numb
 import _gpu
 from cases import CASES, DTYPES
 from numba import cuda
-from test_cross_entropy import test_lse
+from test_cross_entropy import (
+    test_gradients_of_logits_of_any_size,
+    test_lse,
+    test_lse_of_rows_that_are_not_finite,
+    test_targets_keep_their_precision,
+)
 from test_edge_cases import (
     test_all_ignored,
     test_label_out_of_range,
@@ -50,7 +55,10 @@ QUICK = (
     test_zero_dimensions,
     test_dominating_logit,
     test_gradient_at_a_dominating_label,
+    test_gradients_of_logits_of_any_size,
     test_infinite_sums_in_rows_and_tiles,
+    test_lse_of_rows_that_are_not_finite,
+    test_targets_keep_their_precision,
 )
 LONG = (
     test_all_ignored,

@@ -21,6 +21,7 @@ from test_binary_cross_entropy import (
     test_kernels_take_short_rows_of_weights,
     test_nan_stays_where_it_is,
     test_no_probability_is_refused,
+    test_targets_keep_their_precision,
     truth,
 )
 from test_cuda import _GPU, backend, gpu, on  # noqa: F401 (fixtures)
@@ -41,6 +42,7 @@ SHARED = (
     test_kernels_take_short_rows_of_weights,
     test_nan_stays_where_it_is,
     test_no_probability_is_refused,
+    test_targets_keep_their_precision,
 )
 rows = pytest.mark.parametrize("row", ROWS, ids=str)
 

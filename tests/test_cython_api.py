@@ -114,7 +114,6 @@ def cross_entropy_calls(rng, dtype, shape):
     labels = rng.integers(0, n, (outer, inner))
     labels[rng.random(labels.shape) < 0.2] = 0
     weight = rng.uniform(0.5, 2, n).astype(wide)
-    lse = draw(rng, (outer, inner), wide) + 10
     scan = {"classes": n, "ignore_index": 0}
     for target in (labels, labels + 1):  # n is out of range
         yield "scan_target", (target, weight), (np.ones(2),), scan
@@ -122,13 +121,14 @@ def cross_entropy_calls(rng, dtype, shape):
     options = {"denominator": 3.0, "ignore_index": 0}
     smooth = {"label_smoothing": 0.1, "z_loss": 0.01}
     plain = {"label_smoothing": 0.0, "z_loss": 0.0}
-    for rows, target in itertools.product(((1, 1), (outer, inner)), (labels, p)):
+    targets = labels, p, rng.random(shape).astype(wide)
+    for rows, target in itertools.product(((1, 1), (outer, inner)), targets):
         loss, grad = np.ones(rows, wide), draw(rng, shape, dtype, 3)
         upstream = draw(rng, rows, wide)
         for w, more in ((weight, smooth), (None, plain)):
             both = options | more
-            yield "cross_entropy", (x, target, w), (loss, np.ones_like(lse)), both
-            yield "cross_entropy_backward", (upstream, x, target, w, lse), (grad,), both
+            yield "cross_entropy", (x, target, w), (loss, np.ones((outer, inner), wide)), both
+            yield "cross_entropy_backward", (upstream, x, target, w), (grad,), both
             yield "cross_entropy_with_grad", (x, target, w), (loss, grad), both
         if target is labels:
             yield "nll_loss", (log_p, labels, weight), (loss,), options
@@ -146,7 +146,8 @@ def categorical_cross_entropy_calls(rng, dtype, shape):
     labels = rng.integers(0, n, (outer, inner))
     weight = rng.uniform(0.5, 2, n).astype(wide)
     options = {"denominator": 3.0, "ignore_index": 0, "epsilon": 1e-3}
-    for rows, target in itertools.product(((1, 1), (outer, inner)), (labels, p)):
+    targets = labels, p, rng.random(shape).astype(wide)
+    for rows, target in itertools.product(((1, 1), (outer, inner)), targets):
         loss, grad = np.ones(rows, wide), draw(rng, shape, dtype, 3)
         upstream = draw(rng, rows, wide)
         for w, smoothing in ((weight, 0.1), (None, 0.0)):
@@ -182,16 +183,17 @@ def binary_cross_entropy_calls(rng, dtype, n):
     x, p, grad = (draw(rng, (n, 1), dtype)[:, 0] for _ in range(3))
     if dtype == "uint16":
         p = np.minimum(p & 0x7FFF, 0x3F80)  # 1 in bfloat16
-        target = p[::-1].copy()
+        narrow = p[::-1].copy()
     else:
         p = np.minimum(np.abs(p), 1).astype(dtype)
-        target = p[::-1].copy()
+        narrow = p[::-1].copy()
     for probs in p, x:
         yield "scan_probabilities", (probs,), (np.full(1, 0.5),), {}
     for losses in {1, n}:
         loss, upstream = np.ones(losses, wide), draw(rng, (losses, 1), wide)[:, 0]
         mean = {"denominator": 3.0 if losses == 1 else 1.0}
         for w, v, s in ((None, None, 0.0), (5, 7, 0.1), (n, None, 0.0)):
+            target = rng.random(n).astype(wide) if w == n else narrow
             weight, pos_weight = (k and rng.uniform(0.5, 2, k).astype(wide) for k in (w, v))
             of_probs = target, weight
             name = "binary_cross_entropy"

@@ -15,7 +15,7 @@ import math
 import _truth
 import numpy as np
 import pytest
-from _truth import assert_close, rounded, ulp_error
+from _truth import assert_close, compute, rounded, ulp_error
 from cases import DTYPES
 
 import fastce
@@ -169,9 +169,36 @@ def test_gradient_at_a_dominating_label(backend, dtype):
         right = -3 * math.exp(-50)
         for axis in 0, 1:
             a = x if axis else np.ascontiguousarray(x.T)
-            grad = fastce.cross_entropy_with_grad(a, [n - 1] * 2, axis=axis, reduction="sum")[1]
-            grad = grad if axis else grad.T
-            np.testing.assert_allclose(grad[:, n - 1], right, rtol=8 * np.finfo(dtype).eps)
+            one_hot = np.zeros_like(a)
+            one_hot[(slice(None), n - 1) if axis else n - 1] = 1
+            for target in [n - 1] * 2, one_hot:
+                grad = fastce.cross_entropy_with_grad(a, target, axis=axis, reduction="sum")[1]
+                grad = grad if axis else grad.T
+                np.testing.assert_allclose(grad[:, n - 1], right, rtol=8 * np.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+def test_gradient_of_a_dominating_class_that_is_wanted_in_part(backend, dtype):
+    """pull * p - q = (pull - q) * p + q * (p - 1), with weights and label smoothing."""
+    for n in 5, 150, 700, 4500:
+        x, target = np.zeros((3, n), dtype), np.zeros((3, n), dtype)
+        x[:, n // 2] = np.array(math.log(n) + 7, dtype)
+        target[0, n // 2], target[1, n // 2], target[1, 0], target[2, 1] = 1, 0.75, 0.25, 1
+        weight = np.linspace(0.5, 2, n)
+        for options in {}, {"weight": weight}, {"weight": weight, "label_smoothing": 1e-3}:
+            options = options | {"z_loss": 1e-5, "reduction": "sum"}
+            with fastce.use_backend("reference"):
+                wide = x.astype(np.float64), target.astype(np.float64)
+                right = fastce.cross_entropy_with_grad(*wide, **options)[1]
+            for axis in 0, 1:
+                a, t = (np.ascontiguousarray(v if axis else v.T) for v in (x, target))
+                grad = fastce.cross_entropy_with_grad(a, t, axis=axis, **options)[1]
+                grad = (grad if axis else grad.T).astype(np.float64)
+                # Weights make a sum that is rounded; and float16 has a smallest number.
+                least = 4 * np.finfo(compute(dtype)).eps if "weight" in options else 0
+                least = max(least, 2.0**-24 if dtype == np.float16 else 0)
+                bits = {8: 48, 4: 19, 2: 10 if dtype == np.float16 else 7}[dtype.itemsize]
+                np.testing.assert_allclose(grad, right, rtol=2.0**-bits, atol=least)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -375,6 +375,23 @@ def test_on_a_gpu():
         fastce.linear_cross_entropy(OnGPU(), OnGPU(), [0, 1])
 
 
+@pytest.mark.parametrize("dtype", ["f64", "f32", "f16", "bf16"])
+def test_gradients_of_logits_of_any_size(backend, dtype):
+    """Two equal logits of 1e4 to 1e8, or one that dominates: 16 bits computed the gradient of the
+    layer from a rounded logsumexp.
+    """
+    for size in (2.0**13,) if dtype == "f16" else (2.0**13, 2.0**27):
+        x = np.array([[size, 0]], DTYPES[dtype])
+        w = np.array([[1, 0], [1, 0], [0.5, 0]], DTYPES[dtype])
+        dw = fastce.linear_cross_entropy_backward(1.0, x, w, [0])[1]
+        right = np.array([[-size / 2, 0], [size / 2, 0], [0, 0]])
+        np.testing.assert_array_equal(dw.astype(np.float64), right)
+    x, w = np.array([[8.0]], DTYPES[dtype]), np.array([[1], [0], [0]], DTYPES[dtype])
+    dw = fastce.linear_cross_entropy_backward(1.0, x, w, [0])[1].astype(np.float64)
+    p = np.exp(-8) / (1 + 2 * np.exp(-8))
+    np.testing.assert_allclose(dw[:, 0], [-16 * p, 8 * p, 8 * p], rtol=2.0**-7)
+
+
 @pytest.mark.parametrize("dtype", ["f4", "f2", "f8"])
 def test_softcap_of_saturated_logits(backend, dtype):
     """The slope 1 - tanh**2 is never negative."""

@@ -36,7 +36,7 @@ def same(ours, theirs, ulp=0):
         # Numba returns numbers as Python's, which are of 64 bits.
         assert a.dtype == b.dtype or isinstance(ours, float)
         if ulp:
-            atol = ulp * np.finfo(b.dtype).eps * np.max(np.abs(b))
+            atol = ulp * np.finfo(b.dtype).eps * np.nanmax(np.abs(b))
             np.testing.assert_allclose(a, b, rtol=0, atol=atol)
         else:
             np.testing.assert_array_equal(a, b)

@@ -52,7 +52,8 @@ def kernels(name):
     families = {op: ls._forward(name, op) for op in ("logsumexp", "log_softmax", "softmax")}
     for op in "softmax_backward", "log_softmax_backward":
         families[op] = ls._backward(name, op)
-    for mode in "label", "smooth", "probs", "pick", "curve", "entropy":
+    wide = ("wide",) if storage_of(name).size == 2 else ()
+    for mode in "label", "smooth", "probs", *wide, "pick", "curve", "entropy":
         for grads in False, True:
             families[f"loss of {mode}{' with gradient' if grads else ''}"] = ce._kernels(
                 name, mode, grads
@@ -93,9 +94,10 @@ def test_resources(name, cc):
         if shape == "rows":
             assert registers * (_launch.CURVED if curved else _launch.LONGEST[name]) <= 65536, found
             if "pick" not in what:  # which reads one number of a row
-                assert ptx.count("ld.global.v4.u32") >= 2, found
+                least = 1 if "wide" in what and "gradient" not in what else 2
+                assert ptx.count("ld.global.v4.u32") >= least, found
                 # Kept in shared memory for a second pass, which only needs what is written.
-                keeps = not any(mode in what for mode in ("smooth", "probs", "entropy"))
+                keeps = not any(mode in what for mode in ("smooth", "probs", "wide", "entropy"))
                 assert ("cp.async.cg.shared.global" in ptx) == keeps, found
             if "with gradient" in what or (what not in ("logsumexp",) and "loss" not in what):
                 assert "st.global.v4.u32" in ptx, found
@@ -117,8 +119,9 @@ ELEMENTS = {"float64": 96, "float32": 80, "float16": 104, "bfloat16": 104}
 @of_dtypes
 def test_resources_of_binary_cross_entropy(name, cc):
     forms = bce.OF_PROBABILITIES, bce.OF_LOGITS, bce.FOCAL, bce.FOCAL_POWER
-    for options in itertools.product(forms, (False, True), (False, True)):
-        form, labels, grads = options
+    kinds = bce.OWN, bce.LABELS, *((bce.WIDE,) if storage_of(name).size == 2 else ())
+    for options in itertools.product(forms, kinds, (False, True)):
+        form, kind, grads = options
         kernel = bce.kernel_of(name, *options)
         ptx = _gpu.ptx_of(kernel, _gpu.argument_types(kernel), cc)
         stack, spilled, registers = assemble(ptx, cc)
@@ -127,7 +130,7 @@ def test_resources_of_binary_cross_entropy(name, cc):
         assert ".local" not in ptx, found
         assert registers <= ELEMENTS[name], found
         words = form != bce.FOCAL_POWER
-        assert ptx.count("ld.global.v4.u32") >= words * (1 if labels else 2), found
+        assert ptx.count("ld.global.v4.u32") >= words * (2 if kind == bce.OWN else 1), found
         assert ("st.global.v4.u32" in ptx) == (words and grads), found
     for kernel in bce._scan_of(name), bce._scan_again:
         stack, spilled, registers = assemble(

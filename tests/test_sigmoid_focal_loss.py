@@ -84,6 +84,16 @@ def test_truth(backend, dtype, gamma, soft):
             assert_close(grad, Truth(*(3 * v for v in slope)), limit(gamma) + 1)
 
 
+@pytest.mark.parametrize("dtype", [DTYPES["f16"], DTYPES["bf16"]], ids=str)
+@gammas
+def test_targets_keep_their_precision(backend, gamma, dtype):
+    for shape in (7,), (40, 103):
+        x, _ = draw(shape, dtype)
+        t = np.random.default_rng(0).random(shape).astype(np.float32)
+        for target in t, t.astype(np.float16), t.astype(BF16):
+            check(x, target, gamma, 0.25, each_loss(x, target, gamma=gamma))
+
+
 @gammas
 @pytest.mark.parametrize("target", [0.0, 1.0, 0.25, 1e-6])
 @pytest.mark.parametrize("dtype", ["f4", "f8"])

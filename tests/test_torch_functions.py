@@ -78,6 +78,33 @@ def test_cross_entropy_of_probabilities(reduction):
     )
 
 
+@reductions
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_probabilities_are_not_rounded_to_16_bits(dtype, reduction):
+    x = torch.randn(3, 700).to(dtype).requires_grad_()
+    target = torch.softmax(torch.randn(3, 700), 1)
+    right = F.cross_entropy(x.double(), target.double(), reduction=reduction)
+    loss = ft.cross_entropy(x, target, reduction=reduction)
+    torch.testing.assert_close(loss.double(), right, rtol=1e-6, atol=0)
+    (grad,) = torch.autograd.grad(loss.sum(), x)
+    (slopes,) = torch.autograd.grad(right.sum(), x)
+    torch.testing.assert_close(grad, slopes, rtol=2**-7, atol=1e-7)
+
+
+def test_gradients_of_the_losses_of_rows_of_large_logits():
+    """Each row's own loss keeps no rounded logsumexp for the backward."""
+    for size in 1e4, 1e8:
+        x = (size + torch.randn(3, 700)).requires_grad_()
+        target = torch.tensor([0, 5, 699])
+        loss = ft.cross_entropy(x, target, reduction="none")
+        (grad,) = torch.autograd.grad(loss.sum(), x)
+        (right,) = torch.autograd.grad(F.cross_entropy(x.double(), target, reduction="sum"), x)
+        torch.testing.assert_close(grad, right, rtol=1e-6, atol=0)
+    x = torch.full((1, 2), 1e8, requires_grad=True)
+    ft.cross_entropy(x, torch.tensor([0]), reduction="none").backward(torch.ones(1))
+    torch.testing.assert_close(x.grad, torch.tensor([[-0.5, 0.5]]))
+
+
 @dtypes
 @pytest.mark.parametrize("dim", [0, 1, -1])
 def test_log_softmax(dtype, dim):

@@ -7,9 +7,9 @@ from numba import cuda
 
 from . import _ptx
 from ._columns import WIDTH, columns_of, first_of_column
-from ._loss import COUNTS, IGNORED, loss_of, scale_of
+from ._loss import COUNTS, IGNORED, PROBABILITIES, loss_of, scale_of
 from ._reduce import reduce_of
-from ._storage import load_number, storage_of
+from ._storage import storage_of
 
 
 @cache
@@ -20,15 +20,16 @@ def columns_kernel_of(name, mode, grads):
     gather_column, column_state = columns.gather_column, columns.column_state
     column_sum, warp_sum_f64 = columns.column_sum, reduce_of("float64").warp_sum
     label_of, label_share, put_row = loss.label_of, loss.label_share, loss.put_row
+    load_target, target_size = loss.load_target, loss.target_size
     wanted, add_wanted, moved = loss.wanted, loss.add_wanted, loss.moved
     loss_and_lse, pulls, slope = loss.loss_and_lse, loss.pulls, loss.slope
-    steepened, is_probs, is_pick = loss.steepened, mode == "probs", mode == "pick"
+    steepened, is_probs, is_pick = loss.steepened, mode in PROBABILITIES, mode == "pick"
     is_label = mode in ("label", "curve")  # nothing is wanted of the other classes
 
     @cuda.jit
     def columns_kernel(
         logits, target, grad, step, target_step, grad_step, count, n,
-        code, weight, weight_code, lse, lse_code, lses, losses, sums, grad_loss, grad_loss_code,
+        code, weight, weight_code, lses, losses, sums, grad_loss, grad_loss_code,
         grad_loss_step, upstream, denominator, stats, ignore_index, keep, spread, z_loss,
         alpha, gamma, power, epsilon, beta,
         inner,
@@ -43,7 +44,7 @@ def columns_kernel_of(name, mode, grads):
         counts = says == COUNTS
         classes = n if live else np.int64(0)
         x = logits + first_of_column(column, inner, step) * size
-        t = target + first_of_column(column, inner, target_step) * size if is_probs else x
+        t = target + first_of_column(column, inner, target_step) * target_size if is_probs else x
         keep_, spread_ = real(keep), real(spread)
         q_y, x_y = zero, zero
         if counts and not is_probs:
@@ -56,9 +57,9 @@ def columns_kernel_of(name, mode, grads):
                 top, below, ties = gather_column(x, inner * size, classes)
             k = y_thread
             while k < classes and counts and not is_label:
-                at = k * inner * size
-                q = wanted(load(t + at), k, weight, weight_code, keep_, spread_)
-                x_k = load(x + at)
+                t_k = load_target(t, k * inner) if is_probs else zero
+                q = wanted(t_k, k, weight, weight_code, keep_, spread_)
+                x_k = load(x + k * inner * size)
                 top, below, ties, cost, mass = add_wanted(x_k, q, top, below, ties, cost, mass)
                 k += height
             new_top, new_below, new_ties = column_state(top, below, ties)
@@ -66,8 +67,6 @@ def columns_kernel_of(name, mode, grads):
                 cost = moved(cost, mass, below, ties, top, new_top)
                 cost, mass = column_sum(cost), column_sum(mass)
             top, below, ties = new_top, new_below, new_ties
-        if lse != 0 and live:
-            top, below, ties = real(load_number(lse, column, lse_code)), zero, one
         value = np.float64(0)
         if live and y_thread == 0 and (losses != 0 or sums != 0 or lses != 0):
             row_loss, row_lse = loss_and_lse(
@@ -106,7 +105,8 @@ def columns_kernel_of(name, mode, grads):
                     else:
                         q = zero
                         if not is_label:
-                            q = wanted(load(t + at), k, weight, weight_code, keep_, spread_)
+                            t_k = load_target(t, k * inner) if is_probs else zero
+                            q = wanted(t_k, k, weight, weight_code, keep_, spread_)
                         if not is_probs and k == y:
                             q += q_y
                         at_k = slope(load(x + at), q, top, log_total, part_of, pull, beta_) * scale

@@ -12,11 +12,11 @@ import numpy as np
 from numba import cuda
 
 from . import _ptx
-from ._loss import COUNTS, IGNORED, loss_of, scale_of
+from ._loss import COUNTS, IGNORED, PROBABILITIES, loss_of, scale_of
 from ._math import device
 from ._reduce import SCRATCH, reduce_of
 from ._rows import place, rows_of, share, writer_of
-from ._storage import load_number, storage_of
+from ._storage import storage_of
 from .log_softmax import endings_of
 
 
@@ -60,7 +60,7 @@ def rows_kernel_of(name, mode, grads):
     """The kernel for labels, also of log-probabilities, and with a curve."""
     storage, rows, loss = storage_of(name), rows_of(name), loss_of(name, mode)
     real, size, per_word, number = storage.real, storage.size, storage.per_word, storage.real_size
-    zero, one, nan, lowest = real(0), real(1), real(np.nan), real(-np.inf)
+    zero, nan, lowest = real(0), real(np.nan), real(-np.inf)
     load, store, put_number, get_number = (
         storage.load,
         storage.store,
@@ -78,7 +78,7 @@ def rows_kernel_of(name, mode, grads):
     @cuda.jit
     def rows_kernel(
         logits, target, grad, step, target_step, grad_step, count, n,
-        code, weight, weight_code, lse, lse_code, lses, losses, sums, grad_loss, grad_loss_code,
+        code, weight, weight_code, lses, losses, sums, grad_loss, grad_loss_code,
         grad_loss_step, upstream, denominator, stats, ignore_index, keep, spread, z_loss,
         alpha, gamma, power, epsilon, beta,
         lanes, parts, gathered, states, capacity,
@@ -114,10 +114,6 @@ def rows_kernel_of(name, mode, grads):
             top, below, ties = read_states(states, row, gathered, lane, lanes)
             if lane == 0 or is_curve:  # by now others may have overwritten it
                 x_y = get_number(states + (3 * gathered * count + row) * number)
-        elif lse != 0:
-            kept = first
-            if row < count:
-                top, ties = real(load_number(lse, row, lse_code)), one
         else:
             top, below, ties = gather(x, first, last, edges, head, words, lane, lanes, slots, kept)
             top, below, ties = group_state(top, below, ties, lanes)
@@ -170,7 +166,7 @@ def dense_rows_kernel_of(name, mode, grads):
     """The kernel for probabilities, for labels that are smoothed, and for the entropy."""
     storage, rows, loss = storage_of(name), rows_of(name), loss_of(name, mode)
     real, size, per_word = storage.real, storage.size, storage.per_word
-    zero, one, nan, lowest = real(0), real(1), real(np.nan), real(-np.inf)
+    zero, nan, lowest = real(0), real(np.nan), real(-np.inf)
     kind, load, store = storage.type, storage.load, storage.store
     unpack, store_word = storage.unpack, storage.store_word
     split, edge = rows.split, rows.edge
@@ -179,14 +175,26 @@ def dense_rows_kernel_of(name, mode, grads):
     label_of, label_share, put_row = loss.label_of, loss.label_share, loss.put_row
     wanted, add_wanted, moved = loss.wanted, loss.add_wanted, loss.moved
     loss_and_lse, pulls, slope = loss.loss_and_lse, loss.pulls, loss.slope
-    steepened, is_probs = loss.steepened, mode == "probs"
+    load_target, target_size = loss.load_target, loss.target_size
+    steepened, is_probs, is_wide = loss.steepened, mode in PROBABILITIES, mode == "wide"
 
     @device
-    def dense_word(x_word, t_word, k, weight, weight_code, keep, spread, state):
-        """`add_wanted` for the elements of a word, of which k is the first."""
+    def unpack_target(t_words, w, t):
+        """What is wanted of the elements of word w, but one by one of a wide target: it need not
+        lie to 16 bytes as the logits do.
+        """
+        if is_wide:
+            for j in range(per_word):
+                t[j] = load_target(t_words, w * per_word + j)
+        else:
+            unpack(_ptx.load_word(t_words + 16 * w), t)
+
+    @device
+    def dense_word(x_words, t_words, w, k, weight, weight_code, keep, spread, state):
+        """`add_wanted` for the elements of word w, of which k is the first."""
         x, t = cuda.local.array(per_word, kind), cuda.local.array(per_word, kind)
-        unpack(x_word, x)
-        unpack(t_word, t)
+        unpack_target(t_words, w, t)
+        unpack(_ptx.load_word(x_words + 16 * w), x)
         top, below, ties, cost, mass = state
         for j in range(per_word):
             q = wanted(t[j], k + j, weight, weight_code, keep, spread)
@@ -195,12 +203,12 @@ def dense_rows_kernel_of(name, mode, grads):
 
     @device
     def dense_slopes(
-        x_word, t_word, address, k, weight, weight_code, keep, spread,
+        x_words, t_words, w, address, k, weight, weight_code, keep, spread,
         top, log_total, part_of, pull, beta, scale,
     ):  # fmt: skip
         x, t = cuda.local.array(per_word, kind), cuda.local.array(per_word, kind)
-        unpack(x_word, x)
-        unpack(t_word, t)
+        unpack(_ptx.load_word(x_words + 16 * w), x)
+        unpack_target(t_words, w, t)
         for j in range(per_word):
             q = wanted(t[j], k + j, weight, weight_code, keep, spread)
             x[j] = slope(x[j], q, top, log_total, part_of, pull, beta) * scale
@@ -215,7 +223,7 @@ def dense_rows_kernel_of(name, mode, grads):
     @cuda.jit
     def dense_rows_kernel(
         logits, target, grad, step, target_step, grad_step, count, n,
-        code, weight, weight_code, lse, lse_code, lses, losses, sums, grad_loss, grad_loss_code,
+        code, weight, weight_code, lses, losses, sums, grad_loss, grad_loss_code,
         grad_loss_step, upstream, denominator, stats, ignore_index, keep, spread, z_loss,
         alpha, gamma, power, epsilon, beta,
         lanes, parts, gathered, states, capacity,
@@ -227,13 +235,15 @@ def dense_rows_kernel_of(name, mode, grads):
             y, says = label_of(target, row, code, n, ignore_index)
         counts = says == COUNTS
         x = logits + row * step * size
-        t = target + row * target_step * size if is_probs else x
+        t = target + row * target_step * target_size if is_probs else x
         out = grad + row * grad_step * size if grads else x
-        head, words = split(x, n if row < count else np.int64(0), (x ^ t) | (x ^ out))
+        moves_along = x if is_wide else t
+        unequal = (x ^ moves_along) | (x ^ out)
+        head, words = split(x, n if row < count else np.int64(0), unequal)
         all_edges = (n if row < count else np.int64(0)) - words * per_word
         last, edges = (words, all_edges) if counts else (np.int64(0), np.int64(0))
         keep_, spread_ = real(keep), real(spread)
-        x_words, t_words = x + head * size, t + head * size
+        x_words, t_words = x + head * size, t + head * target_size
         q_y, x_y = zero, zero
         if counts and not is_probs:
             q_y = label_share(y, weight, weight_code, keep_)
@@ -242,32 +252,22 @@ def dense_rows_kernel_of(name, mode, grads):
         state = lowest, zero, zero, zero, zero
         w = lane
         while w < last:
-            t_word = _ptx.load_word(t_words + 16 * w)
             k = head + w * per_word
             state = dense_word(
-                _ptx.load_word(x_words + 16 * w),
-                t_word,
-                k,
-                weight,
-                weight_code,
-                keep_,
-                spread_,
-                state,
-            )
+                x_words, t_words, w, k, weight, weight_code, keep_, spread_, state
+            )  # fmt: skip
             w += lanes
         top, below, ties, cost, mass = state
         j = lane
         while j < edges:
             k = edge(j, head, words)
-            q = wanted(load(t + k * size), k, weight, weight_code, keep_, spread_)
+            q = wanted(load_target(t, k), k, weight, weight_code, keep_, spread_)
             x_k = load(x + k * size)
             top, below, ties, cost, mass = add_wanted(x_k, q, top, below, ties, cost, mass)
             j += lanes
         new_top, new_below, new_ties = group_state(top, below, ties, lanes)
         cost, mass = after(top, below, ties, cost, mass, new_top, lanes)
         top, below, ties = new_top, new_below, new_ties
-        if lse != 0 and row < count:
-            top, below, ties = real(load_number(lse, row, lse_code)), zero, one
         if lane == 0 and row < count and (losses != 0 or sums != 0 or lses != 0):
             value, row_lse = loss_and_lse(
                 top, below, ties, cost, mass, x_y, q_y, real(z_loss), curve
@@ -291,15 +291,15 @@ def dense_rows_kernel_of(name, mode, grads):
             w = lane
             while w < last:
                 dense_slopes(
-                    _ptx.load_word(x_words + 16 * w), _ptx.load_word(t_words + 16 * w),
-                    out + head * size + 16 * w, head + w * per_word, weight, weight_code,
-                    keep_, spread_, top, log_total, part_of, pull, beta_, scale,
+                    x_words, t_words, w, out + head * size + 16 * w, head + w * per_word,
+                    weight, weight_code, keep_, spread_, top, log_total, part_of, pull, beta_,
+                    scale,
                 )  # fmt: skip
                 w += lanes
             j = lane
             while j < edges:
                 k = edge(j, head, words)
-                q = wanted(load(t + k * size), k, weight, weight_code, keep_, spread_)
+                q = wanted(load_target(t, k), k, weight, weight_code, keep_, spread_)
                 at_k = slope(load(x + k * size), q, top, log_total, part_of, pull, beta_) * scale
                 store(out + k * size, at_k)
                 j += lanes

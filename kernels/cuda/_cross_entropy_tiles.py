@@ -6,9 +6,9 @@ import numpy as np
 from numba import cuda
 
 from . import _ptx
-from ._loss import COUNTS, IGNORED, loss_of, scale_of
+from ._loss import COUNTS, IGNORED, PROBABILITIES, loss_of, scale_of
 from ._reduce import SCRATCH, reduce_of
-from ._storage import load_number, storage_of
+from ._storage import storage_of
 from ._tiles import tiles_of
 
 
@@ -16,19 +16,21 @@ from ._tiles import tiles_of
 def tiles_kernel_of(name, mode, grads):
     storage, tiles, loss = storage_of(name), tiles_of(name), loss_of(name, mode)
     real, size, number, load = storage.real, storage.size, storage.real_size, storage.load
-    zero, one, nan, lowest = real(0), real(1), real(np.nan), real(-np.inf)
+    zero, nan, lowest = real(0), real(np.nan), real(-np.inf)
     shared_load, shared_store = storage.shared_load, storage.shared_store
     bring, take, walk = tiles.bring, tiles.take, tiles.walk
+    bring_target = tiles_of("float32").bring if mode == "wide" else bring
+    target_size = loss.target_size
     label_of, label_share, put_row = loss.label_of, loss.label_share, loss.put_row
     wanted, add_cost, loss_and_lse = loss.wanted, loss.add_cost, loss.loss_and_lse
     pulls, slope, sum_f64 = loss.pulls, loss.slope, reduce_of("float64").group_sum
-    steepened, is_probs, is_pick = loss.steepened, mode == "probs", mode == "pick"
+    steepened, is_probs, is_pick = loss.steepened, mode in PROBABILITIES, mode == "pick"
     is_label = mode in ("label", "curve")  # nothing is wanted of the other classes
 
     @cuda.jit
     def tiles_kernel(
         logits, target, grad, step, target_step, grad_step, count, n,
-        code, weight, weight_code, lse, lse_code, lses, losses, sums, grad_loss, grad_loss_code,
+        code, weight, weight_code, lses, losses, sums, grad_loss, grad_loss_code,
         grad_loss_step, upstream, denominator, stats, ignore_index, keep, spread, z_loss,
         alpha, gamma, power, epsilon, beta,
         inverse, pitch,
@@ -43,8 +45,8 @@ def tiles_kernel_of(name, mode, grads):
         if not is_pick:
             bring(logits + begin * step * size, step, rows_here, n, inverse, pitch, tile)
         if is_probs:
-            t = target + begin * target_step * size
-            bring(t, target_step, rows_here, n, inverse, pitch, tile + to_t)
+            t = target + begin * target_step * target_size
+            bring_target(t, target_step, rows_here, n, inverse, pitch, tile + to_t)
         mine = tile + thread * pitch * number
         value = np.float64(0)
         if thread < rows_here:
@@ -67,8 +69,6 @@ def tiles_kernel_of(name, mode, grads):
                     t_k = shared_load(np.uint32(at + to_t))
                     q = wanted(t_k, k, weight, weight_code, keep_, spread_)
                     cost, mass = add_cost(shared_load(np.uint32(at)), q, top, cost, mass)
-            if lse != 0:
-                top, below, ties = real(load_number(lse, row, lse_code)), zero, one
             if losses != 0 or sums != 0 or lses != 0:
                 row_loss, row_lse = loss_and_lse(
                     top, below, ties, cost, mass, x_y, q_y, real(z_loss), curve

@@ -1,10 +1,11 @@
 """What one row of logits costs, and its gradient: the formulas of `kernels/reference`.
 
-Six modes, each with kernels of its own:
+Seven modes, each with kernels of its own:
 
 label    class indices
 smooth   class indices with label smoothing
-probs    probabilities
+probs    probabilities of the dtype of the logits
+wide     probabilities of float32, beside logits of 16 bits
 pick     class indices of log-probabilities (nll_loss)
 curve    class indices; a curve over p of the label, see `_curves.py`
 entropy  the same, and the entropy of the row; without a target, that alone
@@ -27,6 +28,7 @@ from ._storage import load_label, load_number, storage_of
 from .log_softmax import endings_of
 
 COUNTS, IGNORED, BAD = 0, 1, 2  # what a label says of its row
+PROBABILITIES = "probs", "wide"  # the modes without labels
 
 
 @device
@@ -64,8 +66,10 @@ def loss_of(name, mode):
     half, inf, nan = storage.real(0.5), storage.real(np.inf), storage.real(np.nan)
     number, put_number = storage.real_size, storage.put_number
     exp_below, maximum, rescaled = storage.exp_below, storage.maximum, storage.rescaled
-    rest_of = endings_of(name).rest_of
-    is_probs, is_pick, is_entropy = mode == "probs", mode == "pick", mode == "entropy"
+    rest_of, (lse_of, _) = endings_of(name).rest_of, endings_of(name).logsumexp
+    is_probs, is_pick, is_entropy = mode in PROBABILITIES, mode == "pick", mode == "entropy"
+    target_storage = storage_of("float32") if mode == "wide" else storage
+    target_size, load_number_of = target_storage.size, target_storage.load
     is_curve = mode in ("curve", "entropy")
     f64 = np.float64
 
@@ -80,6 +84,11 @@ def loss_of(name, mode):
             return zero
         q = keep * t + spread if is_probs else spread
         return q * class_weight(weight, code, k)
+
+    @device
+    def load_target(t, k):
+        """Number k of a target of probabilities at address t."""
+        return load_number_of(t + k * target_size)
 
     @device
     def label_share(y, weight, code, keep):
@@ -142,7 +151,7 @@ def loss_of(name, mode):
         loss = cost + mass * log_total + z_loss * lse * lse
         if q_y != zero or log_total != log_total:
             loss += q_y * ((top - x_y) + log_total)
-        return loss, lse
+        return loss, lse_of(top, below, ties)
 
     @device
     def steepened(q_y, top, below, ties, x_y, curve):
@@ -186,7 +195,7 @@ def loss_of(name, mode):
     def put_row(row, says, value, lse, losses, lses, denominator, stats):
         """Write what a row costs, if every row has its own place, and its lse; give the loss."""
         if says != COUNTS:
-            value = lse = zero if says == IGNORED else nan
+            value, lse = zero if says == IGNORED else nan, nan
         if losses != 0:
             put_number(losses + row * number, real(value / denominator_of(denominator, stats)))
         if lses != 0:
@@ -197,6 +206,8 @@ def loss_of(name, mode):
         label_of=label_of,
         put_row=put_row,
         wanted=wanted,
+        load_target=load_target,
+        target_size=target_size,
         label_share=label_share,
         add_cost=add_cost,
         add_wanted=add_wanted,

@@ -7,7 +7,8 @@ of 16 bytes, else one by one, in the same order. A block leaves the sum of its l
 which `_add_up` adds in a fixed order.
 
 Probabilities are not checked (that needs the host): one out of range gives NaN. The target is of
-the dtype of the input, or integer labels, for which kernels are compiled of their own.
+the dtype of the input; or of float32 beside 16 bits, or integer labels, for both of which kernels
+are compiled of their own, which read it one by one.
 """
 
 import math
@@ -27,6 +28,7 @@ _THREADS = 256
 _GROUPS = 4  # of each thread: 64 bytes of each array are under way
 # What kernels are compiled for. The focal loss of a gamma of 0, 1 or 2 needs no power.
 OF_PROBABILITIES, OF_LOGITS, FOCAL, FOCAL_POWER = "probabilities", "logits", "focal", "power"
+OWN, WIDE, LABELS = "own", "wide", "labels"  # what the target is of
 INF = np.float64(np.inf)
 _sum_f64, _max_f64 = reduce_of("float64").group_sum, reduce_of("float64").block_max
 
@@ -137,9 +139,9 @@ def _run(formula, grad_loss, x, target, weight, pos_weight, loss, grad, denomina
     if isinstance(grad_loss, float):
         upstream, grad_loss = grad_loss, None
     summed = loss is not None and loss.shape == (1,)
-    labels = target.dtype != x.dtype
+    kind = OWN if target.dtype == x.dtype else WIDE if target.dtype == "float32" else LABELS
     arrays = x.address, target.address, 0 if grad is None else grad.address
-    whole = not any(a % 16 for a in (arrays[::2] if labels else arrays))
+    whole = not any(a % 16 for a in (arrays if kind == OWN else arrays[::2]))
     each = _THREADS * _GROUPS * _neighbours_of(x.dtype, form)
     blocks, sums = -(-n // each), 0
     if summed:
@@ -149,7 +151,7 @@ def _run(formula, grad_loss, x, target, weight, pos_weight, loss, grad, denomina
         *arrays,
         n,
         int(whole),
-        target.code if labels else 0,
+        target.code if kind == LABELS else 0,
         *_row(weight),
         *_row(pos_weight),
         *((0, 0) if grad_loss is None else (grad_loss.address, grad_loss.code)),
@@ -161,7 +163,7 @@ def _run(formula, grad_loss, x, target, weight, pos_weight, loss, grad, denomina
         sums,
     )
     if blocks:
-        kernel = kernel_of(x.dtype, form, labels, grad is not None)
+        kernel = kernel_of(x.dtype, form, kind, grad is not None)
         _device.launch(kernel, blocks, _THREADS, SCRATCH, x.stream, x.device, arguments)
     if summed:
         last = (loss.address, loss.code, float(denominator), 0)
@@ -236,8 +238,11 @@ def _neighbours_of(name, form):
 
 
 @cache
-def kernel_of(name, form, labels, grads):
-    """The kernel for a dtype, for a target of labels or of numbers, with gradient or without."""
+def kernel_of(name, form, of, grads):
+    """The kernel for a dtype and a kind of target, with gradient or without."""
+    own, labels = of == OWN, of == LABELS
+    target_storage = storage_of("float32") if of == WIDE else storage_of(name)
+    load_target, target_size = target_storage.load, target_storage.size
     storage, element = storage_of(name), _element_of(name, form)
     size, kind, real = storage.size, storage.type, storage.real
     neighbours, words = _neighbours_of(name, form), form != FOCAL_POWER
@@ -252,7 +257,7 @@ def kernel_of(name, form, labels, grads):
 
     @device
     def target_of(t, i, code):
-        return real(load_label(t, i, code)) if labels else load(t + i * size)
+        return real(load_label(t, i, code)) if labels else load_target(t + i * target_size)
 
     @device
     def weight_of(weight, code, weights, i):
@@ -294,13 +299,13 @@ def kernel_of(name, form, labels, grads):
             word = words and whole != 0 and here == neighbours
             if word:
                 unpack(_ptx.load_word(x + first * size), values)
-                if not labels:
+                if own:
                     unpack(_ptx.load_word(t + first * size), targets)
             for j in range(neighbours):
                 if j < here:
                     i = first + j
                     value = values[j] if word else load(x + i * size)
-                    target = targets[j] if word and not labels else target_of(t, i, code)
+                    target = targets[j] if word and own else target_of(t, i, code)
                     w = weight_of(weight, weight_code, weights, i)
                     v = weight_of(pos_weight, pos_weight_code, pos_weights, i)
                     loss, slope = element(value, target, w, v, *numbers)

@@ -19,7 +19,7 @@ from . import _arrays, _device, _launch, _ptx
 from ._cross_entropy_columns import columns_kernel_of
 from ._cross_entropy_rows import dense_rows_kernel_of, rows_kernel_of
 from ._cross_entropy_tiles import tiles_kernel_of
-from ._loss import BAD, COUNTS, denominator_of, read_label
+from ._loss import BAD, COUNTS, PROBABILITIES, denominator_of, read_label
 from ._math import device
 from ._reduce import reduce_of
 from ._storage import load_number
@@ -51,9 +51,9 @@ def cross_entropy(
 ):
     with _arrays.on_device((logits, target, weight), (loss, lse)) as views:
         logits, target, weight, loss, lse = views
-        mode = _mode(target, label_smoothing)
+        mode = _mode(logits, target, label_smoothing)
         options = denominator, ignore_index, label_smoothing, z_loss
-        _run(mode, logits, target, weight, loss, None, options, lse_out=lse)
+        _run(mode, logits, target, weight, loss, None, options, lse=lse)
 
 
 def cross_entropy_backward(
@@ -61,7 +61,6 @@ def cross_entropy_backward(
     logits,
     target,
     weight,
-    lse,
     grad,
     *,
     denominator,
@@ -70,11 +69,11 @@ def cross_entropy_backward(
     z_loss,
     threads,
 ):
-    with _arrays.on_device((grad_loss, logits, target, weight, lse), (grad,)) as views:
-        grad_loss, logits, target, weight, lse, grad = views
-        mode = _mode(target, label_smoothing)
+    with _arrays.on_device((grad_loss, logits, target, weight), (grad,)) as views:
+        grad_loss, logits, target, weight, grad = views
+        mode = _mode(logits, target, label_smoothing)
         options = denominator, ignore_index, label_smoothing, z_loss
-        _run(mode, logits, target, weight, None, grad, options, lse=lse, grad_loss=grad_loss)
+        _run(mode, logits, target, weight, None, grad, options, grad_loss=grad_loss)
 
 
 def cross_entropy_with_grad(
@@ -92,7 +91,7 @@ def cross_entropy_with_grad(
 ):
     with _arrays.on_device((logits, target, weight), (loss, grad)) as views:
         logits, target, weight, loss, grad = views
-        mode = _mode(target, label_smoothing)
+        mode = _mode(logits, target, label_smoothing)
         options = denominator, ignore_index, label_smoothing, z_loss
         _run(mode, logits, target, weight, loss, grad, options)
 
@@ -111,9 +110,9 @@ def nll_loss_backward(grad_loss, target, weight, grad, *, denominator, ignore_in
         _run("pick", grad, target, weight, None, grad, options, grad_loss=grad_loss)
 
 
-def _mode(target, label_smoothing):
+def _mode(logits, target, label_smoothing):
     if len(target.shape) == 3:
-        return "probs"
+        return "probs" if target.dtype == logits.dtype else "wide"
     return "smooth" if label_smoothing else "label"
 
 
@@ -123,8 +122,7 @@ def _number(view):
 
 
 def _run(
-    mode, logits, target, weight, loss, grad, options, *, lse=None, lse_out=None, grad_loss=None,
-    curve=PLAIN,
+    mode, logits, target, weight, loss, grad, options, *, lse=None, grad_loss=None, curve=PLAIN,
 ):  # fmt: skip
     """Work on all rows, and add up their losses where `loss` is one number."""
     denominator, ignore_index, label_smoothing, z_loss = options
@@ -138,8 +136,8 @@ def _run(
     plan = _launch.plan_for(
         logits,
         keeps=1 if mode in ("label", "curve") else 0,
-        tiled=2 if mode == "probs" else 1,
-        splits=mode in ("label", "curve") and lse is None,
+        tiled=2 if mode in PROBABILITIES else 1,
+        splits=mode in ("label", "curve"),
         most_lanes=_launch.CURVED if mode in ("curve", "entropy") else 1024,
     )
     summed = loss is not None and loss.shape == (1, 1)
@@ -154,10 +152,9 @@ def _run(
         logits,
         (logits, target or nothing, grad or nothing),
         (
-            0 if mode == "probs" or target is None else target.code,
+            0 if mode in PROBABILITIES or target is None else target.code,
             *_number(weight),
-            *_number(lse),
-            0 if lse_out is None else lse_out.address,
+            0 if lse is None else lse.address,
             0 if loss is None or summed else loss.address,
             sums,
             *_number(grad_loss),
@@ -246,7 +243,7 @@ def _put_scan(first, total, out, stats):
 @cache
 def _kernels(name, mode, grads):
     """The kernels for one dtype and kind of target, with gradient or without."""
-    dense = mode in ("smooth", "probs", "entropy")
+    dense = mode in ("smooth", *PROBABILITIES, "entropy")
     rows = dense_rows_kernel_of if dense else rows_kernel_of
     return SimpleNamespace(
         rows=rows(name, mode, grads),

@@ -18,11 +18,13 @@ cdef struct Problem:
     Py_ssize_t x_step, t_step, grad_step  # from one plane to the next, in elements
     const int64_t* labels  # (outer, inner), or NULL for a target of probabilities
     const void* weight  # (n,) of the compute type, or NULL for ones
-    const void* given_lse  # (outer, inner), or NULL
     const void* upstream  # (outer, inner), or (1, 1), or NULL for 1
     void* loss  # (outer, inner) or NULL
-    void* lse  # (outer, inner) or NULL
+    void* lse  # (outer, inner) or NULL; NaN where a row is ignored
+    void* top  # (outer, inner) or NULL: the state of each row, as _rows.pxi has it
+    void* rest  # the same
     bint upstream_per_row, loss_per_row, dense_q, streaming
+    bint wide_target  # probabilities of the compute type, beside logits of 16 bits
     int64_t ignore_index
     double denominator, z_loss
     double hard  # 1 - label_smoothing: of the target
@@ -48,7 +50,7 @@ cdef double turn(
     if p.inner > 1:
         k = task // panels
         at = task % panels * PANEL
-        return panel(p, x + k * p.x_step + at, t + k * p.t_step + at if t != NULL else NULL,
+        return panel(p, x + k * p.x_step + at, target_at(t, k * p.t_step + at, p.wide_target),
                      grad + k * p.grad_step + at if grad != NULL else NULL, p.inner,
                      min(PANEL, p.inner - at), False, k * p.inner + at)
     if p.n <= SHORT:
@@ -66,7 +68,7 @@ cdef double turn(
 cdef inline double whole_row(
     const Problem* p, const real* x, const real* t, real* grad, Py_ssize_t r, int crew
 ) noexcept nogil:
-    return row(p, x + r * p.x_step, t + r * p.t_step if t != NULL else NULL,
+    return row(p, x + r * p.x_step, target_at(t, r * p.t_step, p.wide_target),
                grad + r * p.grad_step if grad != NULL else NULL, r, crew)
 
 

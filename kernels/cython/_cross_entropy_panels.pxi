@@ -74,19 +74,22 @@ cdef double panel(
     cdef vector[real]* losses = rests + vectors  # later: the gradient at the target class
     cdef vector[real]* totals = losses + vectors  # later: the upstream gradient
     cdef vector[real]* keeps = totals + vectors  # 1 where the row counts, else 0
-    cdef vector[real]* picked = keeps + vectors  # x at the target class
-    cdef vector[real]* weights = picked + vectors  # of the target class
-    cdef vector[real]* mean_gaps = weights + vectors  # where the entropy is wanted
-    cdef vector[real]* gap_slopes = mean_gaps + vectors  # the same
+    # x at the target class, its weight, and two for the entropy. Where the target is probabilities,
+    # what the gradient of a class of nearly 1 is made of: its x, g * p, sum(q) and g * (1 - p); and
+    # g * p * (the part of z_loss) in `losses`.
+    cdef vector[real]* picked = keeps + vectors
+    cdef vector[real]* weights = picked + vectors
+    cdef vector[real]* mean_gaps = weights + vectors
+    cdef vector[real]* gap_slopes = mean_gaps + vectors
     cdef vector[real] zero = splat(x, 0.0), one = splat(x, 1.0), two_z = splat(x, 2 * p.z_loss)
     cdef vector[real] z = splat(x, p.z_loss), hard = splat(x, p.hard), soft = splat(x, p.soft)
     cdef vector[real] scale = splat(x, 1 / p.denominator), g = scale
     cdef vector[real] top, keep, log_sum, lse, loss, total, gap, weight, pull, share, there, below
-    cdef vector[real] v, e, lane_x, lane_weight, bent, slope, beta
+    cdef vector[real] v, e, q, lane_x, lane_weight, bent, slope, beta
     cdef bint all_kept = True, entropy = CURVED and p.curve.beta != 0
     cdef double loss_sum = 0
     # A tile is private memory: the exponentials can take the place of x, unless it is wanted too.
-    cdef real* exps = grad if tile and not (p.dense_q or entropy) and p.given_lse == NULL else NULL
+    cdef real* exps = grad if tile and not (p.dense_q or entropy) else NULL
     for c in range(vectors):
         left = min(w, width - c * w)
         keep = one
@@ -105,14 +108,10 @@ cdef double panel(
         keeps[c] = keep
         picked[c] = lane_x
         weights[c] = lane_weight
-    if p.given_lse == NULL and tile:
+    if tile:
         tile_state(x, exps, p.n, stride, tops, rests)
-    elif p.given_lse == NULL:
-        panel_state(x, p.n, stride, width, tops, rests, losses)
     else:
-        for c in range(vectors):
-            tops[c] = load_wide(x, p.given_lse, r + c * w, min(w, width - c * w))
-            rests[c] = zero
+        panel_state(x, p.n, stride, width, tops, rests, losses)
     for c in range(vectors):
         losses[c] = zero
         totals[c] = zero
@@ -149,7 +148,11 @@ cdef double panel(
         elif p.loss_per_row:  # the mean over a single row
             put_wide(x, p.loss, r, reduce_add(loss) / p.denominator)
         if p.lse != NULL:
-            store_wide(x, p.lse, r + c * w, where_equal(keep, one, lse, zero), left)
+            lse = top + log_1p(rests[c])  # infinite where the maximum is
+            store_wide(x, p.lse, r + c * w, where_equal(keep, one, lse, splat(x, NAN)), left)
+        if p.top != NULL:
+            store_wide(x, p.top, r + c * w, top, left)
+            store_wide(x, p.rest, r + c * w, rests[c], left)
         if grad == NULL:
             continue
         if p.upstream != NULL:
@@ -170,6 +173,12 @@ cdef double panel(
             losses[c] = losses[c] + where_equal(there, zero, zero, v)
             gap_slopes[c] = g * beta * share
             pull = pull + beta * mean_gaps[c]
+        if t != NULL:  # of the maximum, where nothing must cancel either
+            picked[c] = where_negative(rests[c] - splat(x, 0.5), top, splat(x, NAN))
+            weights[c] = g * share
+            mean_gaps[c] = total
+            gap_slopes[c] = weights[c] * rests[c]
+            losses[c] = weights[c] * two_z * lse
         rests[c] = where_equal(keep, one, g * pull * share, zero)
         totals[c] = g
     if grad == NULL:
@@ -180,14 +189,18 @@ cdef double panel(
         for c in range(vectors):
             at = k * stride + c * w
             left = min(w, width - c * w)
-            gap = load_n(x + at, left, 0.0)
-            e = gap if exps != NULL else exp_sub(gap, tops[c])
+            lane_x = load_n(x + at, left, 0.0)
+            e = lane_x if exps != NULL else exp_sub(lane_x, tops[c])
             v = rests[c] * e
             if entropy:
-                gap = tops[c] - gap
+                gap = tops[c] - lane_x
                 v = where_equal(e, zero, v, v - gap_slopes[c] * gap * e)
             if p.dense_q:
-                v = mul_add(zero - totals[c], target_part(p, x, t, at, left, soft) * weight, v)
+                q = target_part(p, x, t, at, left, soft) * weight
+                v = mul_add(zero - totals[c], q, v)
+            if t != NULL:
+                below = mul_add(zero - gap_slopes[c], q, weights[c] * (mean_gaps[c] - q))
+                v = where_equal(lane_x, picked[c], below + losses[c], v)
             if not all_kept:
                 v = where_equal(keeps[c], one, v, zero)
             store_n(grad + at, v, left)
@@ -212,7 +225,10 @@ cdef double tile(
     load_tiles(x + r * p.x_step, p.x_step, rows, p.n, a)
     if t != NULL:
         b = a + p.n * stride // w
-        load_tiles(t + r * p.t_step, p.t_step, rows, p.n, b)
+        if p.wide_target and (real is f16 or real is bf16):
+            load_tiles(<const float*>t + r * p.t_step, p.t_step, rows, p.n, <vector[float]*>b)
+        else:
+            load_tiles(t + r * p.t_step, p.t_step, rows, p.n, b)
     if real is double:
         loss = panel(p, <double*>a, <double*>b, <double*>result, stride, rows, True, r)
     else:

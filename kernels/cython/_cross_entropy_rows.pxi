@@ -7,7 +7,9 @@ cdef inline vector[real] target_part(
     vector[real] soft
 ) noexcept nogil:
     """soft + hard * t."""
-    return mul_add(splat(x, p.hard), load_n(t + at, n, 0.0), soft) if t != NULL else soft
+    if t == NULL:
+        return soft
+    return mul_add(splat(x, p.hard), load_target(t, at, n, p.wide_target), soft)
 
 
 cdef inline vector[real] row_weight(
@@ -39,6 +41,10 @@ cdef double weight_sum(const real* like, const void* weight, Py_ssize_t n) noexc
 
 
 # ---- rows -----------------------------------------------------------------------------------
+
+cdef enum:
+    SEARCHED = 8  # vectors in which a maximum is looked for at once
+
 
 cdef struct Cost:
     double loss  # sum of q * (top - x)
@@ -122,15 +128,32 @@ cdef inline void row_gradient(
             store_n(grad + at, v, left)
 
 
+cdef Py_ssize_t place_of(const real* x, Py_ssize_t n, double top) noexcept nogil:
+    """Where a row has its maximum first; -1 in a row of nothing."""
+    cdef Py_ssize_t w = lanes(x), group, j, k
+    cdef vector[real] m
+    for group in range((n + SEARCHED * w - 1) // (SEARCHED * w)):
+        m = splat(x, -INFINITY)
+        for j in range(SEARCHED):
+            k = (group * SEARCHED + j) * w
+            if k < n:
+                m = vmax(load_n(x + k, min(w, n - k), -INFINITY), m)
+        if reduce_max(m) == top:
+            for k in range(group * SEARCHED * w, min(n, (group + 1) * SEARCHED * w)):
+                if get(x + k) == top:
+                    return k
+    return -1
+
+
 cdef double row(
     const Problem* p, const real* x, const real* t, real* grad, Py_ssize_t r, int crew
 ) noexcept nogil:
     """Loss of row r, and its gradient where `grad` is not NULL."""
     cdef Py_ssize_t blocks = (p.n + BLOCK - 1) // BLOCK, k, label = -1
     cdef double weight = 0, gap = 0, loss, lse, log_sum, pull, upstream, share, below = 0
-    cdef double mean_gap = 0, gap_slope = 0
+    cdef double mean_gap = 0, gap_slope = 0, others
     cdef char* memory = thread_memory(OF_ROW, BLOCK * 8)
-    cdef void* exps = memory if grad != NULL and p.n <= BLOCK and p.given_lse == NULL else NULL
+    cdef void* exps = memory if grad != NULL and p.n <= BLOCK else NULL
     cdef Cost cost
     cdef State state
     cdef Bent bent
@@ -139,17 +162,13 @@ cdef double row(
             if p.loss_per_row:
                 put_wide(x, p.loss, r, 0 / p.denominator)  # NaN for the mean over no row
             if p.lse != NULL:
-                put_wide(x, p.lse, r, 0)
+                put_wide(x, p.lse, r, NAN)
             if grad != NULL:
                 memset(grad, 0, p.n * sizeof(real))
             return 0
         label = p.labels[r]
         weight = p.hard * (get_wide(x, p.weight, label) if p.weight != NULL else 1)
-    if p.given_lse != NULL:
-        state.top = get_wide(x, p.given_lse, r)
-        state.rest = 0
-    else:
-        state = row_state(x, p.n, exps, crew)
+    state = row_state(x, p.n, exps, crew)
     log_sum = log_total(state)
     lse = state.top + log_sum
     cost.loss = 0
@@ -172,7 +191,10 @@ cdef double row(
     if p.loss_per_row:
         put_wide(x, p.loss, r, loss / p.denominator)
     if p.lse != NULL:
-        put_wide(x, p.lse, r, lse)
+        put_wide(x, p.lse, r, state.top + log1p(state.rest))  # infinite where the maximum is
+    if p.top != NULL:
+        put_wide(x, p.top, r, state.top)
+        put_wide(x, p.rest, r, state.rest)
     if grad == NULL:
         return loss
 
@@ -180,10 +202,16 @@ cdef double row(
     upstream = upstream / p.denominator
     pull = cost.total + 2 * p.z_loss * lse
     share = NAN if isinf(state.top) else 1 / (1 + state.rest)
+    if t != NULL and state.rest < 0.5:  # only the maximum can have such a p
+        label = place_of(x, p.n, state.top)
+        if label >= 0:
+            weight = p.hard * get_target(t, label, p.wide_target)
+            weight *= get_wide(x, p.weight, label) if p.weight != NULL else 1
     if label >= 0:  # p - 1 by expm1: nothing cancels where p is nearly 1
         below = expm1(-gap - log_sum)
         weight = weight + p.soft * (get_wide(x, p.weight, label) if p.weight != NULL else 1)
-        below = upstream * (weight * below + (pull - weight) * (1 + below))
+        others = (cost.total - weight) + 2 * p.z_loss * lse  # pull - weight, of which less is lost
+        below = upstream * (weight * below + others * (1 + below))
     if CURVED and p.curve.beta != 0:  # log p + entropy = mean_gap - gap
         gap_slope = upstream * p.curve.beta
         if label >= 0 and bent.p != 0:

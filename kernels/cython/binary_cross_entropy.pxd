@@ -11,7 +11,8 @@ Every function returns 0, or -1 where there is no memory, or -2 where `dtype` is
 then the outputs hold anything. Nothing else is checked, so the following must hold:
 
 - `logits`, `probs`, `target` and `grad` are n numbers of `dtype`, one after another; float16 and
-  bfloat16 are their 16 bits. The elements may be in any order, the same in all arrays.
+  bfloat16 are their 16 bits. The elements may be in any order, the same in all arrays. Beside 16
+  bits `target` may be of float: then WIDE_TARGET is added to `dtype`.
 - Probabilities are from 0 to 1 or NaN: c_scan_probabilities checks that. Others give a loss of NaN
   and any gradient.
 - `weight` is `weights` numbers, and element i has number i % weights; so have `pos_weight` and
@@ -41,6 +42,7 @@ cdef enum:  # dtype
     F32 = 1
     F16 = 2
     BF16 = 3
+    WIDE_TARGET = 4  # added to F16 or BF16
 
 cdef int c_binary_cross_entropy_with_logits(
     int dtype, const void* logits, const void* target, const void* weight, Py_ssize_t weights,

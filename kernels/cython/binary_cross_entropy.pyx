@@ -54,6 +54,7 @@ cdef struct Problem:
     const void* upstream  # (n,), or NULL
     void* loss  # (n,), or NULL
     bint with_loss, stream_grad, stream_loss
+    bint wide_target  # of the compute type, beside an input of 16 bits
     double denominator
     double scale  # of the gradient: upstream gradient, if there is one of all, over denominator
 
@@ -145,12 +146,12 @@ cdef inline vector[real] from_probabilities(
 
 # ---- tiles and blocks -----------------------------------------------------------------------
 
-cdef inline bint are_labels(const real* t, Py_ssize_t n) noexcept nogil:
+cdef inline bint are_labels(const real* t, Py_ssize_t n, bint wide_target) noexcept nogil:
     """Whether all targets are 0 or 1."""
     cdef Py_ssize_t w = lanes(t), k
     cdef vector[real] zero = splat(t, 0.0), one = splat(t, 1.0), others = zero, v
     for k in range((n + w - 1) // w):
-        v = load_n(t + k * w, min(w, n - k * w), 0.0)
+        v = load_target(t, k * w, min(w, n - k * w), wide_target)
         others = vmax(where_equal(v, zero, zero, where_equal(v, one, zero, one)), others)
     return reduce_max(others) == 0
 
@@ -164,7 +165,7 @@ cdef double tile(
     """
     cdef Form form = p.formula.form
     cdef bint smooth = p.formula.soft != 0, with_loss = p.with_loss
-    cdef bint labels = form == OF_PROBABILITIES and are_labels(t, n)
+    cdef bint labels = form == OF_PROBABILITIES and are_labels(t, n, p.wide_target)
     cdef const void* weights = to.weight
     cdef const void* pos_weights = to.pos_weight
     cdef const void* upstream = to.upstream
@@ -180,7 +181,7 @@ cdef double tile(
     for k in range((n + w - 1) // w):
         at = k * w
         left = min(w, n - at)
-        a = load_n(t + at, left, 0.0)
+        a = load_target(t, at, left, p.wide_target)
         if weights != NULL:
             weight = load_wide(x, weights, at, left)
         if form == FOCAL:
@@ -252,7 +253,7 @@ cdef double block(
         to.loss = <void*>losses if p.stream_loss else loss_to
         grad_to = <void*>(grad + at) if grad != NULL else NULL
         to.grad = <void*>slopes if p.stream_grad else grad_to
-        total += tile(p, x + at, t + at, &to, n)
+        total += tile(p, x + at, target_at(t, at, p.wide_target), &to, n)
         if p.stream_loss:
             stream_copy(loss_to, losses, n * wide_size(x))
         if p.stream_grad:
@@ -324,6 +325,9 @@ cdef int compute(
     """Loss and gradient, whichever are not NULL."""
     cdef Problem p
     cdef void* sum = NULL if per_element else loss
+    p.wide_target = dtype == F16 + WIDE_TARGET or dtype == BF16 + WIDE_TARGET
+    if p.wide_target:
+        dtype -= WIDE_TARGET
     p.n = n
     p.formula = formula
     p.with_loss = loss != NULL
@@ -485,10 +489,11 @@ cdef Py_ssize_t count(object a):
 
 
 cdef on_arrays(
-    Formula formula, grad_loss, cnp.ndarray x, target, weight, pos_weight, loss, grad,
+    Formula formula, grad_loss, cnp.ndarray x, cnp.ndarray target, weight, pos_weight, loss, grad,
     double denominator, int threads
 ):
-    cdef int dtype = dtype_of(x), result
+    cdef bint wide_target = cnp.PyArray_ITEMSIZE(target) > cnp.PyArray_ITEMSIZE(x)
+    cdef int dtype = dtype_of(x) + (WIDE_TARGET if wide_target else 0), result
     cdef Py_ssize_t n = cnp.PyArray_SIZE(x), weights = count(weight)
     cdef Py_ssize_t pos_weights = count(pos_weight)
     cdef bint per_element = n > 1 and count(grad_loss if loss is None else loss) == n

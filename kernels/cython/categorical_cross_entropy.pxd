@@ -26,6 +26,7 @@ cdef enum:  # dtype
     F32 = 1
     F16 = 2
     BF16 = 3
+    WIDE_TARGET = 4  # added to F16 or BF16
 
 cdef int c_categorical_cross_entropy(
     int dtype, const void* probs, const int64_t* labels, const void* probabilities,

@@ -35,6 +35,7 @@ cdef struct Problem:
     const void* upstream  # (outer, inner), or (1, 1), or NULL for 1
     void* loss  # (outer, inner), or (1, 1), or NULL
     bint upstream_per_row, loss_per_row, dense_q, streaming
+    bint wide_target  # a dense one of the compute type, beside probabilities of 16 bits
     int64_t ignore_index
     double denominator
     double hard  # 1 - label_smoothing: of the target
@@ -105,7 +106,7 @@ cdef inline vector[real] wanted(
     """q of n classes, but for the part of a class index; 0 in the lanes beyond."""
     cdef vector[real] one = splat(x, 1.0), q = splat(x, p.soft)
     if t != NULL:
-        q = mul_add(splat(x, p.hard), load_n(t + at, n, 0.0), q)
+        q = mul_add(splat(x, p.hard), load_target(t, at, n, p.wide_target), q)
     return q * load_wide(x, p.weight if p.weight != NULL else &one,
                          at if p.weight != NULL else 0, n)
 
@@ -254,7 +255,10 @@ cdef double columns(
     cdef vector[real]* result = a if grad != NULL else NULL
     to_tile(x, p.n, p.inner, count, a)
     if t != NULL:
-        to_tile(t, p.n, p.inner, count, b)
+        if p.wide_target and (real is f16 or real is bf16):
+            to_tile(<const float*>t, p.n, p.inner, count, <vector[float]*>b)
+        else:
+            to_tile(t, p.n, p.inner, count, b)
     for j in range(count):
         loss += wide_row(p, x, a, b, result, j * step, r + j)
     if grad != NULL:
@@ -285,7 +289,7 @@ cdef double turn(
     cdef double loss = 0
     if p.inner == 1:
         for k in range(task * chunk, min(p.outer, (task + 1) * chunk)):
-            loss += row(p, x + k * p.x_step, t + k * p.t_step if t != NULL else NULL,
+            loss += row(p, x + k * p.x_step, target_at(t, k * p.t_step, p.wide_target),
                         grad + k * p.grad_step if grad != NULL else NULL, k)
         if p.streaming:
             stream_end()
@@ -294,7 +298,7 @@ cdef double turn(
     first = task % panels * PANEL
     for j in range((min(PANEL, p.inner - first) + w - 1) // w):
         at = first + j * w
-        loss += columns(p, x + k * p.x_step + at, t + k * p.t_step + at if t != NULL else NULL,
+        loss += columns(p, x + k * p.x_step + at, target_at(t, k * p.t_step + at, p.wide_target),
                         grad + k * p.grad_step + at if grad != NULL else NULL,
                         min(w, p.inner - at), k * p.inner + at, memory)
     return loss
@@ -352,6 +356,9 @@ cdef int compute(
     p.loss = loss
     p.loss_per_row = per_row and loss != NULL
     p.dense_q = label_smoothing != 0 or probabilities != NULL
+    p.wide_target = dtype == F16 + WIDE_TARGET or dtype == BF16 + WIDE_TARGET
+    if p.wide_target:
+        dtype -= WIDE_TARGET
     p.ignore_index = ignore_index
     p.denominator = denominator
     p.hard = 1 - label_smoothing
@@ -414,8 +421,10 @@ cdef on_arrays(
     cnp.ndarray probs, cnp.ndarray target, weight, loss, upstream, grad, double denominator,
     int64_t ignore_index, double label_smoothing, double epsilon, int threads
 ):
-    cdef int dtype = dtype_of(probs), result
     cdef bint hard = cnp.PyArray_NDIM(target) == 2
+    cdef bint wide_target = not hard and (
+        cnp.PyArray_ITEMSIZE(target) > cnp.PyArray_ITEMSIZE(probs))
+    cdef int dtype = dtype_of(probs) + (WIDE_TARGET if wide_target else 0), result
     cdef const int64_t* labels = <const int64_t*>data(target) if hard else NULL
     cdef void* probabilities = NULL if hard else data(target)
     cdef Py_ssize_t x_step = plane_step(probs), grad_step = plane_step(grad)

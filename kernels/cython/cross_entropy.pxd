@@ -13,7 +13,8 @@ then the outputs hold anything. Nothing else is checked, so the following must h
 - `logits`, `log_probs`, `probabilities` and `grad` have shape (outer, n, inner), and the classes
   lie on the middle axis: for rows of classes, inner = 1. Each (n, inner) plane is contiguous;
   `*_step` is the distance between the starts of neighbouring planes, in elements. They are of
-  `dtype`; float16 and bfloat16 are their 16 bits.
+  `dtype`; float16 and bfloat16 are their 16 bits. Beside these `probabilities` may be of float:
+  then WIDE_TARGET is added to `dtype`.
 - The target is either `labels`, contiguous (outer, inner), or `probabilities`; the other is NULL.
   A label is at least 0 and less than n, or `ignore_index`: c_scan_target checks that. A label out
   of range reads and writes out of bounds.
@@ -47,8 +48,9 @@ cdef enum:  # dtype
     F32 = 1
     F16 = 2
     BF16 = 3
+    WIDE_TARGET = 4  # added to F16 or BF16
 
-# loss and lse, the logsumexp of each row (0 where it is ignored), are NULL where not wanted.
+# loss and lse, the logsumexp of each row (NaN where it is ignored), are NULL where not wanted.
 cdef int c_cross_entropy(
     int dtype, const void* logits, const int64_t* labels, const void* probabilities,
     const void* weight, void* loss, void* lse, Py_ssize_t outer, Py_ssize_t n, Py_ssize_t inner,
@@ -56,11 +58,11 @@ cdef int c_cross_entropy(
     int64_t ignore_index, double label_smoothing, double z_loss, int threads
 ) noexcept nogil
 
-# grad: that for the logits. grad_loss is NULL for 1; lse, that of c_cross_entropy, may be NULL.
+# grad: that for the logits. grad_loss is NULL for 1.
 cdef int c_cross_entropy_backward(
     int dtype, const void* grad_loss, const void* logits, const int64_t* labels,
-    const void* probabilities, const void* weight, const void* lse, void* grad, Py_ssize_t outer,
-    Py_ssize_t n, Py_ssize_t inner, Py_ssize_t logits_step, Py_ssize_t probabilities_step,
+    const void* probabilities, const void* weight, void* grad, Py_ssize_t outer, Py_ssize_t n,
+    Py_ssize_t inner, Py_ssize_t logits_step, Py_ssize_t probabilities_step,
     Py_ssize_t grad_step, bint per_row, double denominator, int64_t ignore_index,
     double label_smoothing, double z_loss, int threads
 ) noexcept nogil

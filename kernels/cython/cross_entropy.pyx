@@ -17,8 +17,8 @@ include "_cross_entropy.pxi"
 
 cdef int compute(
     int dtype, const void* logits, const int64_t* labels, const void* probabilities,
-    const void* weight, const void* given_lse, const void* upstream, void* loss, void* lse,
-    void* grad, Py_ssize_t outer, Py_ssize_t n, Py_ssize_t inner, Py_ssize_t logits_step,
+    const void* weight, const void* upstream, void* loss, void* lse, void* grad, Py_ssize_t outer,
+    Py_ssize_t n, Py_ssize_t inner, Py_ssize_t logits_step,
     Py_ssize_t probabilities_step, Py_ssize_t grad_step, bint per_row, double denominator,
     int64_t ignore_index, double label_smoothing, double z_loss, int threads
 ) noexcept nogil:
@@ -32,13 +32,17 @@ cdef int compute(
     p.grad_step = grad_step
     p.labels = labels
     p.weight = weight
-    p.given_lse = given_lse
     p.upstream = upstream
     p.upstream_per_row = per_row
     p.loss = loss
     p.loss_per_row = per_row and loss != NULL
     p.lse = lse
+    p.top = NULL
+    p.rest = NULL
     p.dense_q = label_smoothing != 0 or probabilities != NULL
+    p.wide_target = dtype == F16 + WIDE_TARGET or dtype == BF16 + WIDE_TARGET
+    if p.wide_target:
+        dtype -= WIDE_TARGET
     p.ignore_index = ignore_index
     p.denominator = denominator
     p.z_loss = z_loss
@@ -65,20 +69,20 @@ cdef int c_cross_entropy(
     Py_ssize_t logits_step, Py_ssize_t probabilities_step, bint per_row, double denominator,
     int64_t ignore_index, double label_smoothing, double z_loss, int threads
 ) noexcept nogil:
-    return compute(dtype, logits, labels, probabilities, weight, NULL, NULL, loss, lse, NULL,
-                   outer, n, inner, logits_step, probabilities_step, 0, per_row, denominator,
+    return compute(dtype, logits, labels, probabilities, weight, NULL, loss, lse, NULL, outer,
+                   n, inner, logits_step, probabilities_step, 0, per_row, denominator,
                    ignore_index, label_smoothing, z_loss, threads)
 
 
 cdef int c_cross_entropy_backward(
     int dtype, const void* grad_loss, const void* logits, const int64_t* labels,
-    const void* probabilities, const void* weight, const void* lse, void* grad, Py_ssize_t outer,
-    Py_ssize_t n, Py_ssize_t inner, Py_ssize_t logits_step, Py_ssize_t probabilities_step,
+    const void* probabilities, const void* weight, void* grad, Py_ssize_t outer, Py_ssize_t n,
+    Py_ssize_t inner, Py_ssize_t logits_step, Py_ssize_t probabilities_step,
     Py_ssize_t grad_step, bint per_row, double denominator, int64_t ignore_index,
     double label_smoothing, double z_loss, int threads
 ) noexcept nogil:
-    return compute(dtype, logits, labels, probabilities, weight, lse, grad_loss, NULL, NULL, grad,
-                   outer, n, inner, logits_step, probabilities_step, grad_step, per_row,
+    return compute(dtype, logits, labels, probabilities, weight, grad_loss, NULL, NULL, grad, outer,
+                   n, inner, logits_step, probabilities_step, grad_step, per_row,
                    denominator, ignore_index, label_smoothing, z_loss, threads)
 
 
@@ -88,8 +92,8 @@ cdef int c_cross_entropy_with_grad(
     Py_ssize_t logits_step, Py_ssize_t probabilities_step, Py_ssize_t grad_step, bint per_row,
     double denominator, int64_t ignore_index, double label_smoothing, double z_loss, int threads
 ) noexcept nogil:
-    return compute(dtype, logits, labels, probabilities, weight, NULL, NULL, loss, NULL, grad,
-                   outer, n, inner, logits_step, probabilities_step, grad_step, per_row,
+    return compute(dtype, logits, labels, probabilities, weight, NULL, loss, NULL, grad, outer,
+                   n, inner, logits_step, probabilities_step, grad_step, per_row,
                    denominator, ignore_index, label_smoothing, z_loss, threads)
 
 
@@ -148,11 +152,13 @@ cdef int c_nll_loss_backward(
 # ---- for Python -----------------------------------------------------------------------------
 
 cdef on_arrays(
-    cnp.ndarray logits, cnp.ndarray target, weight, loss, lse, given_lse, upstream, grad,
-    double denominator, int64_t ignore_index, double label_smoothing, double z_loss, int threads
+    cnp.ndarray logits, cnp.ndarray target, weight, loss, lse, upstream, grad, double denominator,
+    int64_t ignore_index, double label_smoothing, double z_loss, int threads
 ):
-    cdef int dtype = dtype_of(logits), result
     cdef bint hard = cnp.PyArray_NDIM(target) == 2
+    cdef bint wide_target = not hard and (
+        cnp.PyArray_ITEMSIZE(target) > cnp.PyArray_ITEMSIZE(logits))
+    cdef int dtype = dtype_of(logits) + (WIDE_TARGET if wide_target else 0), result
     cdef const int64_t* labels = <const int64_t*>data(target) if hard else NULL
     cdef void* probabilities = NULL if hard else data(target)
     cdef Py_ssize_t x_step = plane_step(logits), grad_step = plane_step(grad)
@@ -160,14 +166,13 @@ cdef on_arrays(
     cdef bint rows = per_row(logits, upstream if loss is None else loss)
     cdef void* x = data(logits)
     cdef void* weights = data(weight)
-    cdef void* norms = data(given_lse)
     cdef void* slope = data(upstream)
     cdef void* losses = data(loss)
     cdef void* lses = data(lse)
     cdef void* out = data(grad)
     with nogil:
         result = compute(
-            dtype, x, labels, probabilities, weights, norms, slope, losses, lses, out,
+            dtype, x, labels, probabilities, weights, slope, losses, lses, out,
             cnp.PyArray_DIM(logits, 0), cnp.PyArray_DIM(logits, 1), cnp.PyArray_DIM(logits, 2),
             x_step, t_step, grad_step, rows, denominator, ignore_index, label_smoothing, z_loss,
             threads)
@@ -176,21 +181,21 @@ cdef on_arrays(
 
 def cross_entropy(logits, target, weight, loss, lse, *, double denominator, int64_t ignore_index,
                   double label_smoothing, double z_loss, int threads):
-    on_arrays(logits, target, weight, loss, lse, None, None, None, denominator, ignore_index,
+    on_arrays(logits, target, weight, loss, lse, None, None, denominator, ignore_index,
               label_smoothing, z_loss, threads)
 
 
-def cross_entropy_backward(grad_loss, logits, target, weight, lse, grad, *, double denominator,
+def cross_entropy_backward(grad_loss, logits, target, weight, grad, *, double denominator,
                            int64_t ignore_index, double label_smoothing, double z_loss,
                            int threads):
-    on_arrays(logits, target, weight, None, None, lse, grad_loss, grad, denominator, ignore_index,
+    on_arrays(logits, target, weight, None, None, grad_loss, grad, denominator, ignore_index,
               label_smoothing, z_loss, threads)
 
 
 def cross_entropy_with_grad(logits, target, weight, loss, grad, *, double denominator,
                             int64_t ignore_index, double label_smoothing, double z_loss,
                             int threads):
-    on_arrays(logits, target, weight, loss, None, None, None, grad, denominator, ignore_index,
+    on_arrays(logits, target, weight, loss, None, None, grad, denominator, ignore_index,
               label_smoothing, z_loss, threads)
 
 

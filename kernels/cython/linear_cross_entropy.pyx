@@ -6,7 +6,7 @@ Rows go in blocks, which take MEMORY at most. Per block: the logits (read
 _linear_cross_entropy_products.pxi), their loss and gradient in place (_cross_entropy.pxi), dx, and
 dw += ..., so three products and nothing is computed twice. A dw of 16 bits cannot be added to
 block by block: it is made in a second trip, by chunks of classes, for which the logits are
-computed again from the lse of each row: four products, as many as there would be without any
+computed again from the state of each row: four products, as many as there would be without any
 logits in memory, and these are of pairs of bfloat16 where the processor has them.
 
 Rejected: tiles of logits that stay in the cache (with the lse first, so four products for all
@@ -35,7 +35,8 @@ cdef struct Linear:  # one call
     Py_ssize_t x_row, w_row, dx_row, dw_row  # from one row to the next, in elements
     const void* upstream  # of them, in the compute type; or of one number, or NULL
     void* loss  # of them, or NULL
-    void* lse  # of them, or NULL
+    void* top  # of them, or NULL: the states of their logits, see _rows.pxi
+    void* rest
     double softcap
     int crew
     Problem loss_of  # what the loss of a block is
@@ -93,14 +94,15 @@ cdef void softcap_slope(
                    load_wide(like, b.grad, at, left) * ((one - t) * (one + t)), left)
 
 
-cdef void gradient_from_lse(
-    const Block* b, const Problem* p, const wide* like, const void* lse, Py_ssize_t first,
-    Py_ssize_t r
+cdef void gradient_from_state(
+    const Block* b, const Problem* p, const wide* like, Py_ssize_t first, Py_ssize_t r
 ) noexcept nogil:
     """The gradient of row r for the classes from `first`, as many as the block has."""
     cdef const wide* x = <const wide*>b.logits + r * b.logits_row
     cdef wide* grad = <wide*>b.grad + r * b.logits_row
-    cdef double norm = get_wide(like, lse, r), scale = 1, weight = p.hard, pull, below = 0
+    cdef double top = get_wide(like, p.top, r), rest = get_wide(like, p.rest, r)
+    cdef double log_sum = log1p(rest) + (top - top)  # NaN where the maximum is infinite
+    cdef double scale = 1, weight = p.hard, pull, below = 0
     cdef Py_ssize_t label = p.labels[r] - first
     cdef bint inside = 0 <= label < b.classes
     if p.upstream != NULL:
@@ -108,13 +110,13 @@ cdef void gradient_from_lse(
     scale = scale / p.denominator
     if p.weight != NULL:
         weight = weight * get_wide(like, p.weight, label)
-    pull = p.soft_total + weight + 2 * p.z_loss * norm
+    pull = p.soft_total + weight + 2 * p.z_loss * (top + log_sum)
     if inside:
-        below = expm1(x[label] - norm)
+        below = expm1(x[label] - top - log_sum)
         weight = weight + p.soft * (get_wide(like, p.weight, label) if p.weight != NULL else 1)
         below = scale * (weight * below + (pull - weight) * (1 + below))
-    row_gradient(p, x, NULL, <const wide*>NULL, grad, 0, b.classes, norm, scale * pull, scale,
-                 0)
+    row_gradient(p, x, NULL, <const wide*>NULL, grad, 0, b.classes, top,
+                 scale * pull / (1 + rest), scale, 0)
     if inside:
         put(grad + label, below)
 
@@ -177,7 +179,9 @@ cdef Problem problem_of_rows(const Linear* a, const real* like, Py_ssize_t first
     p.grad_step = b.logits_row
     p.labels = a.labels + first
     p.loss = at_wide(like, a.loss, first) if a.loss != NULL else NULL
-    p.lse = at_wide(like, a.lse, first) if a.lse != NULL else NULL
+    if a.top != NULL:
+        p.top = at_wide(like, a.top, first)
+        p.rest = at_wide(like, a.rest, first)
     p.upstream = a.upstream
     if p.upstream_per_row:
         p.upstream = at_wide(like, <void*>a.upstream, first)
@@ -236,7 +240,7 @@ cdef void chunks_of_classes(
             if p.weight != NULL:
                 p.weight = at_wide(x, <void*>p.weight, c)
             for r in prange(b.rows, num_threads=a.crew, schedule="static"):
-                gradient_from_lse(b, &p, <const float*>NULL, p.lse, c, r)
+                gradient_from_state(b, &p, <const float*>NULL, c, r)
                 if a.softcap != 0:
                     softcap_slope(b, x, a.softcap, r)
             add_dw(a, b, x, sums, a.width, bias_sums, first > 0)
@@ -321,7 +325,7 @@ cdef int counted_rows(const LinearLoss* g, const real* x, int threads) noexcept 
     cdef double total = 0
     cdef int result = 0
     cdef bint losses = g.per_row and g.loss != NULL, slopes = g.per_row and g.grad_loss != NULL
-    cdef char* memory = <char*>malloc((g.rows + 1) * (2 * sizeof(int64_t) + 3 * size))
+    cdef char* memory = <char*>malloc((g.rows + 1) * (2 * sizeof(int64_t) + 4 * size))
     if memory == NULL:
         return NO_MEMORY
     cdef Py_ssize_t* row = <Py_ssize_t*>memory
@@ -351,7 +355,8 @@ cdef int counted_rows(const LinearLoss* g, const real* x, int threads) noexcept 
         a.upstream = upstream
     a.loss = loss if losses else NULL
     if dw != NULL and sizeof(real) == 2:  # for the second trip
-        a.lse = at_wide(x, upstream, g.rows)
+        a.top = at_wide(x, upstream, g.rows)
+        a.rest = at_wide(x, a.top, g.rows)
     p.weight = g.weight
     p.upstream_per_row = slopes
     p.loss_per_row = losses

@@ -232,6 +232,19 @@ template <class T> INLINE void store_wide(const T *, void *values, long at, vect
     store_n((compute<T> *)values + at, v, n);
 }
 
+// A target beside numbers of storage type T: of that type or, where it is `wide`, of compute<T>.
+template <class T> INLINE const T *target_at(const T *t, long at, bool wide) {
+    if (!t) return t;
+    return wide ? (const T *)((const compute<T> *)t + at) : t + at;
+}
+template <class T> INLINE double get_target(const T *t, long at, bool wide) {
+    return wide ? get_wide(t, t, at) : get(t + at);
+}
+template <class T> INLINE vector<T> load_target(const T *t, long at, long n, bool wide) {
+    if (wide && sizeof(T) == 2) return load_wide(t, t, at, n);  // for others there is one type
+    return load_n(t + at, n, 0);
+}
+
 // Past the caches, without reading the line first; p must be aligned as `stream_align` says.
 template <class T> INLINE constexpr size_t stream_align(const T *) {
     return WIDTH<vector<T>> * sizeof(T);

@@ -141,7 +141,12 @@ def panel_losses(rows, options, first, width, tops, rests, sums, columns, mean_g
             rows.loss[first + c] = losses[c] / options.denominator
     if rows.lse.size:
         for c in range(width):
-            rows.lse[first + c] = tops[c] + sums[c] if kept[c] != 0 else cast(tops[c], 0)
+            infinite = np.isinf(tops[c]) and rests[c] == rests[c]  # whose log-sum is NaN
+            lse = tops[c] if infinite else tops[c] + sums[c]
+            rows.lse[first + c] = lse if kept[c] != 0 else cast(tops[c], np.nan)
+    if rows.top.size:
+        for c in range(width):
+            rows.top[first + c], rows.rest[first + c] = tops[c], rests[c]
     return loss_sum
 
 
@@ -150,7 +155,11 @@ def panel_slopes(
     rows, options, first, width, tops, rests, sums, columns, slopes, upstreams, mean_gaps,
     gap_slopes,
 ):  # fmt: skip
-    """The factors of a panel's gradient, and in `picked` the gradient at the labels."""
+    """The factors of a panel's gradient, and in `picked` the gradient at the labels.
+
+    With probabilities `picked` is the maximum of a row of which p is nearly 1, else NaN; and
+    `weights`, `mean_gaps`, `gap_slopes` and `sums` have what the gradient there is made of.
+    """
     _, picked, weights, _, totals = columns
     t = constants(tops[0])
     beta = cast(t.one, options.curve.beta)
@@ -175,15 +184,21 @@ def panel_slopes(
             gap_slopes[c] = g * beta * share
             pull += beta * mean_gaps[c]
         picked[c] = at_label
+        if options.every_class and not rows.labels.size:
+            picked[c] = top if rests[c] < 0.5 else cast(top, np.nan)
+            weights[c], mean_gaps[c] = g * share, cast(top, totals[c])
+            gap_slopes[c] = g * share * rest
+            sums[c] = g * share * cast(top, z2 * np.float64(top + sums[c]))
         slopes[c] = g * pull * share
 
 
 @inner
 def panel_gradient(
     x, place, target, target_place, grad, grad_place, n, width, rows, options, tops, slopes,
-    upstreams, gap_slopes, kept, tiles, has_exps, work,
+    upstreams, sums, mean_gaps, gap_slopes, columns, tiles, has_exps, work,
 ):  # fmt: skip
     """Writes the gradient but for the part of a class index."""
+    kept, picked, weights, _, _ = columns
     tile, t_tile = tiles
     ms, lows = column(work, 0), column(work, 1)
     column_bounds(tops, ms, lows)
@@ -202,15 +217,23 @@ def panel_gradient(
                     e = exp_between(line[c], ms[c], lows[c])
                     less = gap_slopes[c] * (tops[c] - line[c]) * e
                     line[c] = slopes[c] * e - (t.zero if e == t.zero else less)
+            elif target.data.size:
+                weight = rows.weight[first + k]
+                for c in range(PANEL):
+                    q = mul_add(hard, wanted[c], soft) * weight
+                    value = slopes[c] * exp_between(line[c], ms[c], lows[c])
+                    value = mul_add(-upstreams[c], q, value)
+                    # p - 1 there: nothing cancels where p is nearly 1
+                    at_top = mul_add(-gap_slopes[c], q, weights[c] * (mean_gaps[c] - q))
+                    line[c] = at_top + sums[c] if line[c] == picked[c] else value
             else:
                 for c in range(PANEL):
                     e = line[c] if has_exps else exp_between(line[c], ms[c], lows[c])
                     line[c] = slopes[c] * e
-            if options.every_class:
+            if options.every_class and not target.data.size:
                 weight = rows.weight[first + k]
                 for c in range(PANEL):
-                    q = mul_add(hard, wanted[c], soft) * weight
-                    line[c] = mul_add(-upstreams[c], q, line[c])
+                    line[c] = mul_add(-upstreams[c], soft * weight, line[c])
             for c in range(PANEL):
                 line[c] = line[c] if kept[c] != t.zero else t.zero
         store_tile(tile, grad.data, grad_place, first, count, width)
@@ -227,9 +250,9 @@ def panels_task(x, target, grad, rows, options, outer, n, inner, task):
     mean_gaps, gap_slopes = column(more, 6), column(more, 7)
     losses, totals = stack_doubles(rests, PANEL), stack_doubles(rests, PANEL)
     columns, tiles = (kept, picked, weights, losses, totals), (tile, t_tile)
-    given, every = rows.given_lse.size > 0, options.every_class
+    every = options.every_class
     entropic = options.curve.beta != 0
-    has_exps = grad.data.size > 0 and n <= CLASSES and not (every or given or entropic)
+    has_exps = grad.data.size > 0 and n <= CLASSES and not (every or entropic)
     loss = 0.0
     last = min(panel_count(outer, inner), (task + 1) * panels_per_task(n))
     for number in range(task * panels_per_task(n), last):
@@ -237,12 +260,7 @@ def panels_task(x, target, grad, rows, options, outer, n, inner, task):
         place = panel_place(x, number, inner)
         t_place = panel_place(target, number, inner)
         gather(x, place, rows, options, first, width, kept, picked, weights)
-        if given:
-            for c in range(PANEL):
-                tops[c] = rows.given_lse[first + c] if c < width else 0
-            rests[:] = 0
-        else:
-            panel_state(x.data, place, n, width, tile, tops, rests, has_exps, work)
+        panel_state(x.data, place, n, width, tile, tops, rests, has_exps, work)
         losses[:] = 0
         totals[:] = 0
         if every:
@@ -260,7 +278,7 @@ def panels_task(x, target, grad, rows, options, outer, n, inner, task):
             )  # fmt: skip
             panel_gradient(
                 x, place, target, t_place, grad, grad_place, n, width, rows, options, tops,
-                slopes, upstreams, gap_slopes, kept, tiles, has_exps, work,
+                slopes, upstreams, sums, mean_gaps, gap_slopes, columns, tiles, has_exps, work,
             )  # fmt: skip
             put_labels(grad, grad_place, rows, first, width, kept, picked)
     return loss

@@ -19,6 +19,8 @@ from ._rows import (
 )
 from ._storage import narrow, stack_scratch, stream_end, widen
 
+SEARCHED = 256  # elements in which a maximum is looked for at once
+
 
 @inner
 def cost_terms(x, t, w, hard, soft, top):
@@ -80,6 +82,23 @@ def row_mean_gap(x, top, rest):
         term = gap_term(widen(x[whole + i]), base, top)
         totals[i], errors[i] = add_fast(totals[i], errors[i], term)
     return sum_of_lanes(totals, errors) * (ratio / constants(top).down) / (1 + rest)
+
+
+@inner
+def place_of(x, top):
+    """Where a row has its maximum first; -1 in a row of nothing."""
+    apart()
+    t = constants(top)
+    for at in range(0, x.size, SEARCHED):
+        u = x[at : at + SEARCHED]
+        found = t.zero
+        for i in range(u.size):
+            found = add_in_any_order(found, t.one if widen(u[i]) == top else t.zero)
+        if found != t.zero:
+            for i in range(u.size):
+                if widen(u[i]) == top:
+                    return at + i
+    return -1
 
 
 @row_writer
@@ -160,17 +179,14 @@ def cross_entropy_row(x, t, grad, rows, options, r, memory, exps):
         if rows.loss.size:
             rows.loss[r] = 0 / options.denominator  # NaN for the mean over no row
         if rows.lse.size:
-            rows.lse[r] = 0
+            rows.lse[r] = math.nan
         grad[:] = 0  # also the bits of a half float
         return 0.0
     label_weight = 0.0
     if label >= 0:
         label_weight = float(rows.weight[label]) if rows.weight.size else 1.0
     weight = options.hard * label_weight
-    if rows.given_lse.size:
-        top, rest = rows.given_lse[r], 0.0
-    else:
-        top, rest = row_state(x, memory, exps)
+    top, rest = row_state(x, memory, exps)
     log_sum = log_total(top, rest)
     lse = top + log_sum
     loss, total, gap, value = 0.0, 0.0, 0.0, 0.0
@@ -194,7 +210,9 @@ def cross_entropy_row(x, t, grad, rows, options, r, memory, exps):
     if rows.loss.size:
         rows.loss[r] = loss / options.denominator
     if rows.lse.size:
-        rows.lse[r] = lse
+        rows.lse[r] = top + math.log1p(rest)  # infinite where the maximum is
+    if rows.top.size:
+        rows.top[r], rows.rest[r] = top, rest
     if not grad.size:
         return loss
 
@@ -204,19 +222,23 @@ def cross_entropy_row(x, t, grad, rows, options, r, memory, exps):
     upstream /= options.denominator
     pull = total + 2 * options.z_loss * lse
     share = math.nan if math.isinf(top) else 1 / (1 + rest)
+    if t.size and rest < 0.5:  # only the maximum can have such a p
+        label = place_of(x, top)
+        label_weight = float(rows.weight[label])
+        weight = options.hard * float(widen(t[label])) * label_weight
     if label >= 0:  # p - 1 by expm1: nothing cancels where p is nearly 1
         below = math.expm1(-gap - log_sum)
         weight += options.soft * label_weight
-        value = upstream * (weight * below + (pull - weight) * (1 + below))
+        others = (total - weight) + 2 * options.z_loss * lse  # pull - weight, of which less is lost
+        value = upstream * (weight * below + others * (1 + below))
     if curve.beta != 0:  # log p + entropy = mean_gap - gap
         if p_label != 0:
             value += upstream * curve.beta * p_label * (mean_gap - gap)
         pull += curve.beta * mean_gap
         gap_slope = upstream * curve.beta * share
-    no_exps = exps[: 0 if rows.given_lse.size else exps.size]
     row_gradient(
-        x, t, grad, rows.weight, options, top, upstream * pull * share, upstream, gap_slope,
-        no_exps, options.streaming,
+        x, t, grad, rows.weight, options, top, upstream * pull * share, upstream, gap_slope, exps,
+        options.streaming,
     )  # fmt: skip
     if label >= 0:
         grad[label] = narrow(cast(top, value), grad)

@@ -29,10 +29,11 @@ class Rows(NamedTuple):
 
     labels: np.ndarray  # empty for a target of probabilities
     weight: np.ndarray  # empty for ones, but in full where every class is wanted
-    given_lse: np.ndarray
     upstream: np.ndarray  # empty for 1; of one element, or one for each row
     loss: np.ndarray  # empty where the loss is reduced
-    lse: np.ndarray
+    lse: np.ndarray  # NaN where a row is ignored
+    top: np.ndarray  # the state of each row, see _rows.py
+    rest: np.ndarray
 
 
 class Options(NamedTuple):
@@ -66,10 +67,10 @@ def in_order(sums):
 
 
 def _compute(
-    logits, target, weight, loss, lse, given_lse, upstream, grad, *, denominator, ignore_index,
-    label_smoothing=0.0, z_loss=0.0, curve=PLAIN, threads
+    logits, target, weight, loss, lse, upstream, grad, *, denominator, ignore_index,
+    label_smoothing=0.0, z_loss=0.0, curve=PLAIN, state=None, threads
 ):  # fmt: skip
-    """Loss, lse and gradient, whichever are not None."""
+    """Loss, lse, gradient and `state` (top and rest of each row), whichever are not None."""
     outer, n, inner = logits.shape
     wide = np.float64 if logits.dtype == np.float64 else np.float32
     probabilities = target is not None and target.ndim == 3
@@ -82,10 +83,10 @@ def _compute(
     rows = Rows(
         frozen(np.empty(0, np.int64) if no_labels else target.reshape(-1)),
         none_in if weight is None else frozen(weight),
-        none_in if given_lse is None else frozen(given_lse.reshape(-1)),
         none_in if upstream is None else frozen(upstream.reshape(-1)),
         loss.reshape(-1) if per_row else none,
         none if lse is None else lse.reshape(-1),
+        *((none, none) if state is None else state),
     )
     soft = label_smoothing / n if n else 0.0
     options = Options(
@@ -114,16 +115,16 @@ def cross_entropy(logits, target, weight, loss, lse, *, denominator, ignore_inde
                   label_smoothing, z_loss, threads):  # fmt: skip
     with np.errstate(invalid="ignore"):  # the mean over no row at all is NaN
         _compute(
-            logits, target, weight, loss, lse, None, None, None, denominator=denominator,
+            logits, target, weight, loss, lse, None, None, denominator=denominator,
             ignore_index=ignore_index, label_smoothing=label_smoothing, z_loss=z_loss,
             threads=threads,
         )  # fmt: skip
 
 
-def cross_entropy_backward(grad_loss, logits, target, weight, lse, grad, *, denominator,
-                           ignore_index, label_smoothing, z_loss, threads):  # fmt: skip
+def cross_entropy_backward(grad_loss, logits, target, weight, grad, *, denominator, ignore_index,
+                           label_smoothing, z_loss, threads):  # fmt: skip
     _compute(
-        logits, target, weight, None, None, lse, grad_loss, grad, denominator=denominator,
+        logits, target, weight, None, None, grad_loss, grad, denominator=denominator,
         ignore_index=ignore_index, label_smoothing=label_smoothing, z_loss=z_loss,
         threads=threads,
     )  # fmt: skip
@@ -133,7 +134,7 @@ def cross_entropy_with_grad(logits, target, weight, loss, grad, *, denominator, 
                             label_smoothing, z_loss, threads):  # fmt: skip
     with np.errstate(invalid="ignore"):
         _compute(
-            logits, target, weight, loss, None, None, None, grad, denominator=denominator,
+            logits, target, weight, loss, None, None, grad, denominator=denominator,
             ignore_index=ignore_index, label_smoothing=label_smoothing, z_loss=z_loss,
             threads=threads,
         )  # fmt: skip

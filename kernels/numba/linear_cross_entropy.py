@@ -93,7 +93,7 @@ def _run(input, linear_weight, linear_bias, target, weight, loss, upstream, grad
     d_input, d_weight, d_bias = grads
     per_row = loss is not None and loss.shape == target.shape
     of_loss = {k: v for k, v in options.items() if k not in ("softcap", "ignore_index")}
-    lse = np.empty((layer.kept.size, 1), layer.wide)
+    state = np.empty(layer.kept.size, layer.wide), np.empty(layer.kept.size, layer.wide)
     losses = np.zeros(target.size if per_row else 1)
     if per_row:
         losses /= options["denominator"]  # NaN for the mean over no row
@@ -109,8 +109,9 @@ def _run(input, linear_weight, linear_bias, target, weight, loss, upstream, grad
         slope = _upstream(upstream, kept)
         _compute(
             z[:, :, None], layer.labels[block][:, None], weight, None if loss is None else found,
-            lse[block], None, None if slope is None else slope[:, None],
-            None if dz is None else dz[:, :, None], ignore_index=-1, **of_loss,
+            None, None if slope is None else slope[:, None],
+            None if dz is None else dz[:, :, None], ignore_index=-1,
+            state=tuple(a[block] for a in state), **of_loss,
         )  # fmt: skip
         if per_row:
             losses[kept] = found[:, 0]
@@ -135,10 +136,10 @@ def _run(input, linear_weight, linear_bias, target, weight, loss, upstream, grad
             losses /= options["denominator"]
         loss[...] = losses
     if d_input is not None and input.dtype != layer.wide:
-        _halves(layer, weight, upstream, lse, d_weight, d_bias, options)
+        _halves(layer, weight, upstream, state, d_weight, d_bias, options)
 
 
-def _halves(layer, weight, upstream, lse, d_weight, d_bias, options):
+def _halves(layer, weight, upstream, state, d_weight, d_bias, options):
     """d_weight and d_bias of 16 bits, each chunk of them over all rows, summed in float32."""
     for chunk in layer.chunks():
         dw = np.zeros(d_weight[chunk].shape, np.float32)
@@ -146,7 +147,7 @@ def _halves(layer, weight, upstream, lse, d_weight, d_bias, options):
         for block in layer.blocks():
             x = layer.x(block)
             z = layer.logits(x, chunk)
-            dz = _gradient_from_lse(layer, block, chunk, z, lse, weight, upstream, options)
+            dz = _gradient_from_state(layer, block, chunk, z, state, weight, upstream, options)
             layer.through_softcap(dz, z)
             dw += dz.T @ x
             db += dz.sum(axis=0)
@@ -155,24 +156,28 @@ def _halves(layer, weight, upstream, lse, d_weight, d_bias, options):
             _narrow(db, d_bias[chunk])
 
 
-def _gradient_from_lse(layer, block, chunk, z, lse, weight, upstream, options):
+def _gradient_from_state(layer, block, chunk, z, state, weight, upstream, options):
     """(pull * softmax(z) - q) * upstream / denominator for some rows and classes; in place of z,
     unless softcap still needs that.
     """
     smoothing, classes = options["label_smoothing"], len(layer.weight)
     if weight is None:
         weight = np.ones(classes, np.float32)
-    labels, lse = layer.labels[block], lse[block]
+    labels, (top, rest) = layer.labels[block], (a[block].astype(np.float64) for a in state)
+    log_sum = np.log1p(rest) + (top - top)  # NaN where the maximum is infinite
     hard = (1 - smoothing) * weight[labels]
     soft = smoothing / max(1, classes) * weight
-    pull = (hard + soft.sum(dtype=np.float64))[:, None] + 2 * options["z_loss"] * lse
-    dz = z.copy() if layer.softcap else z
-    dz -= lse
-    np.exp(dz, out=dz)
-    dz *= pull.astype(np.float32)
-    dz -= soft[chunk].astype(np.float32)
+    pull = hard + soft.sum(dtype=np.float64) + 2 * options["z_loss"] * (top + log_sum)
     inside = np.flatnonzero((labels >= chunk.start) & (labels < chunk.stop))
-    dz[inside, labels[inside] - chunk.start] -= hard[inside]
+    at = inside, labels[inside] - chunk.start
+    # p - 1 of the labels: nothing cancels where p is nearly 1
+    below, wanted = np.expm1(z[at] - top[inside] - log_sum[inside]), (hard + soft[labels])[inside]
+    dz = z.copy() if layer.softcap else z
+    dz -= top[:, None].astype(np.float32)
+    np.exp(dz, out=dz)
+    dz *= (pull / (1 + rest))[:, None].astype(np.float32)
+    dz -= soft[chunk].astype(np.float32)
+    dz[at] = wanted * below + (pull[inside] - wanted) * (1 + below)
     slope = _upstream(upstream, layer.kept[block])
     dz *= np.float32(1 if slope is None else slope[:, None]) / np.float32(options["denominator"])
     return dz

@@ -18,7 +18,7 @@ def robust_losses(
     curve = Curve(True, alpha, gamma, q, epsilon, beta)
     with np.errstate(invalid="ignore"):  # the mean over no row at all is NaN
         _compute(
-            logits, target, weight, loss, None, None, None, None, denominator=denominator,
+            logits, target, weight, loss, None, None, None, denominator=denominator,
             ignore_index=ignore_index, curve=curve, threads=threads,
         )  # fmt: skip
 
@@ -28,7 +28,7 @@ def robust_losses_backward(
     ignore_index, threads,
 ):  # fmt: skip
     _compute(
-        logits, target, weight, None, None, None, grad_loss, grad, denominator=denominator,
+        logits, target, weight, None, None, grad_loss, grad, denominator=denominator,
         ignore_index=ignore_index, curve=Curve(True, alpha, gamma, q, epsilon, beta),
         threads=threads,
     )  # fmt: skip
@@ -41,6 +41,6 @@ def robust_losses_with_grad(
     curve = Curve(True, alpha, gamma, q, epsilon, beta)
     with np.errstate(invalid="ignore"):
         _compute(
-            logits, target, weight, loss, None, None, None, grad, denominator=denominator,
+            logits, target, weight, loss, None, None, grad, denominator=denominator,
             ignore_index=ignore_index, curve=curve, threads=threads,
         )  # fmt: skip

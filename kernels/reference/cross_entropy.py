@@ -9,13 +9,14 @@ For one row with logits x, p = softmax(x), lse = logsumexp(x), n classes, label 
     dloss/dx[k] = (sum q + 2 * z_loss * lse) * p[k] - q[k]
 
 The sum over the rows is divided by ``denominator``. A class with q = 0 adds exactly 0, even
-where its logit is -inf. An ignored row adds 0 and has gradient 0, whatever its logits hold.
+where its logit is -inf. An ignored row adds 0 and has gradient 0, whatever its logits hold;
+its lse is NaN, since nothing of it is read.
 """
 
 import numpy as np
 
 from ._widen import narrow, total, widen
-from .log_softmax import exp_gap, shifted
+from .log_softmax import shifted
 
 
 def scan_target(target, weight, stats, *, classes, ignore_index, threads):
@@ -48,26 +49,22 @@ def _wanted(target, weight, shape, ignore_index, label_smoothing):
     return q if weight is None else q * weight.astype(np.float64)[:, None], kept
 
 
-def _rows(logits, target, weight, ignore_index, label_smoothing, z_loss, lse=None):
+def _rows(logits, target, weight, ignore_index, label_smoothing, z_loss):
     """Loss, lse and gradient of each row, (outer, n or 1, inner), and which rows count."""
     q, kept = _wanted(target, weight, logits.shape, ignore_index, label_smoothing)
     x = np.where(kept, widen(logits), 0.0)
     with np.errstate(invalid="ignore", over="ignore"):
-        if lse is None:
-            top, gap, below, rest = shifted(x)
-        else:
-            top = lse[:, None].astype(np.float64)
-            gap, rest = top - x, np.zeros_like(top)
-            below = exp_gap(top, x, gap)
+        top, gap, below, rest = shifted(x)
         log_total = np.log1p(rest)
         log_p = -gap - log_total
         cost = np.where((q == 0) & ~np.isnan(log_total), 0.0, -q * log_p)
         total_lse = top + log_total
         loss = total(cost) + (z_loss * total_lse**2 if z_loss else 0 * total_lse)
-        pull = total(q) + 2 * z_loss * total_lse
         # pull * p - q, with p - 1 from expm1: nothing cancels where p is nearly 1.
-        grad = q * np.expm1(log_p) + (pull - q) * (below / (1 + rest))
-    return np.where(kept, loss, 0.0), np.where(kept, total_lse, 0.0), grad, kept
+        others = (total(q) - q) + 2 * z_loss * total_lse
+        grad = q * np.expm1(log_p) + others * (below / (1 + rest))
+        total_lse = np.where(np.isinf(top), top, total_lse)  # which has no such loss
+    return np.where(kept, loss, 0.0), np.where(kept, total_lse, np.nan), grad, kept
 
 
 def _put_loss(rows, loss, denominator):
@@ -106,7 +103,6 @@ def cross_entropy_backward(
     logits,
     target,
     weight,
-    lse,
     grad,
     *,
     denominator,
@@ -115,7 +111,7 @@ def cross_entropy_backward(
     z_loss,
     threads,
 ):
-    _, _, rows, kept = _rows(logits, target, weight, ignore_index, label_smoothing, z_loss, lse)
+    _, _, rows, kept = _rows(logits, target, weight, ignore_index, label_smoothing, z_loss)
     with np.errstate(invalid="ignore"):
         narrow(np.where(kept, rows * _scale(grad_loss, denominator), 0.0), grad)
 
@@ -140,7 +136,6 @@ def cross_entropy_with_grad(
         logits,
         target,
         weight,
-        None,
         grad,
         denominator=denominator,
         ignore_index=ignore_index,

@@ -85,7 +85,6 @@ def linear_cross_entropy_backward(
         z,
         target[:, None],
         _wide(weight),
-        None,
         dz,
         denominator=denominator,
         ignore_index=ignore_index,
