@@ -105,7 +105,7 @@ import os
 from importlib import import_module
 from importlib.util import find_spec
 
-CONTRACT = 1
+CONTRACT = 2
 BACKENDS = ("cython", "numba", "reference")  # of processors, fastest first
 GPU = "cuda"  # only where it is asked for by name
 

@@ -201,6 +201,22 @@ def test_gradient_of_a_dominating_class_that_is_wanted_in_part(backend, dtype):
                 np.testing.assert_allclose(grad, right, rtol=2.0**-bits, atol=least)
 
 
+@pytest.mark.parametrize("n", [5, 300])
+def test_gradient_of_an_unlikely_label_without_weight(backend, n):
+    """(2 z lse) p with p = 4e-27, for which 1 + expm1(log p) is no p at all."""
+    x = np.full((1, n), -80.0)
+    x[0, [0, 3]] = 1, -60
+    weight = np.ones(n)
+    weight[3] = 0
+    lse = np.logaddexp.reduce(x[0])
+    right = 2 * 0.1 * lse * np.exp(-60 - lse)
+    for axis in 0, 1:
+        a = x if axis else np.ascontiguousarray(x.T)
+        options = {"weight": weight, "z_loss": 0.1, "reduction": "sum"}
+        grad = fastce.cross_entropy_with_grad(a, [3], axis=axis, **options)[1]
+        assert grad.ravel()[3] == pytest.approx(right, rel=1e-12, abs=0)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("op", BOUNDS)
 def test_float64(op, kind, backend):

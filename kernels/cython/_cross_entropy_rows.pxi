@@ -151,7 +151,7 @@ cdef double row(
     """Loss of row r, and its gradient where `grad` is not NULL."""
     cdef Py_ssize_t blocks = (p.n + BLOCK - 1) // BLOCK, k, label = -1
     cdef double weight = 0, gap = 0, loss, lse, log_sum, pull, upstream, share, below = 0
-    cdef double mean_gap = 0, gap_slope = 0, others
+    cdef double mean_gap = 0, gap_slope = 0, others, there
     cdef char* memory = thread_memory(OF_ROW, BLOCK * 8)
     cdef void* exps = memory if grad != NULL and p.n <= BLOCK else NULL
     cdef Cost cost
@@ -211,7 +211,9 @@ cdef double row(
         below = expm1(-gap - log_sum)
         weight = weight + p.soft * (get_wide(x, p.weight, label) if p.weight != NULL else 1)
         others = (cost.total - weight) + 2 * p.z_loss * lse  # pull - weight, of which less is lost
-        below = upstream * (weight * below + others * (1 + below))
+        # 1 + below has an error of 1e-16, and p may be far less.
+        there = 1 + below if others == 0 or below > -0.5 else exp(-gap - log_sum)
+        below = upstream * (weight * below + others * there)
     if CURVED and p.curve.beta != 0:  # log p + entropy = mean_gap - gap
         gap_slope = upstream * p.curve.beta
         if label >= 0 and bent.p != 0:

@@ -27,7 +27,7 @@ level that is used by the process (FASTCE_ISA), and is found when the calling mo
 from libc.stdint cimport int64_t
 
 cdef enum:
-    CONTRACT = 1  # see kernels/__init__.py
+    CONTRACT = 2  # see kernels/__init__.py
 
 cdef enum:  # dtype
     F64 = 0

@@ -35,7 +35,7 @@ process (FASTCE_ISA), and is found when the calling module is imported.
 """
 
 cdef enum:
-    CONTRACT = 1  # see kernels/__init__.py
+    CONTRACT = 2  # see kernels/__init__.py
 
 cdef enum:  # dtype
     F64 = 0

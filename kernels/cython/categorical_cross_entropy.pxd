@@ -19,7 +19,7 @@ then the outputs hold anything. Arguments are as in cross_entropy.pxd, and these
 from libc.stdint cimport int64_t
 
 cdef enum:
-    CONTRACT = 1  # see kernels/__init__.py
+    CONTRACT = 2  # see kernels/__init__.py
 
 cdef enum:  # dtype
     F64 = 0

@@ -41,7 +41,7 @@ process (FASTCE_ISA), and is found when the calling module is imported.
 from libc.stdint cimport int64_t
 
 cdef enum:
-    CONTRACT = 1  # see kernels/__init__.py
+    CONTRACT = 2  # see kernels/__init__.py
 
 cdef enum:  # dtype
     F64 = 0

@@ -28,7 +28,7 @@ instruction set level that is used by the process (FASTCE_ISA).
 from libc.stdint cimport int64_t
 
 cdef enum:
-    CONTRACT = 1  # see kernels/__init__.py
+    CONTRACT = 2  # see kernels/__init__.py
 
 cdef enum:  # dtype
     F64 = 0

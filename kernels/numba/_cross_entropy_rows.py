@@ -3,7 +3,16 @@
 import math
 
 from ._curves import bend, times
-from ._math import add_fast, apart, cast, constants, exp_from, mul_add, reference
+from ._math import (
+    add_fast,
+    add_in_any_order,
+    apart,
+    cast,
+    constants,
+    exp_from,
+    mul_add,
+    reference,
+)
 from ._panels import rows_per_task
 from ._parts import inner
 from ._rows import (
@@ -230,7 +239,9 @@ def cross_entropy_row(x, t, grad, rows, options, r, memory, exps):
         below = math.expm1(-gap - log_sum)
         weight += options.soft * label_weight
         others = (total - weight) + 2 * options.z_loss * lse  # pull - weight, of which less is lost
-        value = upstream * (weight * below + others * (1 + below))
+        # 1 + below has an error of 1e-16, and p may be far less.
+        there = 1 + below if others == 0 or below > -0.5 else math.exp(-gap - log_sum)
+        value = upstream * (weight * below + others * there)
     if curve.beta != 0:  # log p + entropy = mean_gap - gap
         if p_label != 0:
             value += upstream * curve.beta * p_label * (mean_gap - gap)
