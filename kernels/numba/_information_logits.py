@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ._information_rows import BLOCK
+from ._information_rows import block_of
 from ._math import (
     add_compensated,
     add_in_any_order,
@@ -75,10 +75,11 @@ def gap_term(p, gap):
 @inner
 def mean_of_block(x, s):
     apart()
-    total, down = constants(x[0]).zero, constants(x[0]).down
+    total, down = 0.0, constants(x[0]).down
     for i in range(x.size):
-        total = add_in_any_order(total, gap_term(exp_from(x[i], s.base) * down, s.top - x[i]))
-    return np.float64(total)
+        term = gap_term(exp_from(x[i], s.base) * down, s.top - x[i])
+        total = add_in_any_order(total, np.float64(term))
+    return total
 
 
 @row_writer
@@ -93,10 +94,11 @@ def _write_entropy_gradient(k, inputs, arguments):
 def entropy_row(x, grad, memory, unit):
     s = softmax_of(x, memory)
     down = np.float64(constants(memory[0]).down)
-    mean = 0.0
-    for at in range(0, x.size, BLOCK):
-        mean += mean_of_block(floats(x[at : at + BLOCK], memory), s)
-    mean = mean * (s.share / down) + (s.log_total - s.log_total)
+    mean, lost, block = 0.0, 0.0, block_of(memory[0])
+    for at in range(0, x.size, block):
+        value = mean_of_block(floats(x[at : at + block], memory), s)
+        mean, lost = add_compensated(mean, lost, value)
+    mean = compensated(mean, lost) * (s.share / down) + (s.log_total - s.log_total)
     if grad.size:
         share = cast(s.top, s.share / down / unit)
         arguments = s.top, s.base, share, cast(s.top, mean)
@@ -131,10 +133,10 @@ def ratio_term(a, b, both):
 @inner
 def kl_of_block(x, y, both):
     apart()
-    total = constants(x[0]).zero
+    total = 0.0
     for i in range(x.size):
-        total = add_in_any_order(total, ratio_term(x[i], y[i], both)[0])
-    return np.float64(total)
+        total = add_in_any_order(total, np.float64(ratio_term(x[i], y[i], both)[0]))
+    return total
 
 
 @row_writer
@@ -155,15 +157,17 @@ def _write_p_gradient(k, inputs, arguments):
 def kl_row(x, y, q_grad, p_grad, memories, unit):
     s, t = softmax_of(x, memories[0]), softmax_of(y, memories[0])
     down, like = np.float64(constants(s.top).down), s.top
+    # NaN without a distribution, so that all gradients are
+    x_share = cast(like, s.share / down + (t.log_total - t.log_total))
     both = Both(
-        s.top, s.base, cast(like, s.share / down), t.top, t.base, cast(like, t.share / down),
+        s.top, s.base, x_share, t.top, t.base, cast(like, t.share / down),
         cast(like, s.log_total - t.log_total), cast(like, 1 / unit),
     )  # fmt: skip
-    kl = 0.0
-    for at in range(0, x.size, BLOCK):
-        u, v = floats(x[at : at + BLOCK], memories[0]), floats(y[at : at + BLOCK], memories[1])
-        kl += kl_of_block(u, v, both)
-    kl += (s.log_total - s.log_total) + (t.log_total - t.log_total)
+    kl, lost, block = 0.0, 0.0, block_of(like)
+    for at in range(0, x.size, block):
+        u, v = floats(x[at : at + block], memories[0]), floats(y[at : at + block], memories[1])
+        kl, lost = add_compensated(kl, lost, kl_of_block(u, v, both))
+    kl = compensated(kl, lost) + (s.log_total - s.log_total) + (t.log_total - t.log_total)
     if p_grad.size:
         _write_p_gradient((x, y), (both, cast(like, kl)), p_grad, False)
     if q_grad.size:
@@ -293,6 +297,7 @@ def kl_panel(x, y, out, q_grad, p_grad, number, outer, n, inner, unit):
     )  # fmt: skip
     for c in range(PANEL):
         shifts[c] -= kls[c]
+        x_state[1][c] += shifts[c] - shifts[c]  # NaN without a distribution: so are all gradients
         kls[c], errors[c] = t.zero, t.zero
     for first in range(0, n, CLASSES):
         count = min(CLASSES, n - first)
