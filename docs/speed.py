@@ -1,5 +1,5 @@
-"""Draws the pictures of speed in docs/speed from the measurements that are committed beside them:
-one of all cases, and one for the page of each op.
+"""Draws the pictures of speed in docs/speed from the measurements that are committed beside them,
+one of all cases and one for the page of each op, and writes the table in README.md from the same.
 
     python docs/speed.py
 
@@ -7,6 +7,7 @@ one of all cases, and one for the page of each op.
 """
 
 import json
+import re
 from pathlib import Path
 
 import matplotlib
@@ -14,7 +15,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from fastce._cli._report import COLOURS
+from fastce._cli._report import COLOURS, seconds
 
 DOCS = Path(__file__).parent
 MACHINES = {"zen4": "filled: with AVX-512 (Zen 4)", "zen3": "open: with AVX2 (Zen 3)"}
@@ -34,6 +35,41 @@ PAGES = {
     "attention": ("scaled_dot_product_attention",),
     "information": ("information.entropy", "information.kl_divergence"),
 }
+# Rows of README's table; those in which fastce loses are all among them.
+ROWS = (
+    "cross_entropy (4096, 32000)",
+    "cross_entropy (65536, 1000)",
+    "cross_entropy (1024, 128256)",
+    "cross_entropy (64, 1000, 32, 32), axis=1",
+    "cross_entropy (32, 1000)",
+    "cross_entropy_with_grad (4096, 32000), fresh",
+    "cross_entropy_with_grad (4096, 32000), in place",
+    "cross_entropy_with_grad (65536, 1000), fresh",
+    "cross_entropy_with_grad (65536, 1000), in place",
+    "cross_entropy_with_grad (1000000, 10), out=",
+    "logsumexp (4096, 32000)",
+    "log_softmax (4096, 32000), out=",
+    "log_softmax (4096, 32000), fresh",
+    "log_softmax (64, 1000, 32, 32), axis=1, out=",
+    "log_softmax (4096, 32000), bfloat16, out=",
+    "log_softmax (4096, 16000), float64, out=",
+    "log_softmax (1, 10), fresh",
+    "log_softmax (32, 1000), fresh",
+    "softmax (4096, 32000), out=",
+    "softmax (1000000, 10), out=",
+    "softmax (1, 10), fresh",
+    "focal_loss_with_grad (65536, 1000), fresh",
+    "binary_cross_entropy_with_logits (20000000,)",
+    "binary_cross_entropy_with_logits (1000,)",
+    "binary_cross_entropy_with_logits_with_grad (20000000,), out=",
+    "sigmoid_focal_loss (20000000,)",
+    "categorical_cross_entropy (65536, 1000)",
+    "information.entropy (65536, 1000)",
+    "information.kl_divergence (65536, 1000)",
+    "linear_cross_entropy (2048, 32000), width 1024",
+    "linear_cross_entropy_with_grad (2048, 32000), width 1024",
+    "linear_cross_entropy_with_grad (2048, 32000), width 1024, bfloat16",
+)
 
 
 def page_of(op: str) -> str:
@@ -63,6 +99,36 @@ def measured() -> dict[str, dict[str, dict[str, float]]]:
     return cases
 
 
+def table() -> list[str]:
+    """The lines of README's table."""
+    results = json.loads((DOCS / "measurements" / "zen4.json").read_text())["results"]
+    found = {result["case"]["name"]: result for result in results}
+    lines = ["| | fastce | PyTorch | SciPy | others |", "|---|---|---|---|---|"]
+    for row in ROWS:
+        cells = {library: _times(ratio) for library, ratio in ratios(found[row]).items()}
+        main = [cells.pop(library, "") for library in ("torch", "scipy")]
+        others = ", ".join(f"{NAMES.get(name, name)} {cell}" for name, cell in cells.items())
+        op, rest = row.split(" ", 1)
+        taken = seconds(found[row]["seconds"]["fastce"]["median"])
+        lines.append(f"| `{op}` {rest} | {taken} | {' | '.join(main)} | {others} |")
+    return lines
+
+
+NAMES = {"jax": "JAX", "numpy": "NumPy"}
+
+
+def _times(ratio: float) -> str:
+    if ratio < 1:
+        return f"**{ratio:.2f}x**"
+    return f"{ratio:.1f}x" if ratio < 9.95 else f"{ratio:.0f}x"
+
+
+def write_table(readme: Path) -> None:
+    lines = "\n".join(table())
+    old = re.compile(r"^\| \| fastce \| PyTorch .*\n(\|.*\n)+", re.MULTILINE)
+    readme.write_text(old.sub(lambda _: lines + "\n", readme.read_text(), count=1))
+
+
 def draw(cases: dict[str, dict[str, dict[str, float]]], file: Path) -> None:
     figure, axes = plt.subplots(figsize=(8.5, 0.24 * len(cases) + 1.2), layout="constrained")
     for y, machines in enumerate(reversed(cases.values())):
@@ -90,6 +156,7 @@ def draw(cases: dict[str, dict[str, dict[str, float]]], file: Path) -> None:
 
 
 def main() -> None:
+    write_table(DOCS.parent / "README.md")
     cases = measured()
     (DOCS / "speed").mkdir(exist_ok=True)
     draw(cases, DOCS / "speed" / "all.png")

@@ -1,6 +1,6 @@
 """Softmax regression on handwritten digits: 1,797 scanned digits of 8 x 8 pixels.
 
-    pip install "fastce[cli]" scikit-learn
+    pip install ".[cli]" scikit-learn    # in a clone of fastce
     python examples/digits.py --output demo
 
 trains a linear classifier with one call of fastce per step, prints its accuracy on digits that

@@ -139,8 +139,8 @@ def draw(path: Path, noisy: dict, rare: dict) -> None:
         axes.set_title(what, loc="left", weight="bold")
     grid[0, 0].legend(frameon=False, fontsize=8)
     titles = (
-        f"{FLIPPED:.0%} of the labels flipped: test accuracy",
-        f"{len(RARE)} classes of {KEPT} digits: test accuracy of these",
+        f"accuracy, {FLIPPED:.0%} of labels flipped",
+        f"accuracy of {len(RARE)} classes of {KEPT} digits",
     )
     for axes, results, title in zip(grid[1], (noisy, rare), titles, strict=True):
         names = list(results)[::-1]

@@ -9,6 +9,7 @@ Other inputs (every second column, swapped bytes) are copied once. An output nev
 import functools
 import math
 import operator
+import reprlib
 import sys
 from numbers import Real
 from typing import Any, NamedTuple
@@ -62,35 +63,106 @@ def to_numpy(x: Any, name: str) -> np.ndarray:
     """`x` as an ndarray, without a copy where it is an array on the host already."""
     if isinstance(x, np.ndarray):
         if isinstance(x, np.ma.MaskedArray):
-            raise TypeError(f"{name} is a masked array, whose mask would be ignored; fill it first")
+            raise _masked(name)
         return np.asarray(x)
-    if hasattr(x, "__cuda_array_interface__"):
+    if has(x, "__cuda_array_interface__"):
         raise TypeError(f"{name} is a {type(x).__name__} on a GPU, and the other arrays are not")
     if hasattr(x, "__dlpack__"):
-        try:
-            return np.from_dlpack(x)
-        except (BufferError, RuntimeError, ValueError, TypeError) as error:
-            hint = "; use tensor.float()" if "bfloat16" in str(getattr(x, "dtype", "")) else ""
-            raise TypeError(
-                f"{name}: NumPy cannot view this {type(x).__name__}: {error}{hint}"
-            ) from error
-    return np.asarray(x)
+        return _from_dlpack(x, name)
+    if _has_masks(x):
+        raise _masked(name)
+    try:
+        return np.asarray(x)
+    except (RuntimeError, TypeError) as error:  # of elements that are tensors, for one
+        raise TypeError(_no_view(x, name, error)) from error
+
+
+def has(x: Any, attribute: str) -> bool:
+    """`hasattr`, also where the attribute raises another error, as that of a sparse tensor does."""
+    try:
+        return hasattr(x, attribute)
+    except Exception:
+        return False
+
+
+def _masked(name: str) -> TypeError:
+    return TypeError(f"{name} is a masked array, whose mask would be ignored; fill it first")
+
+
+def _has_masks(x: Any) -> bool:
+    """Whether a list holds masked arrays, at any depth; NumPy would drop the masks."""
+    if not isinstance(x, list | tuple):
+        return False
+    kinds = set(map(type, x))  # a list of numbers has one, which is found in C
+    if any(issubclass(kind, np.ma.MaskedArray) for kind in kinds):
+        return True
+    return any(issubclass(kind, list | tuple) for kind in kinds) and any(map(_has_masks, x))
+
+
+def is_negative(x: Any) -> bool:
+    """Whether `x` is a tensor whose memory holds -x: PyTorch exports that all the same."""
+    return hasattr(x, "is_neg") and x.is_neg()
+
+
+def _from_dlpack(x: Any, name: str) -> np.ndarray:
+    try:
+        a = np.from_dlpack(x.resolve_neg() if is_negative(x) else x)
+    except Exception as error:  # whatever kind the exporter raises, it is passed on in words
+        if "bfloat16" not in str(getattr(x, "dtype", "")):
+            raise TypeError(_no_view(x, name, error)) from error
+        return _bfloat16(x, name)
+    if a.size and a.flags.owndata:  # NumPy's own memory, unwritten, where the exporter's is nowhere
+        raise TypeError(f"{name} is a {type(x).__name__} without memory that NumPy could view")
+    return a
+
+
+def _bfloat16(x: Any, name: str) -> np.ndarray:
+    """DLPack hands none to NumPy, but JAX makes an array of ml_dtypes of it."""
+    try:
+        return np.asarray(x)
+    except Exception as error:
+        hint = "; use tensor.float()" if hasattr(x, "float") else ""
+        raise TypeError(_no_view(x, name, error) + hint) from error
+
+
+def _no_view(x: Any, name: str, error: Exception) -> str:
+    """Of what others wrote about it, the first line."""
+    reason = (str(error) or type(error).__name__).splitlines()[0]
+    return f"{name}: NumPy cannot view this {type(x).__name__}: {reason}"
 
 
 def like(x: Any, result: Any) -> Any:
     """`result` as the kind of array that `x` is; a NumPy scalar where it has no axes. What is not
-    NumPy's, on a GPU, is of that kind already.
+    NumPy's, on a GPU, is of that kind already. Where the library of `x` takes no DLPack, as pyarrow
+    takes none, it stays NumPy's.
     """
     if not isinstance(result, np.ndarray):
         return result
     if type(x) is np.ndarray or isinstance(x, NUMPY) or not hasattr(x, "__dlpack__"):
         return result if result.ndim else result[()]
     if hasattr(x, "__array_namespace__"):
-        namespace = x.__array_namespace__()
+        namespaces = [x.__array_namespace__()]
     else:
-        modules = (sys.modules[base.__module__.partition(".")[0]] for base in type(x).__mro__)
-        namespace = next(module for module in modules if hasattr(module, "from_dlpack"))
-    return namespace.from_dlpack(result)
+        packages = (str(base.__module__).partition(".")[0] for base in type(x).__mro__)
+        namespaces = [sys.modules.get(package) for package in packages]
+    for namespace in namespaces:
+        if hasattr(namespace, "from_dlpack"):
+            bfloat16 = is_bfloat16(result.dtype)  # which NumPy does not export
+            return namespace.asarray(result) if bfloat16 else namespace.from_dlpack(result)
+    return result if result.ndim else result[()]
+
+
+def described(a: np.ndarray) -> str:
+    """The dtype of an array that does not fit, for a message, and what may be the matter."""
+    if a.dtype.str == "|V2":
+        return f"{a.dtype} (np.load gives bfloat16 so: use .view(ml_dtypes.bfloat16))"
+    if a.dtype.kind == "O" and a.size:
+        numbers = (int, float, np.number, np.bool_)
+        at = next((i for i, value in enumerate(a.flat) if not isinstance(value, numbers)), 0)
+        where = np.unravel_index(at, a.shape)
+        place = f"element [{', '.join(str(int(i)) for i in where)}] is " if where else ""
+        return f"object ({place}{reprlib.repr(a.flat[at])})"
+    return str(a.dtype)
 
 
 def floating(x: Any, name: str) -> np.ndarray:
@@ -104,7 +176,7 @@ def floating(x: Any, name: str) -> np.ndarray:
         return a
     if a.dtype.kind in "iub":
         return a.astype(np.float64)  # as NumPy's own exp and log do
-    raise TypeError(f"{name} must be {_FLOATS}, got dtype {a.dtype}")
+    raise TypeError(f"{name} must be {_FLOATS}, got dtype {described(a)}")
 
 
 def layout_of(a: np.ndarray, axis: int, name: str) -> Layout:
@@ -122,6 +194,8 @@ def fold(shape: tuple[int, ...], strides: tuple[int, ...] | None, axis: int, nam
     axis = normalize_axis_index(operator.index(axis), len(shape))
     if strides is None:
         outer, inner = list(range(axis)), list(range(axis + 1, len(shape)))
+        if 0 in shape[:axis] + shape[axis + 1 :]:  # no rows: no plane over which a kernel loops
+            outer, inner = outer + inner, []
     else:
         others = sorted((i for i in range(len(shape)) if i != axis), key=lambda i: -abs(strides[i]))
         inner = [i for i in others if shape[i] > 1 and abs(strides[i]) < abs(strides[axis])]
@@ -133,6 +207,19 @@ def fold(shape: tuple[int, ...], strides: tuple[int, ...] | None, axis: int, nam
         None if strides is None else (*outer, axis, *inner),
         None if strides is None else tuple(i - (i > axis) for i in outer + inner),
     )
+
+
+def without_rows(layout: Layout) -> Layout:
+    """For an op that writes a number for each of its input, and has none: over 2**32 rows of no
+    classes a kernel would loop for 7 s.
+    """
+    return layout._replace(shape=(0, 0, 1))
+
+
+def map_layout(result: np.ndarray, axis: int, name: str) -> Layout:
+    """The folding for such an op."""
+    layout = layout_of(result, axis, name)
+    return layout if result.size else without_rows(layout)
 
 
 def _planes(a: np.ndarray, layout: Layout) -> tuple[np.ndarray, bool]:
@@ -180,6 +267,8 @@ def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype, name: str = "ou
     if not hasattr(out, "__dlpack__"):  # a list would be copied, and the copy written
         raise TypeError(f"{name} must be an array, got {type(out).__name__}")
     a = to_numpy(out, name)
+    if not isinstance(out, np.ndarray) and (is_bfloat16(a.dtype) or is_negative(out)):
+        raise ValueError(f"NumPy cannot write to {name}, a {type(out).__name__}, only copy it")
     if a.shape != shape or a.dtype != dtype:
         raise ValueError(
             f"{name} must have shape {shape} and dtype {dtype}, got {a.shape} and {a.dtype}"
@@ -208,8 +297,8 @@ def map_rows(x: Any, axis: int, out: Any) -> tuple[np.ndarray, np.ndarray, np.nd
     """Canonical input, canonical output and result, for an op from a shape to the same shape."""
     if out is None and type(x) is np.ndarray and type(axis) is int and axis == -1:
         # The common case by the shortest way: a call on (1, 10) is all overhead.
-        dtype = x.dtype
-        if dtype in _COMPUTE and dtype.isnative and x.flags.c_contiguous and x.size and x.ndim:
+        dtype, flags = x.dtype, x.flags
+        if dtype in _COMPUTE and flags.c_contiguous and flags.aligned and x.size and x.ndim:
             result = np.empty(x.shape, dtype)
             n = x.shape[-1]
             shape = (x.size // n, n, 1)
@@ -221,7 +310,7 @@ def map_rows(x: Any, axis: int, out: Any) -> tuple[np.ndarray, np.ndarray, np.nd
     else:
         result = check_out(out, a.shape, a.dtype)
         a = apart(a, result)
-    layout = layout_of(result, axis, "x")
+    layout = map_layout(result, axis, "x")
     return rows_in(a, layout), rows_out(result, layout), result
 
 

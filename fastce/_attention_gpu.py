@@ -114,12 +114,13 @@ def padded_batch(
     if attn_mask is not None:
         mask = _mask(attn_mask, first, (*batch, heads, length, keys))
     full = (*batch, heads, length, seen[2].shape[-1])
+    less = _heads.beyond(window, is_causal)
     where = {"lengths": (kv_lengths, batch), "offsets": (q_offset, batch)}
     on_gpu = {name: a for name, a in where.items() if _gpu.is_on_gpu(a[0])}
     if on_gpu:
-        spans, kept = _spans_on_gpu(first, math.prod(batch), length, keys, on_gpu, where)
+        spans, kept = _spans_on_gpu(first, math.prod(batch), length, keys, on_gpu, where, less)
     else:
-        spans, kept = _heads.spans_of(batch, length, keys, q_offset, kv_lengths), None
+        spans, kept = _heads.spans_of(batch, length, keys, q_offset, kv_lengths, less), None
     shape = full[1:] if flat else full
     return Call(seen, inputs, mask, spans, options, shape, full, kept)  # type: ignore[arg-type]
 
@@ -152,9 +153,10 @@ def packed(
     _heads.check_packed(shapes[0], shapes[1], shapes[2], enable_gqa)
     options = _heads.numbers(scale, window, softcap, is_causal, shapes[0][-1])
     queries, keys = shapes[0][0], shapes[1][0]
+    less = _heads.beyond(window, is_causal)
     ends = {"ends_q": cu_seqlens_q, "ends_k": cu_seqlens_k}
     if not any(map(_gpu.is_on_gpu, (*ends.values(), q_offset))):
-        spans = _heads.packed_spans(cu_seqlens_q, cu_seqlens_k, queries, keys, q_offset)
+        spans = _heads.packed_spans(cu_seqlens_q, cu_seqlens_k, queries, keys, q_offset, less)
         count, kept = len(spans), None
     else:
         ends_shape = (
@@ -172,7 +174,7 @@ def packed(
         on_gpu = {name: a for name, a in where.items() if name != "offsets"}
         if _gpu.is_on_gpu(q_offset):
             on_gpu["offsets"] = where["offsets"]
-        spans, kept = _spans_on_gpu(first, count, queries, keys, on_gpu, where)
+        spans, kept = _spans_on_gpu(first, count, queries, keys, on_gpu, where, less)
     inputs = tuple(per_sequence(a, count, first) for a in seen)
     shape = (*shapes[0][:2], shapes[2][2])
     return Call(seen, inputs, None, spans, options, shape, (), kept)  # type: ignore[arg-type]
@@ -195,7 +197,13 @@ _NAMES = {
 
 
 def _spans_on_gpu(
-    first: Seen, entries: int, queries: int, keys: int, on_gpu: dict, where: dict
+    first: Seen,
+    entries: int,
+    queries: int,
+    keys: int,
+    on_gpu: dict,
+    where: dict,
+    less: tuple[int, int],
 ) -> tuple[Any, Any]:
     """Spans that the GPU makes from integers that it has, and the memory they are in."""
     from .kernels.cuda import _device
@@ -216,10 +224,14 @@ def _spans_on_gpu(
                     f"{a.dtype} of shape {a.shape} and strides {a.strides} bytes"
                 )
             fields[name], fields[f"{name}_code"] = a.address, LABEL_CODES[a.dtype]
+            if name == "offsets":
+                fields["left_less"], fields["right_less"] = (min(n, 2**62) for n in less)
         elif type(x) is int and name == "offsets":
-            fields["offset"] = _heads.per_entry(x, shape, "q_offset")
+            fields["offset"] = _heads.per_entry(x, shape, "q_offset", less)
         elif x is not None:
-            host = np.broadcast_to(_heads.per_entry(x, shape, _NAMES[name]), math.prod(shape))
+            lost = less if name == "offsets" else (0, 0)
+            host = _heads.per_entry(x, shape, _NAMES[name], lost)
+            host = np.broadcast_to(host, math.prod(shape))
             if name == "lengths" and host.size and (host.min() < 0 or host.max() > keys):
                 raise ValueError(f"kv_lengths must be from 0 to the {keys} keys, got {x!r}")
             kept.append(_device.upload(host.astype(np.int64), first.stream, first.device))

@@ -294,6 +294,8 @@ def split_gradient(
 
 # --- attention ----------------------------------------------------------------------------
 
+LARGE_LSE = 128.0  # above it lse is kept in two numbers; its rounding in float32 is 1e-5 there
+
 
 @task
 def attention_state(
@@ -309,23 +311,41 @@ def attention_state(
     split: bool,
     **options: Any,
 ) -> np.ndarray:
-    """(..., L, 1, Ev + 1): of a block of keys the result, and behind it lse."""
+    """(..., L, 1, Ev + 2): of a block of keys the result, and behind it two numbers whose sum is
+    lse. One number of the size of -1e9, a mask of padding, would be the same for any count of keys.
+    """
     if split:  # parts of a result are not rounded to 16 bits
         q, k, v = computed(q), computed(k), computed(v)
         mask = mask if mask is None or mask.dtype == bool else mask.astype(q.dtype)
     if kv_lengths is not None:
         kv_lengths = min(max(kv_lengths - int(k_start[0]), 0), k.shape[-2])
-    out, lse = fastce.scaled_dot_product_attention(
+    attention = functools.partial(
+        fastce.scaled_dot_product_attention,
         q,
         k,
         v,
-        attn_mask=mask,
         q_offset=q_offset + int(q_start[0]) - int(k_start[0]),
         kv_lengths=kv_lengths,
         return_lse=True,
         **options,
     )
-    packed = np.concatenate([computed(out), np.expand_dims(lse, -1)], axis=-1)
+    out, lse = attention(attn_mask=mask)
+    shift = np.zeros_like(lse)
+    for _ in range(3 if split else 0):  # a mask of the lowest number takes two
+        large = np.isfinite(lse) & (np.abs(lse) > LARGE_LSE)
+        if not large.any():
+            break
+        more = np.where(large, lse, lse.dtype.type(0))
+        minus = 0 - np.expand_dims(more, -1)
+        if mask is None:
+            mask = minus
+        elif mask.dtype == bool:
+            mask = np.where(mask, minus, -lse.dtype.type(np.inf))
+        else:
+            mask = mask + minus
+        shift += more
+        out, lse = attention(attn_mask=mask)
+    packed = np.concatenate([computed(out), np.stack([shift, lse], axis=-1)], axis=-1)
     return np.expand_dims(packed, -2)
 
 
@@ -335,11 +355,14 @@ def same(states: np.ndarray, axis: Any, keepdims: bool) -> np.ndarray:
 
 def merged_attention(states: np.ndarray, axis: Any, keepdims: bool) -> np.ndarray:
     """The state of all the keys together: results weighted by their shares of exp(lse)."""
-    out, lse = states[..., :-1], states[..., -1]
+    out, shift, lse = states[..., :-2], states[..., -2].astype(np.float64), states[..., -1]
     with threads_here(1), np.errstate(all="ignore"):
-        above = 0.0 - fastce.log_softmax(lse.astype(np.float64))
+        base = np.max(np.where(np.isneginf(lse), -np.inf, shift), axis=-1, keepdims=True)
+        base = np.where(np.isneginf(base), 0.0, base)
+        lse = np.where(np.isneginf(lse), -np.inf, (shift - base) + lse)
+        above = 0.0 - fastce.log_softmax(lse)
         share = np.where(np.isneginf(lse), 0.0, np.exp(-above))
         total = np.sum(out * np.expand_dims(share, -1), axis=-2)
-        packed = np.concatenate([total, fastce.logsumexp(lse, keepdims=True)], axis=-1)
+        packed = np.concatenate([total, base, fastce.logsumexp(lse, keepdims=True)], axis=-1)
     packed = packed.astype(states.dtype, copy=False)
     return np.expand_dims(packed, -2) if keepdims else packed

@@ -119,7 +119,9 @@ class ElementInputs:
     def _target(self, target: Any) -> np.ndarray:
         t = _arrays.to_numpy(target, "target")
         if t.dtype.kind not in "fiub" and not _arrays.is_bfloat16(t.dtype):
-            raise TypeError(f"target must hold numbers from 0 to 1, got dtype {t.dtype}")
+            raise TypeError(
+                f"target must hold numbers from 0 to 1, got dtype {_arrays.described(t)}"
+            )
         if t.shape != self.shape:
             raise ValueError(
                 f"target must have the shape of {self.name}, {self.shape}, got {t.shape}"

@@ -47,9 +47,12 @@ def is_on_gpu(x: Any) -> bool:
         return False
     if root == "torch":
         return bool(getattr(x, "is_cuda", False))
-    if root in LIBRARIES or hasattr(x, "__cuda_array_interface__"):
+    if root in LIBRARIES or _arrays.has(x, "__cuda_array_interface__"):
         return hasattr(type(x), "__cuda_array_interface__") or root not in LIBRARIES
-    return hasattr(x, "__dlpack_device__") and x.__dlpack_device__()[0] == _CUDA
+    try:
+        return hasattr(x, "__dlpack_device__") and x.__dlpack_device__()[0] == _CUDA
+    except Exception:  # of an array that is gone, for one; why, says `_arrays.to_numpy`
+        return False
 
 
 def _root(x: Any) -> str:
@@ -98,9 +101,18 @@ def _see_torch(x: Any) -> Seen:
 
     if x.requires_grad:
         raise TypeError("a tensor that requires grad would lose it here: use tensor.detach()")
-    size, device = x.element_size(), x.device.index
+    if x.layout != torch.strided:
+        raise TypeError(f"a tensor must be dense, got layout {x.layout}")
+    if x.is_neg():
+        raise TypeError(
+            "a tensor that is the negative of its memory (is_neg()) cannot be used without a copy, "
+            "and on a GPU nothing is copied: use tensor.resolve_neg()"
+        )
+    address, size, device = x.data_ptr(), x.element_size(), x.device.index
+    if not address and x.numel():
+        raise TypeError(f"a {type(x).__name__} without memory of its own cannot be used")
     return Seen(
-        x.data_ptr(),
+        address,
         tuple(x.shape),
         tuple(s * size for s in x.stride()),
         str(x.dtype).removeprefix("torch."),
@@ -163,6 +175,8 @@ def _see_any(x: Any) -> Seen:
         address, readonly = interface["data"]
         strides = interface.get("strides") or _dense(shape, dtype.itemsize)
         stream = interface.get("stream") or 0
+        if interface.get("mask") is not None:
+            raise TypeError(f"{type(x).__name__} has a mask, which would be ignored; fill it first")
         return Seen(address, shape, tuple(strides), dtype.name, _current(), stream, readonly)
     from cuda.core.utils import StridedMemoryView
 
@@ -405,4 +419,6 @@ def _room(x: Any, a: Seen, inputs: dict[str, Seen], axis: int, out: Any) -> tupl
         for which, seen in inputs.items():
             check_apart(seen, to, which)
         layout = layout_of(to, axis, name)
+    if 0 in a.shape:
+        layout = _arrays.without_rows(layout)
     return layout, planes(to, layout, "out")._replace(stream=first.stream), result

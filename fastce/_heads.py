@@ -11,7 +11,7 @@ from numpy.lib.stride_tricks import as_strided
 
 from . import _arrays
 
-FAR = 2**60  # no array is as long, and sums of it do not overflow
+FAR = 2**60  # twice as long as any array; sums of a few do not overflow
 
 
 class Heads(NamedTuple):
@@ -96,22 +96,39 @@ def numbers(
         raise ValueError(f"window must not be below -1, which is without bound, got {window!r}")
     return {
         "scale": float(scale),
-        "left": min(left, 2 * FAR),
-        "right": 0 if is_causal else min(right, 2 * FAR),
+        "left": min(left, FAR),
+        "right": 0 if is_causal else min(right, FAR),
         "softcap": float(softcap),
     }
 
 
-def per_entry(value: Any, batch: tuple[int, ...], name: str) -> Any:
-    """Integers for each batch entry, flat, or one for all; none is beyond FAR."""
+def beyond(window: Any, is_causal: bool) -> tuple[int, int]:
+    """What `numbers` takes from a window, which must be taken from offsets as well."""
+    left, right = (-1, -1) if window is None else map(operator.index, window)
+    return max(0, left - FAR), 0 if is_causal else max(0, right - FAR)
+
+
+def _nearer(offset: int, less: tuple[int, int]) -> int:
+    """An offset without what its window has lost at the side that counts, if it is so far."""
+    if abs(offset) <= FAR // 2:
+        return offset
+    return max(offset - less[0], FAR // 2) if offset > 0 else min(offset + less[1], -FAR // 2)
+
+
+def per_entry(value: Any, batch: tuple[int, ...], name: str, less: tuple[int, int] = (0, 0)) -> Any:
+    """Integers for each batch entry, flat, or one for all; none is beyond 2 * FAR. `less` is what
+    their window has lost.
+    """
     if type(value) is int:
-        return max(-FAR, min(FAR, value))
+        return max(-2 * FAR, min(2 * FAR, _nearer(value, less)))
     a = _arrays.to_numpy(value, name)
     if a.dtype.kind not in "iu":
-        raise TypeError(f"{name} must be integers, got dtype {a.dtype}")
+        raise TypeError(f"{name} must be integers, got dtype {_arrays.described(a)}")
+    if any(less):
+        a = np.array([_nearer(int(n), less) for n in a.flat], object).reshape(a.shape)
     try:
-        a = np.minimum(a, FAR) if a.dtype == np.uint64 else a
-        return np.broadcast_to(a.astype(np.int64).clip(-FAR, FAR), batch).ravel()
+        a = np.maximum(np.minimum(a, 2 * FAR), -2 * FAR if a.dtype.kind != "u" else 0)
+        return np.broadcast_to(a.astype(np.int64), batch).ravel()
     except ValueError:
         raise ValueError(
             f"{name} must be one integer, or one for each batch entry {batch}, got shape {a.shape}"
@@ -151,7 +168,12 @@ def head_counts(
 
 
 def spans_of(
-    batch: tuple[int, ...], length: int, keys: int, q_offset: Any, kv_lengths: Any
+    batch: tuple[int, ...],
+    length: int,
+    keys: int,
+    q_offset: Any,
+    kv_lengths: Any,
+    less: tuple[int, int],
 ) -> np.ndarray:
     """What each entry of a padded batch has of its queries and keys (see ``fastce.kernels``)."""
     spans = np.zeros((math.prod(batch), 5), np.int64)
@@ -163,7 +185,7 @@ def spans_of(
         if bad.any():
             wrong = np.broadcast_to(np.asarray(kv_lengths), batch).ravel()[bad.argmax()]
             raise ValueError(f"kv_lengths must be from 0 to the {keys} keys, got {wrong}")
-    spans[:, 4] = per_entry(q_offset, batch, "q_offset")
+    spans[:, 4] = per_entry(q_offset, batch, "q_offset", less)
     return spans
 
 
@@ -188,21 +210,25 @@ def padded_batch(
     mask = None
     if attn_mask is not None:
         mask = _mask(attn_mask, q.dtype, (*batch, heads, length, keys))
-    spans = spans_of(batch, length, keys, q_offset, kv_lengths)
+    shape = (*batch, heads, length, v.shape[-1])
+    if 0 in (heads, length) and kv_lengths is None and type(q_offset) is int:
+        batch = (0,) * len(batch)  # there may be 2**40 entries without a query: none has a span
+    spans = spans_of(batch, length, keys, q_offset, kv_lengths, beyond(window, is_causal))
     return Heads(
         spread(bits(q), (*batch, heads, *q.shape[-2:])),
         spread(bits(k), (*batch, kv_heads, *k.shape[-2:])),
         spread(bits(v), (*batch, kv_heads, *v.shape[-2:])),
-        mask,
+        mask if mask is None else spread(mask, (*batch, heads, length, keys)),
         spans,
         options,
-        (*batch, heads, length, v.shape[-1]),
+        shape,
     )
 
 
-def check_mask(dtype: Any, of_q: Any) -> None:
+def check_mask(dtype: Any, of_q: Any, mask: np.ndarray | None = None) -> None:
     if dtype not in (bool, "bool", of_q):
-        raise TypeError(f"attn_mask must be boolean or have q's dtype {of_q}, got {dtype}")
+        got = dtype if mask is None else _arrays.described(mask)
+        raise TypeError(f"attn_mask must be boolean or have q's dtype {of_q}, got {got}")
 
 
 def check_mask_shape(mask: tuple[int, ...], scores: tuple[int, ...]) -> None:
@@ -212,7 +238,7 @@ def check_mask_shape(mask: tuple[int, ...], scores: tuple[int, ...]) -> None:
 
 def _mask(attn_mask: Any, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
     mask = _arrays.to_numpy(attn_mask, "attn_mask")
-    check_mask(mask.dtype if mask.dtype == bool else mask.dtype.newbyteorder("="), dtype)
+    check_mask(mask.dtype.newbyteorder("="), dtype, mask)
     check_mask_shape(mask.shape, shape)
     if not (mask.flags.aligned and mask.dtype.isnative):
         mask = mask.astype(mask.dtype.newbyteorder("="))
@@ -250,7 +276,8 @@ def packed(
     """Queries and keys as `attention_varlen` takes them: each sequence is a batch entry."""
     check_packed(q.shape, k.shape, v.shape, enable_gqa)
     options = numbers(scale, window, softcap, is_causal, q.shape[-1])
-    spans = packed_spans(cu_seqlens_q, cu_seqlens_k, q.shape[0], k.shape[0], q_offset)
+    less = beyond(window, is_causal)
+    spans = packed_spans(cu_seqlens_q, cu_seqlens_k, q.shape[0], k.shape[0], q_offset, less)
     count = len(spans)
     return Heads(
         per_sequence(q, count),
@@ -264,7 +291,12 @@ def packed(
 
 
 def packed_spans(
-    cu_seqlens_q: Any, cu_seqlens_k: Any, queries: int, keys: int, q_offset: Any
+    cu_seqlens_q: Any,
+    cu_seqlens_k: Any,
+    queries: int,
+    keys: int,
+    q_offset: Any,
+    less: tuple[int, int],
 ) -> np.ndarray:
     """What each packed sequence has of all queries and keys (see ``fastce.kernels``)."""
     ends_q = _ends(cu_seqlens_q, queries, "cu_seqlens_q")
@@ -277,7 +309,7 @@ def packed_spans(
     spans = np.empty((len(ends_q) - 1, 5), np.int64)
     spans[:, 0], spans[:, 1] = ends_q[:-1], ends_q[1:]
     spans[:, 2], spans[:, 3] = ends_k[:-1], ends_k[1:]
-    spans[:, 4] = per_entry(q_offset, (len(spans),), "q_offset")
+    spans[:, 4] = per_entry(q_offset, (len(spans),), "q_offset", less)
     return spans
 
 
@@ -288,7 +320,7 @@ def per_sequence(a: np.ndarray, count: int) -> np.ndarray:
 
 
 def _ends(cu_seqlens: Any, total: int, name: str) -> np.ndarray:
-    ends = np.asarray(cu_seqlens)
+    ends = _arrays.to_numpy(cu_seqlens, name)
     if ends.dtype.kind not in "iu" or ends.ndim != 1 or not ends.size:
         raise TypeError(
             f"{name} must be a one-dimensional array of integers, got {ends.dtype} of shape "

@@ -103,11 +103,28 @@ class LossInputs:
             raise no_weight()
         if alpha is not None:
             self.weight = self._weight(alpha, "alpha")
+        self.folded = self.layout
         self.options = {
             "denominator": rows if reduction == "mean" else 1.0,
             "ignore_index": ignore_index,
             "threads": get_num_threads(),
         }
+        if not x.size:
+            self._fold_empty()
+
+    def _fold_empty(self) -> None:
+        """Kernels work, and take memory, for each class where there is no row, and for each row
+        where there is no class: of either there may be 2**40.
+        """
+        labelled = self.target is not None and self.target.ndim == 2
+        outer, _, inner = self.layout.shape
+        if not outer * inner:
+            self.folded = self.layout._replace(shape=(0, 0, 1))
+        elif self.reduction != "none" and not labelled:  # all rows cost the same: one is computed
+            self.folded = self.layout._replace(shape=(1, 0, 1))
+            self.options["denominator"] /= outer * inner
+        if self.target is not None and not labelled:
+            self.target = self.target.reshape(self.folded.shape)
 
     def _weight(self, weight: Any, name: str) -> np.ndarray | None:
         if weight is None:
@@ -151,9 +168,11 @@ class LossInputs:
                 raise self._bad_label(t, ignore_index)
             return rows, stats[1]
         if labels_of:
-            raise only_labels(labels_of, t.dtype)
+            raise only_labels(labels_of, _arrays.described(t))
         if t.dtype.kind != "f" and not _arrays.is_bfloat16(t.dtype):
-            raise TypeError(f"target must hold class indices or probabilities, got dtype {t.dtype}")
+            raise TypeError(
+                "target must hold class indices or probabilities, got dtype " + _arrays.described(t)
+            )
         if t.shape != self.array.shape:
             raise ValueError(
                 f"target of probabilities must have the shape of {name}, {self.array.shape}, "
@@ -179,10 +198,13 @@ class LossInputs:
 
     @property
     def logits(self) -> np.ndarray:
-        return _arrays.rows_in(self.array, self.layout)
+        return _arrays.rows_in(self.array, self.folded)
 
     def kernel(self, name: str, op: str = "cross_entropy") -> Callable[..., None]:
-        return kernel(op, name)
+        compute = kernel(op, name)
+        if not self.array.size and name.endswith("_backward"):
+            return _nothing  # is written
+        return compute
 
     def new_loss(self) -> tuple[np.ndarray, np.ndarray]:
         """Room for the loss: canonical, and as the user sees it."""
@@ -192,6 +214,9 @@ class LossInputs:
         return loss, loss.reshape(())
 
     def new_lse(self) -> tuple[np.ndarray, np.ndarray]:
+        if self.folded is not self.layout and self.folded.shape[0]:
+            lse = np.full(self.layout.rest_shape, -np.inf, self.dtype)
+            return np.empty((1, 1), self.dtype), lse
         return _arrays.row_out(self.layout, self.dtype)
 
     def new_grad(self) -> tuple[np.ndarray, np.ndarray]:
@@ -205,7 +230,7 @@ class LossInputs:
                 # differ where an axis has length 1.
                 folded = np.empty([shape[i] for i in order], self.array.dtype)
                 self.result = folded.transpose(np.argsort(order))
-        return _arrays.rows_out(self.result, self.layout), self.result
+        return _arrays.rows_out(self.result, self.folded), self.result
 
     def per_row(self, a: Any, name: str) -> np.ndarray:
         """A per-row input of the user, in canonical form."""
@@ -224,6 +249,10 @@ class LossInputs:
                 f"grad_loss must be a scalar for reduction={self.reduction!r}, got shape {g.shape}"
             )
         return self.per_row(g, "grad_loss")
+
+
+def _nothing(*arrays: Any, **options: Any) -> None:
+    """The gradient of no elements."""
 
 
 def loss_inputs(logits: Any, *arguments: Any, **options: Any) -> Any:

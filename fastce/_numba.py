@@ -5,6 +5,10 @@ Numba calls `register` when it first compiles something, through the entry point
 functions, on arrays of float64 and float32 (Numba has no float16 and no bfloat16 on processors);
 arrays that are not C-contiguous are copied once. A call runs on threads where the function that
 contains it is compiled with ``parallel=True``, else on one.
+
+A label out of range makes its row NaN, as on GPUs. An exception would be lost where the caller, or
+a caller of that one, is inside a ``prange``: Numba goes on, and returns what was in memory, or a
+SystemError. Nothing tells compiled code where it is called from.
 """
 
 import numba
@@ -194,14 +198,14 @@ def _map_rows(function, run):
             fold, _ = _fold(x.shape, axis)
             result = np.empty(x.shape, dtype)
             planes = _planes(x, fold), contiguous_out(result, fold[1] * fold[2])
-            loop(x.size, task_count(*fold), *planes, *fold, False)
+            loop(x.size, task_count(*fold) if x.size else 0, *planes, *fold, False)
             return result
 
         def into_out(x, axis=-1, out=None):
             _check_out(out, x)
             fold, _ = _fold(x.shape, axis)
             planes = _planes(_apart(x, out), fold), contiguous_out(out, fold[1] * fold[2])
-            loop(x.size, task_count(*fold), *planes, *fold, False)
+            loop(x.size, task_count(*fold) if x.size else 0, *planes, *fold, False)
             return out
 
         return of_new if new else into_out
@@ -234,12 +238,11 @@ def _targets(target, logits):
     if isinstance(target, types.Integer) and logits.ndim == 1:
         return _jitable(
             lambda target, shape, axis, ignore_index, grad: (
-                np.full(1, target, np.int64),
+                _signed(np.full(1, target), ignore_index),
                 _no_planes(dtype),
             )
         )
     if isinstance(target, types.Array) and isinstance(target.dtype, types.Integer):
-        unsigned = target.dtype == types.uint64
         fits = _fits if target.ndim else _jitable(lambda target, shape, axis: True)
 
         @_raising
@@ -247,9 +250,7 @@ def _targets(target, logits):
             if not fits(target, shape, axis):
                 raise ValueError("target must have the shape of the logits without the class axis")
             labels = np.ascontiguousarray(target).reshape(-1)
-            if unsigned and labels.size and labels.max() > np.uint64(2**63 - 1):
-                raise IndexError(f"target holds {labels.max()}, which is no class")
-            return labels.astype(np.int64), _no_planes(dtype)
+            return _signed(labels, ignore_index), _no_planes(dtype)
 
         if target.ndim == logits.ndim - 1:
             return of_labels
@@ -280,14 +281,31 @@ def _targets(target, logits):
     )
 
 
-@_raising
-def _check_labels(labels, bad, classes, ignore_index):
-    for row in bad:
-        if row >= 0:
-            raise IndexError(
-                f"target of row {row} is {labels[row]}, out of range for {classes} classes "
-                f"(ignore_index is {ignore_index})"
-            )
+@_jitable
+def _signed(labels, ignore_index):
+    """A copy as int64. What does not fit is out of range there, too: -1 or -2."""
+    result = labels.astype(np.int64)
+    for row in range(labels.size):
+        if labels[row] > 0 and result[row] < 0:  # of uint64
+            result[row] = -1 if ignore_index != -1 else -2
+    return result
+
+
+@_jitable
+def _set_aside(labels, classes, ignore_index):
+    """The rows whose labels are out of range, which become rows to ignore."""
+    wrong = (labels != ignore_index) & ((labels < 0) | (labels >= classes))
+    labels[wrong] = ignore_index
+    return np.nonzero(wrong)[0]
+
+
+@_jitable
+def _fill_with_nan(wrong, grad, classes, inner):
+    flat = grad.reshape(-1)
+    for row in wrong:
+        first = row // inner * classes * inner + row % inner
+        for k in range(classes):
+            flat[first + k * inner] = np.nan
 
 
 @_raising
@@ -320,14 +338,15 @@ def _compute(logits, target, weight, reduction):
         _check_smoothing(smoothing)
         labels, probabilities = targets(target, logits.shape, axis, ignore_index, out)
         w = weights(weight, n, smoothing != 0 or not labelled)
-        denominator = float(outer * inner) if mean else 1.0
+        denominator, wrong = float(outer * inner) if mean else 1.0, np.empty(0, np.intp)
         if labelled:
             blocks = block_count(labels.size)
             sums, bad = np.zeros(blocks), np.full(blocks, -1)
             given = read_only(labels), read_only(w)
             scan(labels.size, blocks, *given, n, ignore_index, sums, bad)
-            _check_labels(labels, bad, n, ignore_index)
             denominator = ce.in_order(sums) if mean else 1.0
+            if (bad >= 0).any():
+                wrong = _set_aside(labels, n, ignore_index)
         loss = np.empty(outer * inner if per_row else 0, dtype)
         lse = np.empty(outer * inner, dtype)
         none = np.empty(0, dtype)
@@ -342,6 +361,12 @@ def _compute(logits, target, weight, reduction):
         grad = contiguous_out(out, n * inner)
         planes = _planes(_apart(logits, out), fold), probabilities, grad
         loop(logits.size, sums.size, *planes, rows, options, outer, n, inner, sums)
+        if wrong.size:
+            sums[0], lse[wrong] = np.nan, np.nan
+            if per_row:
+                loss[wrong] = np.nan
+            if out.size:
+                _fill_with_nan(wrong, out, n, inner)
         return loss, ce.in_order(sums) / denominator, lse
 
     return compute

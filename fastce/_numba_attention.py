@@ -23,12 +23,12 @@ _PLACES = problem.LSE + 1
 
 def _per_entry(a, name, axes):
     """A function (value, shape, batches, default) -> one integer for each batch entry, of so many
-    batch axes. None is beyond FAR, so that sums do not overflow.
+    batch axes.
     """
     if _is_none(a):
         return _jitable(lambda a, shape, batches, default: np.full(batches, default))
     if isinstance(a, types.Integer | types.Omitted | int):
-        return _jitable(lambda a, shape, batches, default: np.full(batches, max(-FAR, min(FAR, a))))
+        return _jitable(lambda a, shape, batches, default: np.full(batches, a))
     if not (isinstance(a, types.Array) and isinstance(a.dtype, types.Integer) and a.ndim == axes):
         raise TypingError(
             f"in compiled code {name} must be an integer or an array with the {axes} batch axes of "
@@ -39,9 +39,19 @@ def _per_entry(a, name, axes):
     def of_array(a, shape, batches, default):
         if a.shape != shape:
             raise ValueError(f"{name} must have one element for each batch entry")
-        return np.clip(np.ascontiguousarray(a).reshape(-1).astype(np.int64), -FAR, FAR)
+        return np.ascontiguousarray(a).reshape(-1).astype(np.int64)
 
     return of_array
+
+
+@_jitable
+def _nearer(offset, less_left, less_right):
+    """As `_heads.per_entry` brings a first position nearer."""
+    if offset > FAR // 2:
+        offset = max(offset - less_left, FAR // 2)
+    if offset < -(FAR // 2):
+        offset = min(offset + less_right, -(FAR // 2))
+    return max(-2 * FAR, min(2 * FAR, offset))
 
 
 @_jitable
@@ -199,8 +209,10 @@ def _attention(
         _check_window(left, right)
         if is_causal:
             right = 0 if right < 0 else min(right, 0)
-        left, right = min(left, 2 * FAR), min(right, 2 * FAR)
         batches, shape = len(spans), q.shape
+        for batch in range(batches):
+            spans[batch, 4] = _nearer(spans[batch, 4], max(0, left - FAR), max(0, right - FAR))
+        left, right = min(left, FAR), min(right, FAR)
         places = np.zeros((places_of, starts + batches), np.int64)
         _place(places, problem.Q, q.shape)
         _place(places, problem.K, k.shape)

@@ -1,8 +1,8 @@
 """How many CPU threads the kernels may use.
 
 ``set_num_threads`` > ``FASTCE_NUM_THREADS`` > ``OMP_NUM_THREADS`` > what the operating system
-grants this process (affinity and, in a container, the cgroup's share). The kernels take fewer
-where the work is small.
+grants this process (affinity and, in a container, the cgroup's share of processors and the threads
+that it may still start). The kernels take fewer where the work is small.
 """
 
 import math
@@ -92,7 +92,7 @@ def _default() -> int:
         granted = len(os.sched_getaffinity(0))
     else:
         granted = os.cpu_count() or 1
-    return max(1, min(granted, _cgroup_limit()))
+    return max(1, min(granted, _cgroup_limit(), 1 + _threads_left()))
 
 
 def _cgroup_limit(folder: Path = Path("/sys/fs/cgroup")) -> int:
@@ -108,3 +108,18 @@ def _cgroup_limit(folder: Path = Path("/sys/fs/cgroup")) -> int:
     if not quota.isdigit():  # "max" in v2, "-1" in v1: no limit
         return MOST
     return max(1, math.ceil(int(quota) / int(period)))
+
+
+def _threads_left(folder: Path = Path("/sys/fs/cgroup")) -> int:
+    """Threads that a container may still start (cgroup v2, then v1).
+
+    OpenMP ends the process that cannot start one.
+    """
+    for place in folder, folder / "pids":
+        try:
+            most = (place / "pids.max").read_text().strip()
+            now = (place / "pids.current").read_text().strip()
+        except OSError:
+            continue
+        return int(most) - int(now) if most.isdigit() and now.isdigit() else MOST
+    return MOST

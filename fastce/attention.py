@@ -170,8 +170,9 @@ def scaled_dot_product_attention_backward(
 
     Notes
     -----
-    The weights are computed again from lse, in tiles. The result is the same to the last bit
-    for any number of threads.
+    The weights are computed again from lse, in tiles. Where lse is so large (above 177) that its
+    rounding would be seen, they come from the scores alone, of the keys that are given here. The
+    result is the same to the last bit for any number of threads.
 
     Examples
     --------
@@ -382,6 +383,8 @@ def _results(
 
 
 def _forward(p: Heads, result: np.ndarray, lse: np.ndarray | None) -> None:
+    if not result.size:
+        return
     kernel("attention", "attention")(
         p.q,
         p.k,
@@ -404,6 +407,8 @@ def _backward(
     dmask: np.ndarray | None,
 ) -> list[np.ndarray]:
     """Gradients in the shapes of `arrays`; an input that was broadcast gets the sum."""
+    if not out.size:
+        return [_heads.result_like(a, a.shape, a.dtype, np.zeros) for a in arrays]
     grads, rooms = [], []
     for a, full in zip(arrays, p[:3], strict=True):
         shape = a.shape if a.size == full.size else full.shape

@@ -348,7 +348,7 @@ def scaled_dot_product_attention(
         softcap=softcap,
         enable_gqa=enable_gqa,
         adjust_chunks={keys: 1},
-        new_axes={STATE: v.shape[-1] + 1},
+        new_axes={STATE: v.shape[-1] + 2},
         dtype=_arrays.compute_dtype(q.dtype),
     )
     merged = da.reduction(
@@ -361,8 +361,8 @@ def scaled_dot_product_attention(
         dtype=states.dtype,
         meta=np.empty((0,) * (states.ndim - 1), states.dtype),
     )
-    out = merged[..., :-1].astype(q.dtype)
-    return (out, merged[..., -1]) if return_lse else out
+    out = merged[..., :-2].astype(q.dtype)
+    return (out, merged[..., -2] + merged[..., -1]) if return_lse else out
 
 
 def _states(x: da.Array) -> da.Array:

@@ -530,8 +530,11 @@ def _labels(x: Any, name: str) -> tuple[np.ndarray, int]:
             return (wide - lowest).astype(np.intp), high - low + 1
     if _arrays.is_bfloat16(a.dtype):
         a = a.astype(np.float32)  # which sorts its NaN last
-    # So do floats, but no objects: among those a NaN breaks the order of the others.
-    known = a == a if a.dtype.kind == "O" else np.ones(len(a), bool)
+    # So do floats, but no objects: among those a NaN breaks the order of the others. <NA> of pandas
+    # is neither equal to itself nor different.
+    known = np.ones(len(a), bool)
+    if a.dtype.kind == "O":
+        known[:] = [equal is True or equal is np.True_ for equal in np.equal(a, a, dtype=object)]
     try:
         labels, codes = np.unique(a[known], return_inverse=True)
     except TypeError as error:
@@ -867,6 +870,7 @@ def _tables(table: Any, axis: Any, wanted: str) -> tuple[np.ndarray, tuple[int, 
         raise ValueError(f"axis must name {least}two axes, got {axis!r}")
     behind = np.moveaxis(a, axes, range(a.ndim - len(axes), a.ndim))
     shape, sizes = behind.shape[: -len(axes)], behind.shape[-len(axes) :]
+    sizes = sizes if a.size else (0,) * len(sizes)  # without a walk along the empty rows
     tables = np.ascontiguousarray(behind).reshape(math.prod(shape), *sizes)
     return tables.view(np.uint16) if _arrays.is_bfloat16(a.dtype) else tables, shape
 

@@ -321,7 +321,7 @@ def _inputs(
         )
     labels = target if type(target) is np.ndarray else _arrays.to_numpy(target, "target")
     if labels.dtype.kind not in "iu":
-        raise TypeError(f"target must hold class indices, got dtype {labels.dtype}")
+        raise TypeError(f"target must hold class indices, got dtype {_arrays.described(labels)}")
     rows, classes = x.shape[:-1], w.shape[0]
     # It stands for the logits, of which the loss only asks the shape and the dtype.
     logits = np.broadcast_to(np.zeros((), x.dtype), (*rows, classes))

@@ -458,7 +458,8 @@ def _given(tensor: torch.Tensor | None) -> Any:
     """The same memory, as fastce takes it."""
     if tensor is None:
         return None
-    tensor = tensor.detach().resolve_neg()  # a copy where it is the negative of what it shows
+    # A copy where it is the negative, or conjugate, of what it shows.
+    tensor = tensor.detach().resolve_conj().resolve_neg()
     if tensor.device.type != "cpu":
         return tensor
     if tensor.dtype == torch.bfloat16:  # which NumPy does not know

@@ -42,7 +42,7 @@ def ptx_of(kernel, argument_types, cc):
     return text
 
 
-FLOATS = ("upstream", "denominator", "keep", "spread", "z_loss", "scale", "softcap")
+FLOATS = ("upstream", "denominator", "keep", "spread", "z_loss", "scale", "softcap", "natural")
 FLOATS += ("alpha", "gamma", "power", "epsilon", "beta")
 
 

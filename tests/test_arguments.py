@@ -4,10 +4,11 @@ import re
 
 import numpy as np
 import pytest
-from _layouts import attempt
+from _layouts import LAYOUTS, attempt
 from cases import CASES
 
 import fastce
+from fastce import _dispatch, _gpu
 
 X = np.random.default_rng(0).standard_normal((4, 5)).astype(np.float32)
 LABELS = np.array([0, 4, 2, 1])
@@ -144,6 +145,242 @@ def test_masked_arrays_are_refused(backend):
             call()
 
 
+@pytest.mark.parametrize("nested", [1, 2, 3])
+def test_masked_arrays_in_lists_are_refused(nested):
+    """NumPy makes an array of them without their masks."""
+    rows, labels = [np.ma.masked_array([1.0, 2.0], [True, False])] * 2, [0, np.ma.masked]
+    for _ in range(nested - 1):
+        rows, labels = (rows, rows), [labels, labels]
+    zeros = np.zeros((2,) * (nested + 1))
+    for call in (
+        lambda: fastce.softmax(rows),
+        lambda: fastce.softmax([1.0, np.ma.masked]),
+        lambda: fastce.cross_entropy(rows, np.zeros(zeros.shape[:-1], int)),
+        lambda: fastce.cross_entropy(zeros, labels),
+        lambda: fastce.nll_loss(zeros, labels),
+        lambda: fastce.binary_cross_entropy(zeros, rows),
+        lambda: fastce.information.entropy(rows),
+        lambda: fastce.scaled_dot_product_attention(zeros, zeros, zeros, attn_mask=rows),
+    ):
+        with pytest.raises(TypeError, match="masked array"):
+            call()
+
+
+def test_kernels_get_aligned_arrays(monkeypatch):
+    """Also by the short paths of small calls. On x86 a misaligned load happens to work."""
+    load, seen = _dispatch._load, []
+
+    def checked(*which):
+        compute = load(*which)
+
+        def kernel(*arrays, **options):
+            seen.extend(a for a in arrays if isinstance(a, np.ndarray))
+            compute(*arrays, **options)
+
+        return kernel
+
+    monkeypatch.setattr(_dispatch, "_load", checked)
+    for case in CASES:
+        arguments, options = case.inputs((3, 10), np.float32)
+        arguments = [LAYOUTS["unaligned"](a) if a.ndim else a for a in arguments]
+        case.compare(case.run(arguments, options), arguments, options)
+    q = LAYOUTS["unaligned"](np.ones((2, 3, 4), np.float32))
+    out, lse = fastce.scaled_dot_product_attention(q, q, q, attn_mask=q[:, :, :3], return_lse=True)
+    fastce.scaled_dot_product_attention_backward(q, q, q, q, out, lse)
+    fastce.binary_cross_entropy_with_logits_backward(q, q, q, weight=q, reduction="none")
+    fastce.information.kl_divergence(q, q)
+    fastce.information.mutual_information(q)
+    fastce.linear_cross_entropy_with_grad(q[0], q[1], LAYOUTS["unaligned"](np.arange(3)))
+    assert len(seen) > 100
+    assert all(a.flags.aligned for a in seen)
+
+
+# --- arrays of other libraries ------------------------------------------------------------
+
+
+class Exporter:
+    """An array that can only export its memory by DLPack. Its module has no from_dlpack, as that
+    of pyarrow's arrays has none.
+    """
+
+    def __init__(self, array):
+        self.array = array
+
+    def __dlpack__(self, **options):
+        return self.array.__dlpack__(**options)
+
+    def __dlpack_device__(self):
+        return self.array.__dlpack_device__()
+
+
+def test_a_library_that_takes_no_dlpack(backend):
+    x = X.copy()
+    for op in *MAPS, fastce.logsumexp:
+        result = op(Exporter(x))
+        assert type(result) is np.ndarray
+        np.testing.assert_array_equal(result, op(x))
+    loss, grad = fastce.cross_entropy_with_grad(Exporter(x), Exporter(LABELS))
+    assert loss == fastce.cross_entropy(x, LABELS)
+    assert isinstance(loss, np.float32)
+    assert type(grad) is np.ndarray
+    # A StopIteration within would end the map without a word.
+    rows = list(map(fastce.softmax, map(Exporter, x)))
+    np.testing.assert_array_equal(rows, fastce.softmax(x))
+    out = Exporter(np.zeros_like(x))
+    assert fastce.softmax(x, out=out) is out
+    np.testing.assert_array_equal(out.array, fastce.softmax(x))
+
+
+class NamespaceWithoutDLPack(Exporter):
+    def __array_namespace__(self):
+        return object()
+
+
+def test_a_namespace_that_takes_no_dlpack():
+    result = fastce.softmax(NamespaceWithoutDLPack(X.copy()))
+    np.testing.assert_array_equal(result, fastce.softmax(X))
+
+
+class LikeJAX:
+    """bfloat16 as JAX has it: not by DLPack, but as an array of ml_dtypes, which is read-only."""
+
+    def __init__(self, array):
+        self.array, self.dtype = array, array.dtype
+
+    def __dlpack__(self, **options):
+        raise BufferError("Unsupported dtype in DLTensor.")
+
+    def __dlpack_device__(self):
+        return 1, 0
+
+    def __array__(self, dtype=None, copy=None):
+        return self.array.copy()
+
+    def __array_namespace__(self):
+        return LikeJAX
+
+    @staticmethod
+    def asarray(array):
+        return LikeJAX(array)
+
+    @staticmethod
+    def from_dlpack(array):
+        return LikeJAX(np.from_dlpack(array))  # of a bfloat16 one, an error
+
+
+def test_bfloat16_of_jax(backend):
+    bfloat16 = pytest.importorskip("ml_dtypes").bfloat16
+    x = X.astype(bfloat16)
+    result = fastce.softmax(LikeJAX(x))
+    assert isinstance(result, LikeJAX)
+    assert result.dtype == bfloat16
+    np.testing.assert_array_equal(result.array, fastce.softmax(x))
+    loss, grad = fastce.cross_entropy_with_grad(LikeJAX(x), LABELS)
+    right = fastce.cross_entropy_with_grad(x, LABELS)
+    assert (loss.array, loss.dtype) == (right[0], np.float32)
+    np.testing.assert_array_equal(grad.array, right[1])
+    given = LikeJAX(x)
+    with pytest.raises(ValueError, match="NumPy cannot write to out, a LikeJAX, only copy it"):
+        fastce.softmax(x, out=given)
+    np.testing.assert_array_equal(given.array, x)
+
+
+class Gone:
+    """As a JAX array that was deleted or donated."""
+
+    def __dlpack__(self, **options):
+        raise RuntimeError("Array has been deleted with shape=float32[3].\nAnd more.")
+
+    def __dlpack_device__(self):
+        raise TypeError("object of type 'NoneType' has no len()")
+
+
+def test_an_array_that_is_gone():
+    message = r"NumPy cannot view this Gone: Array has been deleted with shape=float32\[3\]\.$"
+    for name, call in {
+        "x": lambda: fastce.softmax(Gone()),
+        "target": lambda: fastce.cross_entropy(X, Gone()),
+        "probs": lambda: fastce.categorical_cross_entropy(Gone(), LABELS),
+        "q": lambda: fastce.scaled_dot_product_attention(Gone(), X, X),
+        "p": lambda: fastce.information.entropy(Gone()),
+        "out": lambda: fastce.softmax(X, out=Gone()),
+    }.items():
+        with pytest.raises(TypeError, match=f"^{name}: {message}"):
+            call()
+
+
+class OnGPU:
+    """An array in memory of a GPU, of which there need be none."""
+
+    def __init__(self, mask=None):
+        data = {"shape": (3, 4), "typestr": "<f4", "data": (256, False), "version": 3}
+        self.__cuda_array_interface__ = data | {"mask": mask}
+
+
+def test_arrays_on_a_gpu_that_nothing_here_computes_on():
+    reason = "the package numba-cuda is not installed|there is no NVIDIA GPU"
+    try:
+        fastce._dispatch.gpu_kernel("log_softmax", "softmax")
+    except fastce.BackendError:
+        with pytest.raises(fastce.BackendError, match=reason):
+            fastce.softmax(OnGPU())
+    with pytest.raises(TypeError, match="target is a OnGPU on a GPU, and the other arrays are not"):
+        fastce.cross_entropy(X, OnGPU())
+    with pytest.raises(TypeError, match="OnGPU has a mask, which would be ignored"):
+        _gpu.see(OnGPU(mask=OnGPU()), "x")
+
+
+class Missing:
+    """As <NA> of pandas: whether it equals anything is not known, and not a truth value."""
+
+    def __eq__(self, other):
+        return self
+
+    __hash__ = None
+
+    def __bool__(self):
+        raise TypeError("boolean value of NA is ambiguous")
+
+    def __repr__(self):
+        return "<NA>"
+
+
+def test_objects_are_shown():
+    """Booleans or integers of pandas, of which some are missing, become objects."""
+    missing = np.array([True, False, Missing()], object)
+    zeros, wide = np.zeros(3), np.zeros((1, 3, 4))
+    for call in (
+        lambda: fastce.softmax(missing),
+        lambda: fastce.cross_entropy(np.zeros((3, 2)), missing),
+        lambda: fastce.nll_loss(np.zeros((3, 2)), missing),
+        lambda: fastce.linear_cross_entropy(np.zeros((3, 2)), np.zeros((5, 2)), missing),
+        lambda: fastce.binary_cross_entropy_with_logits(zeros, missing),
+        lambda: fastce.scaled_dot_product_attention(wide, wide, wide, attn_mask=missing),
+        lambda: fastce.scaled_dot_product_attention(wide, wide, wide, kv_lengths=missing),
+    ):
+        with pytest.raises(TypeError, match=r"got (dtype )?object \(element \[2\] is <NA>\)$"):
+            call()
+    with pytest.raises(TypeError, match=r"got dtype object \(element \[1, 0\] is 'a'\)$"):
+        fastce.softmax(np.array([[1, 2.0], ["a", 3]], object))
+    with pytest.raises(TypeError, match=r"got dtype object \(None\)$"):
+        fastce.softmax(None)
+    # As labels they are one more, as NaN is.
+    of_two = fastce.information.entropy_from_samples(["a", "b", "c"])
+    assert fastce.information.entropy_from_samples(missing) == of_two
+
+
+def test_bfloat16_as_numpy_loads_it():
+    bits = np.zeros((4, 5), "V2")
+    hint = r"got dtype \|V2 .*\.view\(ml_dtypes\.bfloat16\)"
+    for call in (
+        lambda: fastce.softmax(bits),
+        lambda: fastce.cross_entropy(X, bits),
+        lambda: fastce.binary_cross_entropy(X, bits),
+    ):
+        with pytest.raises(TypeError, match=hint):
+            call()
+
+
 def test_read_only_inputs(backend):
     """Not written to, and not a reason to fail. Also memory-mapped ones."""
     frozen, labels = X.copy(), LABELS.copy()
@@ -212,6 +449,81 @@ def test_torch_out(backend):
     transposed = torch.zeros(5, 4).T
     assert fastce.log_softmax(X, out=transposed) is transposed
     np.testing.assert_array_equal(transposed.numpy(), fastce.log_softmax(X))
+
+
+def test_torch_tensors_that_are_the_negative_of_their_memory(backend):
+    torch = pytest.importorskip("torch", reason=torch_missing)
+    torch.manual_seed(0)
+    x = torch.randn(4, 5, dtype=torch.complex64).conj().imag
+    dense = torch._neg_view(torch.randn(4, 5))
+    labels = torch._neg_view(torch.tensor([0, -4, -2, -1]))
+    for t in x, dense:
+        assert t.is_neg()
+        right = t.resolve_neg().numpy()
+        for op in *MAPS, fastce.logsumexp:
+            result = op(t)
+            assert isinstance(result, torch.Tensor)
+            np.testing.assert_array_equal(result.numpy(), op(right))
+            np.testing.assert_array_equal(op(t, axis=0).numpy(), op(right, axis=0))
+        loss, grad = fastce.cross_entropy_with_grad(t, labels)
+        right_loss, right_grad = fastce.cross_entropy_with_grad(right, LABELS)
+        assert loss.item() == right_loss
+        np.testing.assert_array_equal(grad.numpy(), right_grad)
+        ours = fastce.softmax_backward(t, t)
+        np.testing.assert_array_equal(ours.numpy(), fastce.softmax_backward(right, right))
+    before = dense.resolve_neg().clone()
+    for call in (
+        lambda: fastce.softmax(X, out=dense),
+        lambda: fastce.softmax(dense, out=dense),
+        lambda: fastce.logsumexp(X, out=torch._neg_view(torch.zeros(4))),
+        lambda: fastce.cross_entropy_with_grad(X, LABELS, out=dense),
+    ):
+        with pytest.raises(ValueError, match="NumPy cannot write to out, a Tensor, only copy it"):
+            call()
+    assert torch.equal(dense.resolve_neg(), before)
+
+
+@pytest.mark.filterwarnings("ignore:.*FakeTensor")
+def test_torch_tensors_without_memory():
+    """DLPack exports no address then, for which NumPy takes new memory, with whatever it holds."""
+    torch = pytest.importorskip("torch", reason=torch_missing)
+    with torch._subclasses.fake_tensor.FakeTensorMode():
+        fake = torch.empty(4, 5)
+    message = r"x is a (Fake)?Tensor without memory that NumPy could view"
+    for x in fake, torch._efficientzerotensor((4, 5)):
+        with pytest.raises(TypeError, match=message):
+            fastce.softmax(x)
+    with pytest.raises(TypeError, match=r"x: NumPy cannot view this Tensor: .*meta"):
+        fastce.softmax(torch.empty(4, 5, device="meta"))
+
+
+@pytest.mark.filterwarnings("ignore:.*(Sparse|quantize)")
+def test_torch_tensors_of_other_kinds():
+    torch = pytest.importorskip("torch", reason=torch_missing)
+    x = torch.tensor(X)
+    for t in (
+        x.to_sparse(),
+        x.to_sparse_csr(),
+        x.to_mkldnn(),
+        torch.quantize_per_tensor(x, 0.1, 0, torch.qint8),
+        torch.complex(x, x).conj(),
+        [x.requires_grad_()],
+        [torch._neg_view(x.detach())],
+    ):
+        with pytest.raises(TypeError, match=r"x: NumPy cannot view this (Tensor|list): ."):
+            fastce.softmax(t)
+
+
+def test_torch_tensors_of_other_kinds_on_a_gpu():
+    """What is looked at before anything that needs one: there nothing is copied."""
+    torch = pytest.importorskip("torch", reason=torch_missing)
+    see = _gpu.LIBRARIES["torch"].see
+    with pytest.raises(TypeError, match=r"is_neg\(\).* use tensor.resolve_neg\(\)"):
+        see(torch._neg_view(torch.tensor(X)))
+    with pytest.raises(TypeError, match=r"must be dense, got layout torch\.sparse_coo"):
+        see(torch.tensor(X).to_sparse())
+    with pytest.raises(TypeError, match="a Tensor without memory of its own"):
+        see(torch._efficientzerotensor((4, 5)))
 
 
 def test_torch_tensor_that_numpy_cannot_view(backend):

@@ -52,6 +52,15 @@ def test_the_same_bits(threaded, threads, shape, case, dtype):
     same_bits(threads, lambda: run(*arrays, **options))
 
 
+@pytest.mark.parametrize("dtype", ["f32", "f16"])
+@pytest.mark.parametrize("shape", ["one head", "one group", "many heads", "wide"])
+def test_the_same_bits_of_large_lse(threaded, threads, shape, dtype):
+    """Rows whose weights are summed again, beside others."""
+    arrays, options = draw("plain", SHAPES[shape], dtype_of(dtype))
+    mask = np.where(np.arange(SHAPES[shape].length) % 3, 0, -3e4)[:, None].astype(dtype_of(dtype))
+    same_bits(threads, lambda: run(*arrays, attn_mask=mask, **options))
+
+
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("shape", ["one group", "decode", "many heads"])
 def test_the_same_bits_for_every_option(threaded, threads, shape, case):

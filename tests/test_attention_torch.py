@@ -169,3 +169,24 @@ def test_rows_without_a_key(backend):
     ours = fastce.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     np.testing.assert_allclose(ours, right, rtol=1e-13)
     assert not ours[:, [1, 3]].any()
+
+
+@pytest.mark.parametrize(("dtype", "size"), [("f32", -1e30), ("f64", -1e300)])
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_rows_of_large_negative_numbers(backend, shape, dtype, size):
+    """Every other query, and every key of some: PyTorch keeps the weights, or lse is not enough."""
+    mask = np.zeros(shape.scores[-2:], DTYPES[dtype])
+    mask[::2] = size
+    mask[1::4, ::3] = size
+    compare(shape, DTYPES[dtype], mask)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_padded_query_in_fastce_torch(backend, dtype):
+    """Every key gets the same gradient."""
+    from fastce.torch import scaled_dot_product_attention
+
+    q, k, v = (torch.randn(1, 1, n, 16, dtype=dtype, requires_grad=True) for n in (1, 300, 300))
+    mask = torch.full((1, 300), -1e30, dtype=dtype)
+    scaled_dot_product_attention(q, k, v, attn_mask=mask).sum().backward()
+    torch.testing.assert_close(v.grad, torch.full_like(v, 1 / 300))

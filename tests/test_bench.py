@@ -258,8 +258,9 @@ def test_command_prints_only_json_for_a_dash(monkeypatch, capsys):
     ("options", "message"),
     [
         (["--threads", "0"], "1 to 4096, got 0"),
-        (["--plot", "/no/such/folder/x.png"], "no such folder"),
-        (["--json", "/no/such/folder/x.json"], "no such folder"),
+        (["--plot", "/no/such/folder/x.png"], "No such file or directory"),
+        (["--plot", "x.xyz"], "cannot write x.xyz: known endings: "),
+        (["--json", "/no/such/folder/x.json"], "No such file or directory"),
     ],
 )
 def test_command_refuses_before_measuring(options, message, capsys):

@@ -470,7 +470,10 @@ def test_empty(backend, form, shape):
         assert grad.shape == shape
         assert f(x, x, reduction="sum", **options)[0] == 0
         assert f(x, x, reduction="none", **options)[0].shape == shape
-        assert getattr(fastce, f"{form}_backward")(1.0, x, x, **options).shape == shape
+        backward = getattr(fastce, f"{form}_backward")
+        assert backward(1.0, x, x, **options).shape == shape
+        for upstream in 1.0, np.empty(shape):
+            assert backward(upstream, x, x, reduction="none", **options).shape == shape
 
 
 @forms

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import re
+import struct
 import subprocess
 import sys
 import zipfile
@@ -17,7 +18,9 @@ import zipfile
 import numpy as np
 import pytest
 
-from fastce._cli import main
+import fastce
+from fastce._cli import CommandError, main
+from fastce._cli._npy import open_array
 from fastce._dispatch import BACKENDS
 
 ROWS, CLASSES = 60, 17
@@ -73,7 +76,8 @@ def check(result, x, t, **options):
     mean, accuracy, counted = truth(x, t, **options)
     assert result["cross_entropy"] == pytest.approx(mean, rel=1e-6)
     assert result["cross_entropy_bits"] == pytest.approx(mean / math.log(2), rel=1e-6)
-    assert result["perplexity"] == pytest.approx(math.exp(mean), rel=1e-5)
+    plain = truth(x, t, **options | {"label_smoothing": 0.0})[0]
+    assert result["perplexity"] == pytest.approx(math.exp(plain), rel=1e-5)
     assert result["accuracy"] == pytest.approx(accuracy, abs=1e-12)
     assert result["counted"] == counted
     assert result["first_nan_row"] is None
@@ -153,6 +157,37 @@ def test_a_reader_that_stops_early():
     assert process.wait() == 1
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
+@pytest.mark.parametrize(
+    ("command", "status", "shown", "complaint"),
+    [
+        ("-m fastce info >&-", 1, "", "fastce info: standard output is closed\n"),
+        ("-m fastce info >/dev/full", 1, "", "fastce info: [Errno 28] No space left on device\n"),
+        ("-m fastce --help >/dev/full", 1, "", "fastce: [Errno 28] No space left on device\n"),
+        ("-u -m fastce --help >/dev/full", 1, "", "fastce: [Errno 28] No space left on device\n"),
+        ("-m fastce --version 2>&-", 0, f"fastce {fastce.__version__}\n", ""),
+        ("-m fastce loss x.npy t.npy 2>&-", 1, "", ""),
+        ("-m fastce loss x.npy t.npy 2>/dev/full", 1, "", ""),
+        ("-m fastce loss 2>/dev/full", 2, "", ""),
+        ("-m fastce loss x.npy t.npy <&- >&- 2>&-", 1, "", ""),
+    ],
+)
+def test_a_stream_that_is_closed_or_full(tmp_path, command, status, shown, complaint):
+    """Results that nobody gets are a failure; a complaint that nobody gets changes nothing."""
+    done = subprocess.run(
+        ["sh", "-c", f'"{sys.executable}" {command}'], cwd=tmp_path,
+        env={k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (status, shown, complaint)
+
+
+def test_without_a_command_there_is_help():
+    done = run()
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == run("--help").stdout
+
+
 @pytest.mark.parametrize("args", [("--help",), ("--version",), ("info", "-h"), ("loss", "-h")])
 def test_help(args):
     done = run(*args)
@@ -162,13 +197,15 @@ def test_help(args):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ((), "required: COMMAND"),
         (("los",), "invalid choice: 'los'"),
         (("info", "--yaml"), "unrecognized arguments: --yaml"),
         (("loss", "x.npy"), "required: TARGETS"),
         (("loss", "x", "t", "--label-smoothing", "2"), "must be from 0 to 1, got 2"),
         (("loss", "x", "t", "--chunk-mb", "0"), "must be positive, got 0"),
         (("loss", "x", "t", "--chunk-mb", "nan"), "must be positive, got nan"),
+        (("loss", "x", "t", "--chunk-mb", "1e303"), "must be positive, got 1e303"),
+        (("loss", "x", "t", "--chunk-mb", "all"), "invalid megabytes value: 'all'"),
+        (("info", "\x1b[31m"), "unrecognized arguments: \\x1b[31m"),
         (("loss", "x", "t", "--axis", "last"), "invalid int value: 'last'"),
         (("loss", "x", "t", "--dtype", "fp8"), "invalid choice: 'fp8'"),
         (("loss", "x", "t", "--ignore-index", f"{2**63}"), f"must fit 64 bits, got {2**63}"),
@@ -193,6 +230,9 @@ def test_loss_prints_the_numbers(data):
     assert float(re.search("cross-entropy +(.*) nats", done.stdout)[1]) == pytest.approx(mean)
     assert f"{accuracy:.4%} ({round(accuracy * counted)} of 58 rows)" in done.stdout
     assert "58 counted, 2 ignored" in done.stdout
+    plain = re.search("perplexity.*", done.stdout)[0]
+    smoothed = run("loss", "x.npy", "t.npy", "--label-smoothing=0.3", cwd=folder).stdout
+    assert f"{plain} (without label smoothing)" in smoothed
 
 
 @pytest.mark.parametrize("dtype", ["f8", "f4", "f2", ">f4", ">f8", "i4", "u1"])
@@ -383,6 +423,44 @@ def no_arrays(folder):
         archive.writestr("readme.txt", "hello")
 
 
+def pytorch(folder):
+    """As torch.save writes it."""
+    with zipfile.ZipFile(folder / "x.pt", "w") as archive:
+        archive.writestr("x/data.pkl", b"")
+
+
+DESCRIBED = "{{'descr': '<f4', 'fortran_order': False, 'shape': {}}}"
+
+
+def with_header(text, version=1):
+    """How an .npy file begins."""
+    size = struct.pack("<H" if version == 1 else "<I", len(text))
+    return b"\x93NUMPY" + bytes([version, 0]) + size + text.encode()
+
+
+def header(text, version=1):
+    return lambda folder: (folder / "x.npy").write_bytes(with_header(text, version) + bytes(4096))
+
+
+def member(method, shape=(60, 17), damaged=None, **changed):
+    """An archive that is packed by `method`, of which a field in the directory says what is not so,
+    or a byte is damaged.
+    """
+
+    def write(folder):
+        with zipfile.ZipFile(folder / "x.npz", "w", method) as archive:
+            info = zipfile.ZipInfo("x.npy")
+            info.compress_type = method
+            with archive.open(info, "w", force_zip64=True) as file:
+                file.write(with_header(DESCRIBED.format(shape)) + NOISE.tobytes())
+            for name, value in changed.items():
+                setattr(info, name, value)
+        if damaged:
+            flip(folder / "x.npz", damaged)
+
+    return write
+
+
 NOISE = np.random.default_rng(0).standard_normal((ROWS, CLASSES)).astype(np.float32)
 BAD = {
     "missing": (lambda d: (d / "x.npy").unlink(), "x.npy", "cannot read x.npy: No such file"),
@@ -394,6 +472,45 @@ BAD = {
     "text": (lambda d: (d / "x.npy").write_text("1 2\n" * 9), "x.npy", "not an .npy or .npz file"),
     "header": (lambda d: flip(d / "x.npy", 15), "x.npy", "not an .npy or .npz file"),
     "version": (lambda d: flip(d / "x.npy", 6), "x.npy", r"format version \(254, 0\), not 1.0"),
+    "unhashable key": (header("{[1]: 2}"), "x.npy", "its header is damaged"),
+    "keys of two kinds": (header("{1: 2, 'a': 3}"), "x.npy", "its header is damaged"),
+    "no dtype": (
+        header("{'descr': (), 'fortran_order': False, 'shape': (60, 17)}"), "x.npy",
+        "its header is damaged",
+    ),
+    "minus signs": (header("-" * 9000 + "1"), "x.npy", "its header is damaged"),
+    "brackets": (header("(" * 9000), "x.npy", "its header is damaged"),
+    "a number that warns": (header("{'shape': (1if 1else 2,)}"), "x.npy", "its header is damaged"),
+    "a long header": (header(" " * 11000, version=2), "x.npy", "its header is damaged"),
+    "a shape beyond all files": (
+        header(DESCRIBED.format(f"({'9' * 4000}, {'9' * 4000})")), "x.npy",
+        "the header of x.npy is damaged: no file holds so large a shape",
+    ),
+    "70 axes": (
+        header(DESCRIBED.format((60, 17) + (1,) * 68)), "x.npy", "t.npy has shape",
+    ),
+    "lzma": (member(zipfile.ZIP_LZMA, damaged=200), "x.npz", "cannot read x.npz: Corrupt input"),
+    "lzma options": (member(zipfile.ZIP_LZMA, damaged=68), "x.npz", "cannot read x.npz: "),
+    "bz2": (member(zipfile.ZIP_BZIP2, damaged=100), "x.npz", "cannot read x.npz: Invalid data"),
+    "deflate": (
+        member(zipfile.ZIP_DEFLATED, damaged=2000), "x.npz", r"cannot read x.npz\[x\]: ",
+    ),
+    "a packed size that lies": (
+        member(zipfile.ZIP_DEFLATED, file_size=200), "x.npz", "cannot read x.npz: Bad CRC-32",
+    ),
+    "a packed shape that lies": (
+        member(
+            zipfile.ZIP_DEFLATED, shape=(60, 2**50), file_size=2**62
+        ), "x.npz", r"cannot read x.npz\[x\]: Unable to allocate",
+    ),
+    "a place that lies": (member(zipfile.ZIP_STORED, header_offset=2**62), "x.npz", "x.npz"),
+    "control characters": (
+        lambda d: None, "\x1b[31m\x9b\x07\u202e.npy",
+        r"cannot read \\x1b\[31m\\x9b\\x07\\u202e.npy: No such file",
+    ),
+    "control characters in an archive": (
+        zipped("x.npz", **{"\x1b[2J": NOISE, "b": NOISE}), "x.npz", r"it has \\x1b\[2J, b$",
+    ),
     "pickled": (saved("x.npy", np.array([{}], object)), "x.npy", "holds pickled Python objects"),
     "truncated": (
         lambda d: truncate(d / "x.npy", 5), "x.npy",
@@ -434,7 +551,8 @@ BAD = {
         zipped("x.npz", a=NOISE, b=NOISE), "x.npz --key-logits c",
         "x.npz has no array named 'c': it has a, b",
     ),
-    "no arrays": (no_arrays, "x.npz", "it has no arrays"),
+    "no arrays": (no_arrays, "x.npz", "x.npz is a zip archive without .npy arrays"),
+    "PyTorch": (pytorch, "x.pt", "x.pt is a file of PyTorch, not an .npz file: save each tensor"),
     "truncated archive": (
         lambda d: (zipped("x.npz", a=NOISE)(d), truncate(d / "x.npz", 30)), "x.npz",
         "cannot read x.npz: File is not a zip file",
@@ -469,6 +587,30 @@ def test_bad_label_is_named_by_its_place_in_the_file(tmp_path):
     np.save(tmp_path / "x.npy", np.zeros((4, 7, 3, 5), np.float32))
     done = run("loss", "x.npy", "t.npy", "--axis=1", "--chunk-mb=0.0001", cwd=tmp_path)
     assert "target[2, 1, 3] is 9, out of range for 7 classes" in done.stderr
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_file_cut_while_it_is_read(data, order):
+    """A mapping of it would end this process with SIGBUS."""
+    folder, x, _ = data
+    np.save(folder / "x.npy", np.asarray(x, order=order))
+    with open_array(str(folder / "x.npy")) as array:
+        array.block(np.s_[0:10, :])
+        truncate(folder / "x.npy", 2000)
+        with pytest.raises(CommandError, match=r"x\.npy is truncated$"):
+            array.block(np.s_[50:60, :])
+
+
+def test_a_row_that_memory_does_not_hold(tmp_path):
+    """One row of 2**43 bytes, which take no room on the disk."""
+    with open(tmp_path / "x.npy", "wb") as file:
+        header = {"descr": "<f4", "fortran_order": False, "shape": (1, 2**41)}
+        np.lib.format.write_array_header_1_0(file, header)
+        file.truncate(file.tell() + 2**43)
+    np.save(tmp_path / "t.npy", np.zeros(1, np.int64))
+    done = run("loss", "x.npy", "t.npy", cwd=tmp_path)
+    assert done.returncode == 1
+    assert re.fullmatch("fastce loss: cannot read x.npy: Unable to allocate .*\n", done.stderr)
 
 
 # loss: size and progress
@@ -610,6 +752,36 @@ def test_bad_input_on_a_cluster(data, cluster):
         assert done.returncode == 1
         assert done.stdout == ""
         assert re.search(f"^fastce loss: {message}", done.stderr, re.MULTILINE), done.stderr
+
+
+def test_damaged_store_on_a_cluster(data, cluster):
+    """Its metadata, then one of its chunks."""
+    zarr = pytest.importorskip("zarr", reason="Zarr is not installed")
+    folder, x, _ = data
+    zarr.create_array(folder / "x.zarr", shape=x.shape, chunks=x.shape, dtype=x.dtype)[...] = x
+    metadata = folder / "x.zarr" / "zarr.json"
+    good = metadata.read_text()
+    metadata.write_text(good.replace('"shape": [', '"shape": [null, '))
+    done = run("loss", "x.zarr", "t.npy", "--dask", cluster, cwd=folder)
+    assert done.returncode == 1
+    assert done.stderr.startswith("fastce loss: cannot read x.zarr as a Zarr array: ")
+    metadata.write_text(good)
+    (folder / "x.zarr" / "c" / "0" / "0").write_bytes(b"no chunk")
+    done = run("loss", "x.zarr", "t.npy", "--dask", cluster, cwd=folder)
+    assert done.returncode == 1
+    assert f"fastce loss: --dask {cluster}: " in done.stderr
+
+
+def test_file_cut_under_dask(data):
+    """Each task opens it anew, and names it."""
+    pytest.importorskip("distributed", reason="distributed is not installed")
+    from fastce._cli._dask import Blocks
+
+    folder = data[0]
+    blocks = Blocks(str(folder / "x.npy"), None).dask_array(1, 1e6)
+    truncate(folder / "x.npy", 2000)
+    with pytest.raises(CommandError, match=r"x\.npy is truncated: "):
+        blocks.compute(scheduler="synchronous")
 
 
 def test_loss_on_a_cluster_of_its_own(data):

@@ -3,6 +3,7 @@
 import ast
 import importlib
 import inspect
+import re
 import subprocess
 import sys
 import tomllib
@@ -97,6 +98,48 @@ def test_kernels_import_nothing_but_numpy_and_their_own_folder():
             assert level == 1 or root in allowed | others, f"{path}: {module}"
 
 
+def files_needed(path):
+    """The files of its folder that a kernel includes or imports, and those that these do."""
+    found, new = set(), {path, path.parent / "__init__.py"}
+    while new:
+        found |= new
+        names = {
+            name
+            for file in new
+            for name in re.findall(r'^\s*include "([\w.]+)"', file.read_text(), re.MULTILINE)
+        }
+        for file in new:
+            for node in ast.walk(ast.parse(file.read_text())) if file.suffix == ".py" else ():
+                if isinstance(node, ast.ImportFrom) and node.level:
+                    modules = [node.module] if node.module else [name.name for name in node.names]
+                    names |= {f"{module}.py" for module in modules}
+        new = {path.parent / name for name in names if (path.parent / name).is_file()} - found
+    return found
+
+
+def test_what_a_copy_needs_is_what_its_readme_says():
+    """Whose files the other ops of a folder need."""
+    lines = (KERNELS / "README.md").read_text().splitlines()
+    heads = next(line for line in lines if line.startswith("| files of"))
+    folders = re.findall(r"`(\w+)/`", heads)
+    said = {op: {folder: set() for folder in folders} for op in OPS}
+    for line in lines[lines.index(heads) + 2 :]:
+        if not line.startswith("|"):
+            break
+        op, *cells = [cell.strip(" `") for cell in line.strip("|").split("|")]
+        said[op] = {f: set(re.findall(r"\w+", c)) for f, c in zip(folders, cells, strict=True)}
+    for folder in folders:
+        kernels = [p for p in (KERNELS / folder).glob("[!_]*.py*") if p.suffix in (".py", ".pyx")]
+        needed = {p.stem: [f.name for f in files_needed(p)] for p in kernels}
+        for op in OPS:
+            own = re.compile(rf"_?{op}\.|_{op}_")
+            by = {other for other in needed if other != op and any(map(own.match, needed[other]))}
+            everything = by and by == set(needed) - {op}
+            assert by == said[op][folder] or (everything and said[op][folder] == {"all"}), (
+                f"{folder}: the files of {op} are needed by {by}"
+            )
+
+
 def test_the_build_imports_nothing_of_its_package():
     """It is run by its path."""
     assert {level for level, _ in imports(BUILD)} == {0}
@@ -109,7 +152,8 @@ def test_cython_kernels_import_nothing_but_c_and_numpy():
         for line in path.read_text().splitlines():
             if line.startswith(("import ", "from ", "cimport ")):
                 module = line.split()[1].partition(".")[0]
-                assert module in {"libc", "cython", "posix", "numpy"}, f"{path}: {line}"
+                own = line.split()[1] == "._forks"
+                assert own or module in {"libc", "cython", "posix", "numpy"}, f"{path}: {line}"
 
 
 def test_fastce_itself_imports_nothing_of_tests_or_bench():

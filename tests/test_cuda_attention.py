@@ -10,9 +10,22 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-pytest.importorskip("numba.cuda.extending", reason="the package numba-cuda is not installed")
+pytest.importorskip("fastce.kernels.cuda", exc_type=ImportError)  # without numba-cuda
 import _gpu
-from _attention import CASES, SHAPES, Shape, check, compare, draw, eps, naive, run, truth, truths
+from _attention import (
+    CASES,
+    SHAPES,
+    Shape,
+    assert_close,
+    check,
+    compare,
+    draw,
+    eps,
+    naive,
+    run,
+    truth,
+    truths,
+)
 from _attention import truth_grads as right_grads
 from _truth import compute, widen
 from cases import DTYPES
@@ -135,21 +148,49 @@ def test_scales_that_are_not_above_zero(backend, scale):  # noqa: F811
 
 
 def test_mask_of_the_lowest_finite_number(backend):  # noqa: F811
-    """In place of -inf: a row that has nothing else gives the mean, with gradient 0."""
+    """In place of -inf: a row that has nothing else gives the mean, and the gradient of that."""
     arrays, _ = draw("plain", SHAPES["few"], np.dtype(ml_dtypes.bfloat16))
+    arrays[1][..., 3, :] = 0  # its scores are equal without a mask, too
     mask = np.zeros((7, 13), ml_dtypes.bfloat16)
     mask[:, :5] = mask[3] = ml_dtypes.finfo(ml_dtypes.bfloat16).min
-    out, _, dq, *grads = run(*arrays, attn_mask=mask)
-    v = widen(arrays[3])
-    np.testing.assert_allclose(widen(out)[..., 3, :], v.mean(axis=-2), atol=0.02)
-    assert not widen(dq)[..., 3, :].any()
+    out, _, *grads = run(*arrays, attn_mask=mask)
     hidden = np.zeros_like(mask)
-    hidden[:, :5] = hidden[3] = -INF
+    hidden[:, :5] = -INF
+    hidden[3] = 0
     right = run(*arrays, attn_mask=hidden)
     others = [0, 1, 2, 4, 5, 6]
     np.testing.assert_array_equal(widen(out)[..., others, :], widen(right[0])[..., others, :])
-    for ours, theirs in zip((dq, *grads), right[2:], strict=True):
-        np.testing.assert_array_equal(widen(ours), widen(theirs))
+    for ours, theirs in zip((out, *grads), (right[0], *right[2:]), strict=True):
+        np.testing.assert_allclose(widen(ours), widen(theirs), rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize(("dtype", "size"), [("f32", -1e9), ("f64", -1e300), ("f16", -6e4)])
+def test_masks_of_one_large_number(backend, dtype, size):  # noqa: F811
+    """Equal scores, whatever lse is rounded to: every weight is 1 / S. Beside other rows."""
+    dtype = np.dtype(DTYPES[dtype])
+    (g, q, k, v), _ = draw("plain", Shape((), 2, 2, 20, 37, 8, 6), dtype)
+    q[:, ::2] = 0
+    mask = np.zeros((20, 37), dtype)
+    mask[::2] = size
+    results = run(g, q, k, v, attn_mask=mask)
+    right = truths(q, k, v, g, attn_mask=np.zeros_like(mask))  # the same weights
+    for i in 0, 2, 3, 4, 5:
+        assert_close(results[i], *right[i], 8)
+
+
+def test_large_scores_that_are_equal(backend):  # noqa: F811
+    """Every third key has the largest score, 4e6, and nothing masks: products are not scaled."""
+    (g, _, _, v), _ = draw("plain", Shape((), 1, 1, 20, 37, 8, 6), np.dtype(np.float16))
+    q, k = np.full((1, 20, 8), 1000, np.float16), np.full((1, 37, 8), 500, np.float16)
+    k[:, ::3] = 1000
+    _, _, dq, dk, dv = run(g, q, k, v, scale=0.5)
+    right = np.where(np.arange(37) % 3, 0, widen(g).sum(axis=1).T / 13).T
+    np.testing.assert_allclose(widen(dv)[0], right, rtol=2e-3, atol=2e-3)
+    p = np.where(np.arange(37) % 3, 0, 1 / 13)
+    pulled = widen(g)[0] @ widen(v)[0].T
+    ds = p * (pulled - (p * pulled).sum(axis=1, keepdims=True))
+    for ours, theirs in (dk, ds.sum(axis=0)[:, None] * 500), (dq, 0):
+        np.testing.assert_allclose(widen(ours)[0], np.broadcast_to(theirs, ours.shape[1:]), atol=4)
 
 
 def test_equal_scores_of_any_size(backend):  # noqa: F811
@@ -184,6 +225,14 @@ def test_arrays_on_the_gpu(gpu, case):  # noqa: F811
     """With lengths, offsets and masks there, too."""
     arrays, options = draw(case, SHAPES["few"], np.dtype(np.float16))
     compare(run_there(gpu, arrays, **options), truths(*arrays[1:], arrays[0], **options))
+
+
+def test_positions_and_windows_that_are_far_away(gpu):  # noqa: F811
+    """Only their difference counts."""
+    arrays, _ = draw("plain", SHAPES["few"], np.dtype(np.float16))
+    near = {"window": (9, -1), "q_offset": np.array([12, -100])}
+    far = {"window": (2**62, -1), "q_offset": np.array([2**62 + 3, -100])}
+    compare(run_there(gpu, arrays, **far), truths(*arrays[1:], arrays[0], **near))
 
 
 def test_nothing_to_sum(gpu):  # noqa: F811

@@ -329,6 +329,35 @@ def test_attention_masks_and_grouped_heads(kind):
         fastce.scaled_dot_product_attention(q, k, v, **options), scale=10)  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("dtype", "size"),
+    [("f4", -1e9), ("f4", -1e30), ("f4", np.finfo("f4").min), ("f8", -1e300), ("f2", -6e4)],
+    ids=str,
+)
+def test_attention_of_rows_of_large_numbers(dtype, size):
+    """Blocks of 3 and 17 keys count by their keys, whatever lse is rounded to."""
+    q, k, v = (logits(dtype, (2, n, w), 1, n + w) for n, w in ((5, 4), (20, 4), (20, 3)))
+    q[:, ::2] = 0
+    mask = np.zeros((5, 20), dtype)
+    mask[::2] = size
+    given = (split(a, (1, c, -1)) for a, c in ((q, 4), (k, (3, 17)), (v, (3, 17))))
+    out, lse = fd.scaled_dot_product_attention(*given, attn_mask=mask, return_lse=True)
+    wanted = fastce.scaled_dot_product_attention(q, k, v, attn_mask=np.zeros_like(mask))
+    close(out.compute(), wanted, scale=10)
+    np.testing.assert_allclose(lse.compute()[:, ::2], size, rtol=1e-3)
+
+
+def test_attention_of_large_scores_that_are_equal():
+    """Without a mask, and with a boolean one."""
+    q, k, v = np.full((5, 1), 1e4, "f4"), np.full((20, 1), 1e4, "f4"), logits("f4", (20, 3))
+    k[::2] = 1e3
+    seen = np.arange(20) != 5
+    given = [split(a, (c, -1)) for a, c in ((q, 4), (k, (3, 17)), (v, (3, 17)))]
+    for mask, rows in (None, v[1::2]), (seen, v[1::2][seen[1::2]]):
+        found = fd.scaled_dot_product_attention(*given, attn_mask=mask).compute()
+        close(found, np.broadcast_to(rows.mean(axis=0), (5, 3)), scale=10)
+
+
 def test_attention_of_many_key_blocks_and_two_axes():
     """More blocks than one task merges; and one of them decides alone."""
     q, k, v = (logits(shape=s, spread=1, seed=i) for i, s in enumerate([(5, 8), (90, 8), (90, 3)]))

@@ -130,6 +130,20 @@ def test_available_backends():
     assert found["reference"] is None
 
 
+def test_without_numba_cuda_the_reason_is_its_name():
+    """The package numba has a numba.cuda of its own, with an `extending` that lacks `overload`."""
+    code = (
+        "import sys, types\n"
+        "for name in 'numba', 'numba.cuda', 'numba.cuda.extending':\n"
+        "    module = sys.modules[name] = types.ModuleType(name)\n"
+        "    module.__path__ = []\n"
+        "sys.modules['numba'].cuda = sys.modules['numba.cuda']\n"
+        "import fastce; print(fastce.available_backends()['cuda'])\n"
+    )
+    done = python(code)
+    assert "the package numba-cuda is not installed" in done.stdout, done.stderr
+
+
 def test_ops_are_all_loadable_from_the_reference():
     for op in _dispatch.OPS:
         module = _dispatch._load("reference", op, None)

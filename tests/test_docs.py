@@ -1,7 +1,9 @@
 """The guide: its examples run, its links lead somewhere, and it leaves nothing public out."""
 
 import doctest
+import inspect
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -59,3 +61,44 @@ def test_each_function_is_in_the_api():
 def test_each_variable_is_on_its_page():
     page = (DOCS / "environment.md").read_text()
     assert set(re.findall("^[|] `(\\w+)` [|]", page, flags=re.MULTILINE)) > set(_config._SHOWN)
+
+
+def test_functions_inside_njit_are_named():
+    """README and the guide name all functions that compiled code can call, and no other."""
+    numba = pytest.importorskip("numba", reason="Numba is not installed")
+    from numba.core.registry import cpu_target
+
+    from fastce import _numba
+
+    _numba.register()
+    context = cpu_target.typing_context
+    context.refresh()
+
+    def is_there(name):
+        function = getattr(fastce, name)
+        try:
+            return inspect.isfunction(function) and context.resolve_value_type(function)
+        except (ValueError, numba.TypingError):
+            return False
+
+    there = set(filter(is_there, fastce.__all__))
+    readme = (DOCS.parent / "README.md").read_text()
+    guide = (DOCS / "vendoring.md").read_text()
+    pages = [
+        readme[readme.index("inside Numba's `@njit`") : readme.index("([vendoring]")],
+        guide[guide.index("Compiled functions call ") : guide.index("by these names")],
+    ]
+    for page in pages:
+        named = re.findall(r"`(?:fastce\.)?(\w+)`", page)
+        assert set(named) - {"fastce"} == there
+
+
+def test_the_table_of_speed_is_that_of_the_measurements():
+    """As the pictures are; and no case in which fastce loses is left out of it."""
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("rich")
+    speed = runpy.run_path(str(DOCS / "speed.py"))
+    assert "\n".join(speed["table"]()) + "\n\n" in (DOCS.parent / "README.md").read_text()
+    for case, machines in speed["measured"]().items():
+        if any(ratio < 1 for ratio in machines.get("zen4", {}).values()):
+            assert case in speed["ROWS"]

@@ -232,6 +232,69 @@ def test_no_classes(backend, dtype):
         assert smooth == 0
 
 
+# As long as their axes are, a kernel that goes along one takes seconds, or for ever.
+HUGE = [(2**20, 0, 2**12), (2**40, 0, 2**20), (0, 2**40, 2**20), (2**40, 2**20, 0), (2**31, 0)]
+
+
+@pytest.mark.parametrize("shape", HUGE, ids=str)
+def test_no_elements_of_a_huge_shape(backend, shape):
+    x = np.empty(shape, np.float32)
+    for axis in range(x.ndim):
+        rest = np.delete(shape, axis)
+        rows = float(np.prod(rest, dtype=np.float64))
+        for op in fastce.softmax, fastce.log_softmax:
+            assert op(x, axis=axis).shape == shape
+            assert op(x, axis=axis, out=x) is x
+        for op in fastce.softmax_backward, fastce.log_softmax_backward:
+            assert op(x, x, axis=axis).shape == shape
+        _reduced_losses(x, axis, rows)
+        for reduction in "mean", "none":
+            options = {"axis": axis, "reduction": reduction}
+            for op in fastce.cross_entropy_backward, fastce.categorical_cross_entropy_backward:
+                assert op(1.0, x, x, **options).shape == shape
+            assert fastce.confidence_penalty_backward(1.0, x, **options).shape == shape
+        if not rows:
+            _each_row(x, axis, tuple(rest))
+
+
+def _reduced_losses(x, axis, rows):
+    """Of targets of probabilities, or none: there are as many labels as rows. A row of no classes
+    is no distribution.
+    """
+    for reduction, right in ("sum", NAN if rows else 0.0), ("mean", NAN):
+        options = {"axis": axis, "reduction": reduction}
+        for op in "cross_entropy", "categorical_cross_entropy", "confidence_penalty":
+            target = () if op == "confidence_penalty" else (x,)
+            np.testing.assert_equal(float(getattr(fastce, op)(x, *target, **options)), right)
+            loss, grad = getattr(fastce, f"{op}_with_grad")(x, *target, **options)
+            np.testing.assert_equal(float(loss), right)
+            assert grad.shape == x.shape
+
+
+def _each_row(x, axis, rest):
+    target = np.empty(rest, int)
+    assert fastce.logsumexp(x, axis=axis).shape == rest
+    for op in fastce.cross_entropy, fastce.focal_loss, fastce.nll_loss:
+        assert np.isnan(op(x, target, axis=axis))
+        assert op(x, target, axis=axis, reduction="none").shape == rest
+    loss, lse = fastce.cross_entropy(x, x, axis=axis, reduction="none", return_lse=True)
+    assert loss.shape == lse.shape == rest
+    assert fastce.cross_entropy_with_grad(x, target, axis=axis)[1].shape == x.shape
+    assert fastce.nll_loss_backward(1.0, x, target, axis=axis).shape == x.shape
+
+
+def test_no_classes_of_many_rows(backend):
+    """One row stands for all where the loss is reduced, but each has its logsumexp."""
+    x = np.empty((3, 0, 2), np.float32)
+    for reduction in "mean", "sum":
+        loss, lse = fastce.cross_entropy(x, x, axis=1, reduction=reduction, return_lse=True)
+        assert np.isnan(loss)
+        assert lse.dtype == np.float32
+        np.testing.assert_array_equal(lse, np.full((3, 2), -INF))
+        grad = fastce.cross_entropy_backward(1.0, x, x, axis=1, reduction=reduction, lse=lse)
+        assert grad.shape == x.shape
+
+
 def test_zero_dimensions(backend):
     for op in fastce.softmax, fastce.log_softmax, fastce.logsumexp:
         with pytest.raises(ValueError, match="at least one axis, got a 0-d"):

@@ -644,6 +644,28 @@ def test_empty(backend):
     assert np.isnan(info.mutual_information(np.ones((2, 3, 0)))).all()
 
 
+@pytest.mark.parametrize("shape", [(2**40, 0, 3), (0, 2**40, 3), (0, 2**40, 2**20)])
+def test_no_elements_of_a_huge_shape(backend, shape):
+    """At once: no kernel goes along an empty row, or wants memory for each of many outcomes."""
+    x = np.empty(shape, np.float32)
+    for axes in [(0, 1), (1, 0), (2, 1), (0, 2), (1, 2)]:
+        rest = tuple(np.delete(shape, axes))
+        if rest[0] < 2**30:
+            for measure in info.joint_entropy, info.conditional_entropy, info.mutual_information:
+                result = measure(x, axis=axes)
+                assert result.shape == rest
+                assert np.isnan(result).all()
+    for axis in range(3):
+        rest = tuple(np.delete(shape, axis))
+        if 0 not in rest:
+            continue
+        assert info.entropy(x, axis=axis).shape == rest
+        for measure in info.kl_divergence, info.js_divergence, info.cross_entropy:
+            assert measure(x, x, axis=axis).shape == rest
+        assert info.entropy_from_logits_with_grad(x, axis=axis)[1].shape == shape
+        assert info.kl_divergence_from_logits_with_grad(x, x, axis=axis)[1].shape == shape
+
+
 @pytest.mark.parametrize("shape", [(70_000, 3), (500, 700), (1, 200_000), (3, 150, 400)])
 def test_any_number_of_threads_gives_the_same_bits(threaded, threads, shape):
     axis = 1

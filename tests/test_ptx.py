@@ -11,7 +11,7 @@ import subprocess
 import numpy as np
 import pytest
 
-pytest.importorskip("numba.cuda.extending", reason="the package numba-cuda is not installed")
+pytest.importorskip("fastce.kernels.cuda", exc_type=ImportError)  # without numba-cuda
 import _gpu
 import _ptx_machine
 from cuda.pathfinder import find_nvidia_binary_utility
@@ -20,7 +20,13 @@ from fastce.kernels.cuda import _device, _launch
 from fastce.kernels.cuda import binary_cross_entropy as bce
 from fastce.kernels.cuda import cross_entropy as ce
 from fastce.kernels.cuda import log_softmax as ls
-from fastce.kernels.cuda._attention_backward import backward_kv_of, backward_q_of, delta_of
+from fastce.kernels.cuda._attention_backward import (
+    backward_kv_of,
+    backward_q_of,
+    delta_of,
+    norms_of,
+    norms_shared_size,
+)
 from fastce.kernels.cuda._attention_extras import _fill_spans, _summing
 from fastce.kernels.cuda._attention_forward import forward_of, merge_of
 from fastce.kernels.cuda._attention_mask import mask_gradient_of
@@ -155,6 +161,7 @@ def attention_kernels(name, width, queries, general):
     if cut["splits"] > 1:
         return  # few queries: their gradients have tiles like those of many
     of_q, of_kv = (tiling for tiling, _ in _launch.attention_backward(name, p, general, 0))
+    yield "norms", of_q, norms_shared_size(of_q), norms_of(of_q)
     yield "gradient of q", of_q, _launch.backward_shared(of_q), backward_q_of(of_q)
     yield "gradient of k, v", of_kv, _launch.backward_shared(of_kv), backward_kv_of(of_kv)
 

@@ -254,6 +254,9 @@ def test_empty(backend, shape):
     assert grad.shape == shape
     assert loss_of(x, x, reduction="sum") == 0
     assert loss_of(x, x, reduction="none").shape == shape
+    for upstream in 1.0, np.empty(shape):
+        grad = fastce.sigmoid_focal_loss_backward(upstream, x, x, reduction="none")
+        assert grad.shape == shape
 
 
 @pytest.mark.parametrize("gamma", [2.0, 3.7])

@@ -9,9 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from cases import CASES
+from conftest import SELECTED
 
 import fastce
-from fastce._threads import _cgroup_limit
+from fastce._dispatch import OPS
+from fastce._threads import _cgroup_limit, _threads_left
 
 # Each goes another way through the kernels, and is large enough that they spread it.
 SHAPES = {
@@ -199,6 +201,123 @@ print("done")
     assert (status, output) == (0, "done"), errors
 
 
+EVERY_OP = f"""
+sys.path.insert(0, {os.path.dirname(__file__)!r})
+def every_op(*ops):  # on one thread, with two allowed
+    from _every_op import bits
+    import fastce
+    for op in ops:
+        fastce.set_num_threads(2)
+        result = bits(op, "float32")
+        assert threads() == 1, (op, threads())
+        fastce.set_num_threads(1)
+        assert result == bits(op, "float32"), op
+"""
+
+LATE = """
+import fastce
+fastce.set_num_threads(2)
+alone = threads()
+x = np.random.default_rng(0).standard_normal((4096, 100), np.float32)
+fastce.cross_entropy(x, np.arange(4096) % 100)
+assert threads() == alone + 1, threads()
+"""
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="counts threads in /proc")
+@pytest.mark.parametrize("op", OPS)
+def test_fork_before_an_op_is_loaded(cython, op):
+    """What a module is told by its first load is not whether its process has the threads."""
+    status, output, errors = python(
+        FORK + EVERY_OP + LATE + f"in_child(lambda: every_op({op!r})); print('done')",
+        FASTCE_BACKEND="cython",
+    )
+    assert (status, output) == (0, "done"), errors
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="counts threads in /proc")
+def test_multiprocessing_fork_pool(threaded):
+    code = """
+import multiprocessing
+with multiprocessing.get_context("fork").Pool(2) as pool:
+    rows = pool.map(fastce.softmax, [x, x + 1, x - 1])
+assert all(np.array_equal(a, b) for a, b in zip(rows, map(fastce.softmax, [x, x + 1, x - 1])))
+print("done")
+"""
+    status, output, errors = python(FORK + LATE + code, FASTCE_BACKEND=threaded)
+    assert (status, output) == (0, "done"), errors
+
+
+TORCH = "import torch; torch.set_num_threads(2); torch.randn(4096, 100).softmax(1)"
+NUMBA = """
+import numba
+@numba.njit(parallel=True)
+def twice(x):
+    result = np.empty_like(x)
+    for i in numba.prange(len(x)):
+        result[i] = 2 * x[i]
+    return result
+twice(np.ones(10_000))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux whether a process was forked")
+@pytest.mark.parametrize(
+    ("backend", "other", "layer"),
+    [
+        ("cython", "torch", ""),
+        ("cython", "numba", "omp"),
+        ("numba", "torch", "omp"),
+        ("numba", "numba", "omp"),
+        ("numba", "numba", "workqueue"),
+    ],
+)
+def test_fork_after_a_parallel_call_of_others(backend, other, layer):
+    """fastce is loaded in the child alone, which lacks the threads that its parent had.
+
+    A worker of PyTorch's DataLoader is such a child.
+    """
+    if backend not in SELECTED:
+        pytest.skip(f"FASTCE_TEST_BACKENDS leaves {backend} out")
+    pytest.importorskip(other)
+    code = f"""
+alone = threads()
+{TORCH if other == "torch" else NUMBA}
+assert threads() > alone, threads()
+in_child(lambda: every_op("log_softmax"))
+print("done")
+"""
+    status, output, errors = python(
+        FORK + EVERY_OP + code,
+        timeout=300,
+        FASTCE_BACKEND=backend,
+        **({"NUMBA_THREADING_LAYER": layer} if layer else {}),
+    )
+    assert (status, output) == (0, "done"), errors
+
+
+# --- little memory for a thread -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_small_stacks(cython, op):
+    """16 KB are the least that glibc takes; arrays on the stack of a thread ended the process."""
+    code = f"""
+import sys
+sys.path.insert(0, {os.path.dirname(__file__)!r})
+import fastce
+from _every_op import DTYPES, bits
+for dtype in DTYPES:
+    fastce.set_num_threads(2)
+    result = bits({op!r}, dtype)
+    fastce.set_num_threads(1)
+    assert result == bits({op!r}, dtype), dtype
+print("done")
+"""
+    status, output, errors = python(code, FASTCE_BACKEND="cython", OMP_STACKSIZE="16k")
+    assert (status, output) == (0, "done"), errors
+
+
 # --- how many -----------------------------------------------------------------------------
 
 
@@ -261,7 +380,8 @@ def test_the_operating_system_decides_without_variables():
     assert (status, output) == (0, "1"), errors
     status, output, errors = python(PRINT)
     assert status == 0, errors
-    assert int(output) == min(len(os.sched_getaffinity(0)), _cgroup_limit())
+    granted = len(os.sched_getaffinity(0))
+    assert int(output) == max(1, min(granted, _cgroup_limit(), 1 + _threads_left()))
 
 
 @pytest.mark.parametrize("name", ["FASTCE_NUM_THREADS", "OMP_NUM_THREADS"])
@@ -295,3 +415,21 @@ def test_cgroup_limit(tmp_path, files, right):
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     assert _cgroup_limit(tmp_path) == right
+
+
+@pytest.mark.parametrize(
+    ("files", "right"),
+    [
+        ({}, 4096),
+        ({"pids.max": "100\n", "pids.current": "97\n"}, 3),
+        ({"pids.max": "max\n", "pids.current": "97\n"}, 4096),
+        ({"pids.max": "100\n"}, 4096),
+        ({"pids/pids.max": "20\n", "pids/pids.current": "20\n"}, 0),
+    ],
+    ids=str,
+)
+def test_threads_left(tmp_path, files, right):
+    (tmp_path / "pids").mkdir()
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    assert _threads_left(tmp_path) == right

@@ -404,3 +404,21 @@ def test_forward_mode_is_refused():
         ):
             with pytest.raises(NotImplementedError, match="jvp"):
                 call()
+
+
+def test_disabled_under_compile_is_one_break_a_call():
+    """As docs/pytorch.md says."""
+    counters = pytest.importorskip("torch._dynamo.utils").counters
+    loss_of = torch.compiler.disable(ft.cross_entropy)
+    attend = torch.compiler.disable(ft.scaled_dot_product_attention)
+
+    def both(x, q):
+        return loss_of(torch.sin(x), torch.zeros(8, dtype=torch.int64)) + attend(q, q, q).sum()
+
+    x, q = torch.randn(8, 10, requires_grad=True), torch.randn(1, 2, 8, 4, requires_grad=True)
+    expected = torch.autograd.grad(both(x, q), (x, q))
+    torch._dynamo.reset()
+    counters.clear()
+    got = torch.autograd.grad(torch.compile(both, backend="eager")(x, q), (x, q))
+    assert sum(counters["graph_break"].values()) == 2
+    assert all(map(torch.equal, got, expected))

@@ -4,10 +4,13 @@ A file is imported when its sub-command is asked for, so that ``fastce --help`` 
 """
 
 import argparse
+import contextlib
+import io
 import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from typing import Any, NoReturn, TextIO
 
 from fastce._dispatch import kernel
 from fastce._threads import get_num_threads
@@ -30,26 +33,75 @@ def main(argv: Sequence[str] | None = None) -> int:
     0: done. 1: the input or this installation cannot be used. 2: wrong command line.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
-    args = _parser(argv[0] if argv else "").parse_args(argv)
+    name = f"fastce {argv[0]}" if argv and argv[0] in COMMANDS else "fastce"
+    if sys.stderr is None:  # closed, as by `2>&-`; print(file=None) would write to stdout
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     try:
-        if args.command != "info":  # which shows wrong settings rather than stumbling over them
-            _check_settings()
-        status: int = import_module(f".{args.command}", __name__).run(args)
-        sys.stdout.flush()
-        return status
+        if sys.stdout is None:
+            raise CommandError("standard output is closed")
+        if isinstance(sys.stdout, io.TextIOWrapper):  # where its encoding lacks a character
+            sys.stdout.reconfigure(errors="backslashreplace")
+        try:
+            return _run(argv)
+        finally:
+            sys.stdout.flush()  # a failure at exit would be a traceback
     except CommandError as error:
-        print(f"fastce {args.command}: {error}", file=sys.stderr)
-        return 1
+        complain(f"{name}: {printable(str(error))}")
+    except MemoryError as error:
+        complain(f"{name}: not enough memory: {printable(str(error))}")
     except KeyboardInterrupt:
-        print(f"\nfastce {args.command}: interrupted", file=sys.stderr)
+        complain(f"\n{name}: interrupted")
         return 130
     except BrokenPipeError:  # the reader of our output has gone, as in `fastce info | head -1`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        _abandon(sys.stdout)
+    except OSError as error:  # of a full disk, say: what is read raises CommandError
+        _abandon(sys.stdout)
+        complain(f"{name}: {printable(str(error))}")
+    return 1
+
+
+def complain(message: str, end: str = "\n") -> None:
+    """Print on stderr; where that fails, there is nobody to tell, and the exit status stays."""
+    try:
+        print(message, end=end, file=sys.stderr, flush=True)
+    except OSError:
+        _abandon(sys.stderr)
+
+
+def printable(text: str) -> str:
+    """`text` on one line, without characters that a terminal obeys: names of files have any."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _abandon(stream: TextIO) -> None:
+    """Let what `stream` still holds go nowhere, which Python tries to write once more at exit."""
+    with contextlib.suppress(OSError):  # it is no file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _run(argv: list[str]) -> int:
+    parser = _parser(argv[0] if argv else "")
+    if not argv:
+        parser.print_help()
+        return 0
+    args = parser.parse_args(argv)
+    if args.command != "info":  # which shows wrong settings rather than stumbling over them
+        _check_settings()
+    status: int = import_module(f".{args.command}", __name__).run(args)
+    return status
+
+
+class _Parser(argparse.ArgumentParser):
+    def _print_message(self, message: str, file: Any = None) -> None:
+        file.write(message)  # argparse's own passes over an OSError
+
+    def error(self, message: str) -> NoReturn:
+        complain(f"{self.format_usage()}{self.prog}: error: {printable(message)}")
+        raise SystemExit(2)
 
 
 def _parser(chosen: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="fastce",
         description="Softmax and cross-entropy kernels for NumPy arrays, from the command line.",
         epilog="exit status: 0 done, 1 input that cannot be used, 2 wrong command line",

@@ -62,7 +62,7 @@ class Store:
         self.name = f"{path}[{key}]" if key else path
         try:
             array = self._open()
-        except (OSError, ValueError, KeyError, ImportError) as error:
+        except Exception as error:  # damaged metadata raise a dozen kinds
             raise CommandError(f"cannot read {self.name} as a Zarr array: {error}") from error
         self.shape, self.dtype, self.ndim = array.shape, array.dtype, array.ndim
         self.chunks = array.shards or array.chunks
@@ -108,7 +108,9 @@ def run_on_cluster(args: argparse.Namespace) -> tuple[dict[str, Any], int]:
     except IndexError as error:  # of a label
         message = str(error).replace("(ignore_index", "(--ignore-index")
         raise CommandError(f"{targets.name}: {message}") from None
-    except (OSError, TimeoutError, ValueError) as error:
+    except CommandError:  # of a file
+        raise
+    except Exception as error:  # of the network, a worker that is gone, or the codec of a chunk
         raise CommandError(f"--dask {args.dask}: {error}") from error
     return results, size
 
@@ -119,23 +121,20 @@ def _opened(path: str, key: str | None) -> Any:
 
 
 def _computed(x: da.Array, t: da.Array, axis: int, args: argparse.Namespace) -> dict[str, Any]:
-    loss = fd.cross_entropy(
-        x,
-        t,
-        reduction="none",
-        axis=axis,
-        ignore_index=args.ignore_index,
-        label_smoothing=args.label_smoothing,
-    )
+    options = {"reduction": "none", "axis": axis, "ignore_index": args.ignore_index}
+    loss = fd.cross_entropy(x, t, label_smoothing=args.label_smoothing, **options)
+    plain = fd.cross_entropy(x, t, **options) if args.label_smoothing else loss
     nan = da.isnan(loss)
     if t.ndim < x.ndim:
         kept, wanted = t != args.ignore_index, t
     else:
         kept, wanted = da.ones_like(nan), da.argmax(t, axis)
     right = (da.argmax(x, axis) == wanted) & kept & ~nan
-    sums = loss.sum(dtype=np.float64), kept.sum(), right.sum(), nan.any(), nan.argmax()
+    sums = [a.sum(dtype=np.float64) for a in (loss, plain)]
+    sums += [kept.sum(), right.sum(), nan.any(), nan.argmax()]
     began = time.perf_counter()  # a cluster of processes here takes seconds to start before this
-    total, counted, correct, any_nan, first_nan = dask.compute(*sums)
+    total, plain, counted, correct, any_nan, first_nan = dask.compute(*sums)
     first = [int(i) for i in np.unravel_index(first_nan, nan.shape)] if any_nan else None
-    results = results_of(float(total), loss.size, int(counted), int(correct), first)
+    found = (float(total), float(plain), loss.size, int(counted), int(correct))
+    results = results_of(*found, first)
     return results | {"seconds": time.perf_counter() - began}

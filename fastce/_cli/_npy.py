@@ -1,22 +1,21 @@
 """Arrays in .npy and .npz files, read block by block in bounded memory.
 
-A block that lies in one piece in its file is mapped, without a copy, and unmapped when it is
-dropped: in a mapping of the whole file every page that was read would stay resident. Any other
-block (Fortran order, classes first) is gathered run by run. A compressed member of an .npz can
-only be read from front to back: where blocks do not come in that order, it is unpacked into a
-temporary file first. Of an archive, only the checksums of compressed members are verified.
+A block is read into memory that the next one reuses: as fast as mapping the file, and a file that
+is cut meanwhile is an error, where a mapping would end the process (SIGBUS). A block that does not
+lie in one piece (Fortran order, classes first) is gathered run by run. A compressed member of an
+.npz can only be read from front to back: where blocks do not come in that order, it is unpacked
+into a temporary file first. Of an archive, only the checksums of compressed members are verified.
 """
 
 import itertools
 import math
-import mmap
 import os
 import shutil
 import struct
 import tempfile
 import tokenize
+import warnings
 import zipfile
-import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import IO
@@ -27,6 +26,11 @@ from numpy.lib import format as npy
 from . import CommandError
 
 Index = tuple[slice, ...]
+# Of a literal of Python that is parsed, and a dtype that is made of it.
+HEADER_ERRORS = (
+    ValueError, TypeError, LookupError, SyntaxError, MemoryError, RecursionError,
+    tokenize.TokenError,
+)  # fmt: skip
 
 
 class ArrayFile:
@@ -38,7 +42,10 @@ class ArrayFile:
         header = file.tell()
         self.shape, self._fortran, self.dtype = _read_header(name, file)
         self._begin = self._place = file.tell()
+        self._buffer = np.empty(0, np.uint8)
         self.nbytes = math.prod(self.shape) * self.dtype.itemsize
+        if self.nbytes >= 2**63:
+            raise CommandError(f"the header of {name} is damaged: no file holds so large a shape")
         there = size - (self._begin - header)
         if there < self.nbytes:
             raise CommandError(
@@ -53,44 +60,31 @@ class ArrayFile:
         self._file.close()
 
     def block(self, index: Index) -> np.ndarray:
-        """The elements at `index`, one slice per axis: a read-only map of the file, or a copy."""
+        """The elements at `index`, one slice per axis, until the next block is read."""
         order = -1 if self._fortran else 1  # Fortran order is C order with the axes reversed
         shape = self.shape[::order]
         ranges = [range(n)[s] for n, s in zip(shape, index[::order], strict=True)]
-        lengths = [len(r) for r in ranges]
         starts, count = _runs(shape, ranges)
+        size, run = len(starts) * count * self.dtype.itemsize, count * self.dtype.itemsize
         with _explained(self.name):
             if self.compressed and (len(starts) > 1 or starts[0] != self._offset()):
                 self._unpack()
-            aligned = self._begin % self.dtype.alignment == 0  # within an .npz it may lie anywhere
-            if len(starts) == 1 and aligned and not self.compressed:
-                flat = self._map(starts[0], count)
-            else:
-                flat = np.empty(len(starts) * count, self.dtype)
-                for i, start in enumerate(starts):
-                    self._read(start, flat[i * count : (i + 1) * count])
-        block = flat.reshape(lengths)
+            if size > self._buffer.size:
+                self._buffer = np.empty(size, np.uint8)
+            flat = self._buffer[:size]
+            for i, start in enumerate(starts):
+                self._read(start, flat[i * run : (i + 1) * run])
+            block = flat.view(self.dtype).reshape([len(r) for r in ranges])
         return block.T if self._fortran else block
 
     def _offset(self) -> int:
         """The element at which a compressed file stands."""
         return (self._place - self._begin) // self.dtype.itemsize
 
-    def _map(self, start: int, count: int) -> np.ndarray:
-        begin = self._begin + start * self.dtype.itemsize
-        margin = begin % mmap.ALLOCATIONGRANULARITY
-        window = mmap.mmap(
-            self._file.fileno(),
-            margin + count * self.dtype.itemsize,
-            access=mmap.ACCESS_READ,
-            offset=begin - margin,
-        )
-        return np.frombuffer(window, self.dtype, count, margin)
-
     def _read(self, start: int, out: np.ndarray) -> None:
         if not self.compressed:
             self._file.seek(self._begin + start * self.dtype.itemsize)
-        rest = out.view(np.uint8).data
+        rest = out.data
         self._place += len(rest)
         while rest:
             n = self._file.readinto(rest)  # type: ignore[attr-defined]
@@ -183,16 +177,18 @@ def _runs(shape: tuple[int, ...], ranges: list[range]) -> tuple[list[int], int]:
 
 
 def _read_header(name: str, file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+    readers = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
     try:
         version = npy.read_magic(file)
-        read = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}[version]
-        shape, fortran, dtype = read(file)
-    except KeyError:
-        raise CommandError(f"{name} has .npy format version {version}, not 1.0 or 2.0") from None
-    except (ValueError, SyntaxError, tokenize.TokenError) as error:
+        if version in readers:
+            with warnings.catch_warnings(action="ignore"):  # of Python's parser
+                shape, fortran, dtype = readers[version](file)
+    except HEADER_ERRORS as error:
         raise CommandError(
             f"{name} is not an .npy or .npz file, or its header is damaged"
         ) from error
+    if version not in readers:
+        raise CommandError(f"{name} has .npy format version {version}, not 1.0 or 2.0")
     if dtype.hasobject:
         raise CommandError(f"{name} holds pickled Python objects, which are not loaded")
     if min(shape, default=1) < 1 or dtype.itemsize < 1:
@@ -201,14 +197,19 @@ def _read_header(name: str, file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.
 
 
 def _find_member(archive: zipfile.ZipFile, path: str, key: str | None) -> zipfile.ZipInfo:
-    names = [n.removesuffix(".npy") for n in archive.namelist() if n.endswith(".npy")]
-    held = f"it has {', '.join(names)}" if names else "it has no arrays"
+    held = archive.namelist()
+    names = [n.removesuffix(".npy") for n in held if n.endswith(".npy")]
+    if not names:
+        is_torch = any(n.endswith("data.pkl") for n in held)
+        hint = ": save each tensor of it with numpy.save(file, tensor.numpy())" if is_torch else ""
+        what = "a file of PyTorch" if is_torch else "a zip archive without .npy arrays"
+        raise CommandError(f"{path} is {what}, not an .npz file{hint}")
     if key is None and len(names) == 1:
         key = names[0]
     if key is None:
-        raise CommandError(f"choose an array of {path} by its name: {held}")
+        raise CommandError(f"choose an array of {path} by its name: it has {', '.join(names)}")
     if key not in names:
-        raise CommandError(f"{path} has no array named {key!r}: {held}")
+        raise CommandError(f"{path} has no array named {key!r}: it has {', '.join(names)}")
     return archive.getinfo(f"{key}.npy")
 
 
@@ -217,8 +218,10 @@ def _explained(name: str) -> Iterator[None]:
     """What goes wrong with a file, said in one line."""
     try:
         yield
+    except CommandError:
+        raise
     except OSError as error:
         hint = "; a Zarr store needs --dask" if isinstance(error, IsADirectoryError) else ""
         raise CommandError(f"cannot read {name}: {error.strerror or error}{hint}") from error
-    except (EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-        raise CommandError(f"cannot read {name}: {error}") from error
+    except Exception as error:  # of zipfile and four decompressors, which name no common kind
+        raise CommandError(f"cannot read {name}: {str(error)[:200]}") from error

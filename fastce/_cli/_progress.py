@@ -5,6 +5,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from . import complain
+
 Show = Callable[[int, float, float], None]  # rows done, MB/s, loss so far
 
 
@@ -21,7 +23,7 @@ def progress(rows: int) -> Iterator[Show]:
         try:
             yield _lines(rows, terminal=True)
         finally:
-            print(file=sys.stderr)
+            complain("")
         return
     columns = (
         bar.TextColumn("{task.completed:,.0f} of {task.total:,.0f} rows"),
@@ -51,6 +53,6 @@ def _lines(rows: int, terminal: bool) -> Show:
             due = time.monotonic() + every
             line = f"{done:,} of {rows:,} rows  {speed:,.0f} MB/s  loss {loss:.6f}"
             line = f"\r{line:<79}" if terminal else f"{line}\n"
-            print(line, end="", file=sys.stderr, flush=True)
+            complain(line, end="")
 
     return show

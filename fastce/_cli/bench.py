@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import fastce
 
-from . import CommandError
+from . import CommandError, printable
 from ._cases import TRAFFIC, cases
 from ._measure import Result, machine, measure, to_json
 from .peers import PEERS, installed
@@ -40,10 +40,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     for package in ("rich", "matplotlib") if args.plot else ("rich",):
         if importlib.util.find_spec(package) is None:
-            raise CommandError(f"needs {package}, which comes with: pip install 'fastce[cli]'")
+            raise CommandError(
+                f"needs {package}, of the extra cli: pip install '.[cli]' in a clone of fastce"
+            )
+    if args.plot:
+        from matplotlib.backend_bases import FigureCanvasBase
+
+        known = sorted(FigureCanvasBase.get_supported_filetypes())
+        if Path(args.plot).suffix[1:].lower() not in known:
+            raise CommandError(f"cannot write {args.plot}: known endings: {', '.join(known)}")
     for name in (args.plot, args.json):  # better now than after minutes of measuring
-        if name not in (None, "-") and not Path(name).resolve().parent.is_dir():
-            raise CommandError(f"cannot write {name}: there is no such folder")
+        if name not in (None, "-"):
+            try:
+                open(name, "ab").close()
+            except OSError as error:
+                raise CommandError(f"cannot write {name}: {error.strerror}") from error
     before = fastce.get_num_threads()
     try:
         fastce.set_num_threads(before if args.threads is None else args.threads)
@@ -64,13 +75,13 @@ def _run(args: argparse.Namespace) -> int:
     console = Console(file=stream, width=None if stream.isatty() else 130)
     versions, missing = installed(["fastce", *(args.peer or OTHERS)])
     for name, reason in missing.items():
-        console.print(f"{name} is not here: {reason}", markup=False, highlight=False)
+        console.print(f"{name} is not here: {printable(reason)}", markup=False, highlight=False)
     results = _measure_all(args, list(versions), console)
     facts = machine(versions)
     show(console, facts, results)
     if args.plot:
         plot(args.plot, facts, results)
-        console.print(f"picture: {args.plot}", markup=False, highlight=False)
+        console.print(f"picture: {printable(args.plot)}", markup=False, highlight=False)
     if args.json:
         text = json.dumps(to_json(facts, results), indent=2) + "\n"
         if args.json == "-":

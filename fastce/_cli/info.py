@@ -9,7 +9,7 @@ from typing import Any
 
 from fastce._config import VARIABLES, config
 
-from . import CommandError
+from . import CommandError, printable
 
 # Distributions that fastce, its extras or its benchmarks can use.
 PACKAGES = (
@@ -57,4 +57,4 @@ def _lines(facts: dict[str, Any]) -> Iterator[str]:
         else:
             entries = [", ".join(value) if isinstance(value, list) else str(value)]
         for i, entry in enumerate(entries):
-            yield f"{'' if i else title.replace('_', ' '):<13} {entry}"
+            yield f"{'' if i else title.replace('_', ' '):<13} {printable(entry)}"

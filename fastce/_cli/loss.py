@@ -2,7 +2,8 @@
 
 LOGITS and TARGETS are .npy files, or .npz files of one array (of several: choose by name with
 --key-logits and --key-targets). Targets are class indices, of the shape of the logits without
-the class axis, or probabilities, of the shape of the logits.
+the class axis, or probabilities, of the shape of the logits. Perplexity is exp of the loss without
+label smoothing.
 
 With --dask the blocks are read and computed by the workers of a Dask cluster, which must all see
 the files; there LOGITS and TARGETS may also be Zarr stores.
@@ -34,15 +35,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("logits", metavar="LOGITS", help="unnormalised log-probabilities, .npy or .npz")
     add("targets", metavar="TARGETS", help="class indices or probabilities, .npy or .npz")
     add("--axis", type=int, default=-1, help="where the classes are (default: the last axis)")
-    add("--ignore-index", type=_label, default=-100, metavar="LABEL",
+    add("--ignore-index", type=label, default=-100, metavar="LABEL",
         help="label of rows that do not count (default: -100)")  # fmt: skip
-    add("--label-smoothing", type=_fraction, default=0.0, metavar="S",
+    add("--label-smoothing", type=fraction, default=0.0, metavar="S",
         help="0 to 1: how much of the target is spread over all classes (default: 0)")  # fmt: skip
     add("--dtype", choices=["bfloat16"],
         help="how to read an array of raw 2-byte values; NumPy saves bfloat16 as such")  # fmt: skip
     add("--key-logits", metavar="NAME", help="the array of an .npz that holds the logits")
     add("--key-targets", metavar="NAME", help="the array of an .npz that holds the targets")
-    add("--chunk-mb", type=_megabytes, default=32.0, metavar="MB",
+    add("--chunk-mb", type=megabytes, default=32.0, metavar="MB",
         help="how much of the logits to read at once (default: 32); more is faster in Fortran "
         "order, or with the classes first")  # fmt: skip
     add("--dask", type=_address, metavar="ADDRESS",
@@ -60,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps({key: _json_value(value) for key, value in results.items()}, indent=2))
     else:
-        print("\n".join(_lines(results, args.ignore_index)))
+        print("\n".join(_lines(results, args)))
     return 0
 
 
@@ -86,8 +87,8 @@ def _here(args: argparse.Namespace) -> tuple[dict[str, Any], int]:
                 totals.add(index)
                 speed = totals.rows * row_bytes / 1e6 / (time.perf_counter() - began)
                 show(totals.rows, speed, totals.mean())
-    numbers = totals.total, totals.rows, totals.counted, totals.correct, totals.first_nan
-    return results_of(*numbers), logits.nbytes
+    found = (totals.total, totals.plain, totals.rows, totals.counted, totals.correct)
+    return results_of(*found, totals.first_nan), logits.nbytes
 
 
 class Totals:
@@ -98,12 +99,8 @@ class Totals:
         self.axis = check(logits, targets, args)
         self.labels = len(targets.shape) < len(logits.shape)  # else probabilities
         self.ignore_index = args.ignore_index
-        self.options = {
-            "axis": self.axis,
-            "ignore_index": args.ignore_index,
-            "label_smoothing": args.label_smoothing,
-        }
-        self.total = 0.0  # in nats
+        self.smoothing = args.label_smoothing
+        self.total = self.plain = 0.0  # in nats; plain: without label smoothing
         self.rows = self.counted = self.correct = 0
         self.first_nan: list[int] | None = None
 
@@ -114,7 +111,7 @@ class Totals:
         t = self.targets.block(place if self.labels else index)
         t = t if self.labels else numbers(t)
         try:
-            loss = np.asarray(cross_entropy(x, t, reduction="none", **self.options))
+            loss = self._loss(x, t, self.smoothing)
         except IndexError:
             raise CommandError(self._bad_label(t, place)) from None
         nan = np.isnan(loss)
@@ -123,10 +120,19 @@ class Totals:
         kept = t != self.ignore_index if self.labels else np.ones(loss.shape, bool)
         right = _argmax(x, self.axis) == (t if self.labels else _argmax(t, self.axis))
         with np.errstate(invalid="ignore"):  # inf - inf
-            self.total += float(np.sum(loss, dtype=np.float64))
+            total = float(np.sum(loss, dtype=np.float64))
+            self.total += total
+            if self.smoothing:
+                total = float(np.sum(self._loss(x, t, 0.0), dtype=np.float64))
+            self.plain += total
         self.rows += loss.size
         self.counted += int(np.count_nonzero(kept))
         self.correct += int(np.count_nonzero(right & kept & ~nan))
+
+    def _loss(self, x: np.ndarray, t: np.ndarray, smoothing: float) -> np.ndarray:
+        """Of each row."""
+        options = {"axis": self.axis, "ignore_index": self.ignore_index, "reduction": "none"}
+        return np.asarray(cross_entropy(x, t, label_smoothing=smoothing, **options))
 
     def mean(self) -> float:
         return self.total / self.counted if self.counted else math.nan
@@ -142,11 +148,19 @@ class Totals:
 
 
 def results_of(
-    total: float, rows: int, counted: int, correct: int, first_nan: list[int] | None
+    total: float,
+    plain: float,
+    rows: int,
+    counted: int,
+    correct: int,
+    first_nan: list[int] | None,
 ) -> dict[str, Any]:
+    """What is printed. `total` and `plain` are the sums of the loss with label smoothing and
+    without, whose exp is the perplexity.
+    """
     mean = total / counted if counted else math.nan
     with np.errstate(over="ignore"):
-        perplexity = float(np.exp(mean))
+        perplexity = float(np.exp(plain / counted)) if counted else math.nan
     return {
         "cross_entropy": mean,
         "cross_entropy_bits": mean / math.log(2),
@@ -226,7 +240,7 @@ def _argmax(x: np.ndarray, axis: int) -> np.ndarray:
     return x.argmax(axis)
 
 
-def _fraction(text: str) -> float:
+def fraction(text: str) -> float:
     value = float(text)
     if not 0.0 <= value <= 1.0:
         raise argparse.ArgumentTypeError(f"must be from 0 to 1, got {text}")
@@ -239,16 +253,16 @@ def _address(text: str) -> str:
     return text
 
 
-def _label(text: str) -> int:
+def label(text: str) -> int:
     value = int(text)
     if not -(2**63) <= value < 2**63:
         raise argparse.ArgumentTypeError(f"must fit 64 bits, got {text}")
     return value
 
 
-def _megabytes(text: str) -> float:
+def megabytes(text: str) -> float:
     value = float(text)
-    if not 0.0 < value < math.inf:
+    if not 0.0 < value * 1e6 < math.inf:
         raise argparse.ArgumentTypeError(f"must be positive, got {text}")
     return value
 
@@ -259,10 +273,11 @@ def _json_value(value: Any) -> Any:
     return value
 
 
-def _lines(r: dict[str, Any], ignore_index: int) -> list[str]:
+def _lines(r: dict[str, Any], args: argparse.Namespace) -> list[str]:
+    plainly = " (without label smoothing)" if args.label_smoothing else ""
     lines = [
         f"cross-entropy  {r['cross_entropy']:.9g} nats ({r['cross_entropy_bits']:.9g} bits)",
-        f"perplexity     {r['perplexity']:.9g}",
+        f"perplexity     {r['perplexity']:.9g}{plainly}",
         f"accuracy       {r['accuracy']:.4%} ({r['correct']:,} of {r['counted']:,} rows)",
         f"rows           {r['counted']:,} counted, {r['ignored']:,} ignored",
         f"time           {r['seconds']:.3g} s ({r['mb_per_second']:,.0f} MB/s)",
@@ -270,5 +285,7 @@ def _lines(r: dict[str, Any], ignore_index: int) -> list[str]:
     if r["first_nan_row"] is not None:
         lines.append(f"The loss is NaN: row {r['first_nan_row']} is the first that is.")
     elif not r["counted"]:
-        lines.append(f"Every row is ignored (label {ignore_index}): there is nothing to average.")
+        lines.append(
+            f"Every row is ignored (label {args.ignore_index}): there is nothing to average."
+        )
     return lines

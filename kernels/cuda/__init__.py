@@ -8,11 +8,11 @@ The functions ``warp_*`` and ``block_*`` are for kernels of your own (`_one_row.
 """
 
 try:
-    import numba.cuda.extending  # noqa: F401 (which the package numba alone does not have)
     from numba import cuda
+    from numba.cuda.extending import overload  # noqa: F401 (numba alone does not have it)
 except ImportError as error:
     raise ImportError(
-        "the package numba-cuda is not installed (fastce[cuda12], [cuda13])"
+        "the package numba-cuda is not installed (fastce has it in its extras cuda12 and cuda13)"
     ) from error
 
 from ._one_row import (

@@ -1,15 +1,19 @@
-"""Gradients of attention on a GPU, in three launches, and a fourth for that of the mask.
+"""Gradients of attention on a GPU, in four launches, and a fifth for that of the mask.
 
 With P the weights, which lse gives back, and D = sum(dO * O) of each query,
 
     dV = P' dO,   dS = P * (dO V' - D),   dQ = scale dS K,   dK = scale dS' Q
 
-`delta` makes D. `backward_q` has tiles of queries and goes over the keys, `backward_kv` has tiles
-of keys and goes over the queries of all heads that share them, with everything transposed; so each
-gradient is summed in registers, by one block, in one order. That takes seven products where one
+`delta` makes D. lse is rounded to its own size: of scores around -1e9 it is the same for one key
+and for a thousand. Where it is large, `norms` makes the largest score of a query, the sum of its
+weights and D again, of the same products as the others. `backward_q` has tiles of queries and goes
+over the keys, `backward_kv` has tiles of keys and goes over the queries of all heads that share
+them, with everything transposed; so each gradient is summed in registers, by one block, in one
+order. That takes seven products where one
 pass that adds to dQ from many blocks takes five, but its sums would depend on who comes first.
 """
 
+import math
 from functools import cache
 
 import numpy as np
@@ -52,30 +56,49 @@ from ._attention_work import (
     span,
 )
 from ._math import device
-from ._reduce import reduce_of
+from ._reduce import ALL, reduce_of
 from ._storage import storage_of
+
+# Of |lse|, in nats. Its rounding changes weights by up to |lse| / 2**24 of them in float32, here by
+# 1e-5; scores of trained models stay below.
+LARGE = 256 * math.log(2)
 
 
 def shared_size(tiling):
     """Bytes of shared memory of a block of `backward_q` or `backward_kv`: its rows of two arrays,
-    two steps of two others with two numbers for each column, scratch.
+    two steps of two others with three numbers for each column, scratch.
     """
     name = tiling.dtype
     number = storage_of(name).real_size
     scratch = tiling.warps * scratch_of(name, tiling.row_tiles, tiling.columns) + 8 * tiling.rows
-    step = 2 * (size_of(name, tiling.columns, tiling.width) + tiling.columns * number)
+    step = 2 * size_of(name, tiling.columns, tiling.width) + 3 * tiling.columns * number
     return 2 * size_of(name, tiling.rows, tiling.width) + 2 * step + scratch
+
+
+def norms_shared_size(tiling):
+    """Of a block of `norms`."""
+    both = size_of(tiling.dtype, tiling.rows + tiling.columns, tiling.width)
+    return 2 * both + 8 * tiling.rows
+
+
+@device
+def norm_at(p, which, at, number):
+    """Of query number `at`: D, what is subtracted from its scores (in the unit of the products that
+    `scores_of` leaves), and the logarithm of what weights are divided by: `which` is 0, 1 or 2.
+    """
+    return p.delta + (which * p.all_rows + at) * number
 
 
 @cache
 def delta_of(name):
-    """The kernel of D; a warp for each query of each head."""
+    """The kernel of D, and of lse by `natural`; a warp for each query of each head."""
     storage = storage_of(name)
     size, load, put, number = storage.size, storage.load, storage.put_number, storage.real_size
+    get, real = storage.get_number, storage.real
     zero, warp_sum = storage.real(0), reduce_of(name).warp_sum
 
     @cuda.jit
-    def delta(p):
+    def delta(p, natural):
         lane = np.int64(cuda.threadIdx.x) & 31
         at = np.int64(cuda.blockIdx.x) * (cuda.blockDim.x >> 5) + (cuda.threadIdx.x >> 5)
         if at >= p.all_rows:
@@ -90,7 +113,12 @@ def delta_of(name):
             column += 32 * size
         total = warp_sum(total, 32)
         if lane == 0:
-            put(p.delta + at * number, total)
+            lse = get(row_of_lse(p, entry, head, query))
+            put(norm_at(p, 0, at, number), total)
+            # A query that sees no key: every weight is exp(-inf).
+            top = real(np.inf) if lse == real(-np.inf) else lse / real(natural)
+            put(norm_at(p, 1, at, number), top)
+            put(norm_at(p, 2, at, number), zero)
 
     return delta
 
@@ -102,19 +130,164 @@ def known_rows_of(tiling):
     get_number, number, zero = storage.get_number, storage.real_size, storage.real(0)
 
     @device
-    def known(r, p, lse, delta, limits, place, row, queries, keys, offset):
-        """Of a row: its lse and D, and the keys that it may see."""
+    def known(r, p, top, log_sum, delta, limits, place, row, queries, keys, offset):
+        """Of a row: what `norm_at` tells, and the keys that it may see."""
         entry, head, first_q = place
         row += 8 * r
         low, high = bounds(row + offset, p.left, p.right, keys)
         keep_limits(limits, r, low, high if row < queries else low)
-        lse[r] = delta[r] = zero
+        top[r] = log_sum[r] = delta[r] = zero
         if row < queries:
-            query = first_q + row
-            lse[r] = get_number(row_of_lse(p, entry, head, query))
-            delta[r] = get_number(p.delta + row_number(p, entry, head, query) * number)
+            at = row_number(p, entry, head, first_q + row)
+            delta[r] = get_number(norm_at(p, 0, at, number))
+            top[r] = get_number(norm_at(p, 1, at, number))
+            log_sum[r] = get_number(norm_at(p, 2, at, number))
 
     return unrolled(2 * tiling.row_tiles, known)
+
+
+@cache
+def norms_of(tiling):
+    """The kernel of what `norm_at` tells of queries whose lse is large. It has the tiles of
+    `backward_q`; one without such a query is left at once. Nothing is copied ahead here.
+    """
+    name, width, _, warps, row_tiles, columns, general, _ = tiling
+    storage, scores = storage_of(name), scores_of(tiling)
+    kind, number = storage.type, storage.real_size
+    get, put, maximum = storage.get_number, storage.put_number, storage.maximum
+    zero, one, lowest = storage.real(0), storage.real(1), storage.real(-np.inf)
+    highest, large = storage.real(np.inf), storage.real(LARGE)
+    rows, threads, lane_rows = tiling.rows, tiling.threads, 2 * row_tiles
+    warp_rows, tiles = 16 * row_tiles, columns // 8
+    score_count = row_tiles * columns // 2
+    tile_size, x_size = size_of(name, rows, width), size_of(name, columns, width)
+    load_rows = loader_of(name, rows, width, threads)
+    load_columns = loader_of(name, columns, width, threads)
+    products = products_of(tiling, tiling.part)
+    multiply, show = products.scores, products.show
+    unit_of, finish, keep_limits = scores.unit_of, scores.finish, scores.keep_limits
+    row_max, shared_sum = scores.row_max, scores.shared_sum
+    given_weight, log_of = scores.given_weight, scores.log_of
+
+    @device
+    def is_large(p, entry, head, row):
+        lse = abs(get(row_of_lse(p, entry, head, row)))
+        return lse > large and lse != highest
+
+    @device
+    def see(r, p, limits, row, queries, keys, offset):
+        """The keys that a row may see."""
+        row += 8 * r
+        low, high = bounds(row + offset, p.left, p.right, keys)
+        keep_limits(limits, r, low, high if row < queries else low)
+
+    @device
+    def find_top(r, s, top):
+        top[r] = maximum(top[r], row_max(s, r))
+
+    @device
+    def add(r, s, ds, top, total, pulled, natural):
+        known = zero if top[r] == lowest else top[r]
+        for n in range(tiles):
+            k = ((r >> 1) * tiles + n) * 4 + 2 * (r & 1)
+            for i in range(2):
+                weight = given_weight(s[k + i], known, zero, natural)
+                total[r] += weight
+                pulled[r] += weight * ds[k + i]
+
+    @device
+    def leave(r, p, top, total, pulled, place, row, queries):
+        total[r], pulled[r] = shared_sum(total[r]), shared_sum(pulled[r])
+        row += 8 * r
+        entry, head, first_q = place
+        if cuda.threadIdx.x & 3 == 0 and row < queries and is_large(p, entry, head, first_q + row):
+            at = row_number(p, entry, head, first_q + row)
+            sees_any = total[r] != zero
+            sum_ = total[r] if sees_any else one
+            put(norm_at(p, 0, at, number), pulled[r] / sum_)
+            put(norm_at(p, 1, at, number), top[r] if sees_any else highest)
+            put(norm_at(p, 2, at, number), log_of(sum_))
+
+    see_all, find_tops = unrolled(lane_rows, see), unrolled(lane_rows, find_top)
+    add_all, leave_all = unrolled(lane_rows, add), unrolled(lane_rows, leave)
+
+    @cuda.jit
+    def norms(p, scale, softcap):
+        _, _, entry, head, tile = locate(p, rows, np.int64(1), 0)
+        first_q, queries, first_k, keys, offset = span(p, entry)
+        first = tile * rows
+        count = min(queries - first, np.int64(rows))
+        if count <= 0:
+            return
+        shared = np.int32(_ptx.dynamic_shared())
+        g_tile = np.int32(shared + tile_size)
+        k_tile = np.int32(g_tile + tile_size)
+        v_tile = np.int32(k_tile + x_size)
+        warp, row = np.int32(cuda.threadIdx.x >> 5), np.int64(cuda.threadIdx.x)
+        wanted = np.int32(0)
+        while row < count:
+            if is_large(p, entry, head, first_q + first + row):
+                wanted = np.int32(1)
+            row += threads
+        for lanes in (1, 2, 4, 8, 16):
+            wanted |= cuda.shfl_xor_sync(ALL, wanted, lanes)
+        if cuda.threadIdx.x & 31 == 0:
+            _ptx.shared_store_u32(np.uint32(k_tile + 4 * warp), np.uint32(wanted))
+        cuda.syncthreads()
+        for other in range(warps):
+            wanted |= np.int32(_ptx.shared_load_u32(np.uint32(k_tile + 4 * other)))
+        if wanted == 0:
+            return
+        kv_head = head // p.group
+        q = row_of_q(p, entry, head, first_q)
+        g = row_of_grad_out(p, entry, head, first_q)
+        k_at = in_line(row_of_k(p, entry, kv_head, first_k), p.k_row)
+        v_at = in_line(row_of_v(p, entry, kv_head, first_k), p.v_row)
+        row = first + warp * warp_rows + np.int32(cuda.threadIdx.x >> 2 & 7)
+        limits = np.int32(v_tile + x_size + warp * (8 * warp_rows))
+        mine = np.int32(warp * (warp_rows * PANEL))
+        see_all(p, limits, row, queries, keys, offset)
+        masks = in_line(np.int64(0), p.mask_row)
+        if general and p.mask != 0:
+            mask = row_of_mask(p, entry, head, np.int64(0))
+            masks = in_line(mask, p.mask_row)
+        tile_low, _ = bounds(offset + first, p.left, p.right, keys)
+        _, tile_high = bounds(offset + first + count - 1, p.left, p.right, keys)
+        begin, end = np.int32(tile_low // columns), np.int32((tile_high + columns - 1) // columns)
+        load_rows(shared, in_line(q, p.q_row), first, count, p.width, p.aligned & OF_Q)
+        g_at = in_line(g, p.grad_out_row)
+        load_rows(g_tile, g_at, first, count, p.value_width, p.aligned & OF_GRAD_OUT)
+
+        _, natural = unit_of(scale)
+        top, total = cuda.local.array(lane_rows, kind), cuda.local.array(lane_rows, kind)
+        pulled = cuda.local.array(lane_rows, kind)
+        for r in range(lane_rows):
+            top[r], total[r], pulled[r] = lowest, zero, zero
+        # First the largest scores, then the sums of exactly those weights that the others make.
+        for again in range(2):
+            for step in range(begin, end):
+                key = np.int32(step * columns)
+                left = keys - key
+                cuda.syncthreads()
+                load_columns(k_tile, k_at, key, left, p.width, p.aligned & OF_K)
+                if again:
+                    load_columns(v_tile, v_at, key, left, p.value_width, p.aligned & OF_V)
+                _ptx.wait_for_all_copies()
+                show()
+                cuda.syncthreads()
+                s, ds = cuda.local.array(score_count, kind), cuda.local.array(score_count, kind)
+                for e in range(score_count):
+                    s[e] = ds[e] = zero
+                multiply(s, shared + mine, k_tile)
+                finish(s, p, scale, softcap, key, True, limits, masks, row, p.mask_item)
+                if again:
+                    multiply(ds, g_tile + mine, v_tile)
+                    add_all(s, ds, top, total, pulled, natural)
+                else:
+                    find_tops(s, top)
+        leave_all(p, top, total, pulled, (entry, head, first_q), row, queries)
+
+    return norms
 
 
 @cache
@@ -152,7 +325,8 @@ def backward_q_of(tiling):
         g = row_of_grad_out(p, entry, head, first_q)
 
         warp = np.int32(cuda.threadIdx.x >> 5)
-        lse, delta = cuda.local.array(lane_rows, kind), cuda.local.array(lane_rows, kind)
+        top, log_sum = cuda.local.array(lane_rows, kind), cuda.local.array(lane_rows, kind)
+        delta = cuda.local.array(lane_rows, kind)
         row = first + warp * warp_rows + np.int32(cuda.threadIdx.x >> 2 & 7)
         place = entry, head, first_q
         tile_low, full_high = bounds(offset + first, p.left, p.right, keys)
@@ -166,7 +340,7 @@ def backward_q_of(tiling):
         mine = np.int32(warp * (warp_rows * PANEL))
         limits = np.int32(stage + 4 * x_size + warp * (8 * warp_rows))
         scratch = np.int32(stage + 4 * x_size + 8 * rows + warp * warp_scratch)
-        known_all(p, lse, delta, limits, place, row, queries, keys, offset)
+        known_all(p, top, log_sum, delta, limits, place, row, queries, keys, offset)
         masks = in_line(np.int64(0), p.mask_row)
         if general and p.mask != 0:
             mask = row_of_mask(p, entry, head, np.int64(0))
@@ -206,7 +380,7 @@ def backward_q_of(tiling):
             is_edge = key < full_low or key + columns > full_high
             keep_slopes(s, slopes, scale, softcap)
             finish(s, p, scale, softcap, key, is_edge, limits, masks, row, p.mask_item)
-            grads(s, ds, slopes, lse, delta, natural, softcap)
+            grads(s, ds, slopes, top, log_sum, delta, natural, softcap)
             accumulate(acc, ds, this, part * part_width, scratch)
 
         for e in range(result_count):
@@ -237,7 +411,7 @@ def backward_kv_of(tiling):
     warp_rows = 16 * row_tiles
     score_count, result_count = row_tiles * columns // 2, row_tiles * part_width // 2
     tile_size, x_size = size_of(name, rows, width), size_of(name, columns, width)
-    step_size, known_size = 2 * x_size, 2 * columns * number
+    step_size, known_size = 2 * x_size, 3 * columns * number
     warp_scratch = scratch_of(name, row_tiles, columns)
     load_rows = loader_of(name, rows, width, threads)
     load_step = loader_of(name, columns, width, threads)
@@ -260,18 +434,17 @@ def backward_kv_of(tiling):
 
     @device
     def load_queries(to, known, p, entry, head, first_q, query, queries):
-        """A step: queries, the gradients of their results, lse, D."""
+        """A step: queries, the gradients of their results, and what `norm_at` tells."""
         left = queries - query
         q = row_of_q(p, entry, head, first_q)
         g = row_of_grad_out(p, entry, head, first_q)
-        first = first_q + query
-        lse = row_of_lse(p, entry, head, first)
-        delta = p.delta + row_number(p, entry, head, first) * number
+        at = row_number(p, entry, head, first_q + query)
         g_at = in_line(g, p.grad_out_row)
         load_step(to, in_line(q, p.q_row), query, left, p.width, p.aligned & OF_Q)
         load_step(to + x_size, g_at, query, left, p.value_width, p.aligned & OF_GRAD_OUT)
-        load_numbers(known, lse, p.lse_row, left)
-        load_numbers(known + columns * number, delta, number, left)
+        load_numbers(known, norm_at(p, 1, at, number), number, left)
+        load_numbers(known + columns * number, norm_at(p, 2, at, number), number, left)
+        load_numbers(known + 2 * columns * number, norm_at(p, 0, at, number), number, left)
 
     @cuda.jit
     def backward_kv(p, scale, softcap):

@@ -31,6 +31,9 @@ class Spans(NamedTuple):
     offsets: int = 0  # (entries): positions of the first queries
     offsets_code: int = 0
     offset: int = 0
+    # What a window has lost before it came here, up to 2**62: offsets on the GPU lose it, too.
+    left_less: int = 0
+    right_less: int = 0
 
 
 @cuda.jit
@@ -58,8 +61,12 @@ def _fill_spans(spans):
     _ptx.store_i64(to + 8, min(max(last_q, first_q), spans.queries))
     _ptx.store_i64(to + 16, first_k)
     _ptx.store_i64(to + 24, min(max(last_k, first_k), spans.keys))
-    # As far away as anything can be; sums with it do not overflow.
-    far = np.int64(1 << 60)
+    # What `per_entry` in fastce/_heads.py does on the host: sums with `far` do not overflow.
+    far, half = np.int64(1 << 61), np.int64(1 << 59)
+    if offset > half:
+        offset = max(offset - spans.left_less, half)
+    if offset < -half:
+        offset = min(offset + spans.right_less, -half)
     _ptx.store_i64(to + 32, min(max(offset, -far), far))
 
 

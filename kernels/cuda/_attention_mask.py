@@ -148,10 +148,11 @@ def mask_gradient_of(tiling):
                 there = keys - key
                 load_columns(k_tile, in_line(k, p.k_row), key, there, p.width, p.aligned & OF_K)
                 load_columns(v_tile, v_at, key, there, p.value_width, p.aligned & OF_V)
-                lse, delta = cuda.local.array(lane_rows, kind), cuda.local.array(lane_rows, kind)
+                top, log_sum = cuda.local.array(lane_rows, kind), cuda.local.array(lane_rows, kind)
+                delta = cuda.local.array(lane_rows, kind)
                 place = entry, head, first_q
                 row = first + my_row
-                known_all(p, lse, delta, limits, place, row, queries, keys, offset)
+                known_all(p, top, log_sum, delta, limits, place, row, queries, keys, offset)
                 mask = row_of_mask(p, entry, head, np.int64(0))
                 masks = in_line(mask, p.mask_row)
                 s, ds = cuda.local.array(score_count, kind), cuda.local.array(score_count, kind)
@@ -163,7 +164,7 @@ def mask_gradient_of(tiling):
                 multiply(ds, g_tile + mine, v_tile)
                 finish(s, p, scale, softcap, np.int32(key), True, limits, masks, row, p.mask_item)
                 # No slopes: the mask comes after the softcap.
-                grads(s, ds, s, lse, delta, natural, 0.0)
+                grads(s, ds, s, top, log_sum, delta, natural, 0.0)
                 for e in range(score_count):
                     acc[e] += ds[e]
         entry = _ptx.load_i64(members + 8 * (2 + groups + first_member))

@@ -24,6 +24,11 @@ from ._storage import storage_of
 _LOG2_E = np.float32(math.log2(math.e))
 
 
+def natural_of(tiling, scale):
+    """The true value of a score of 1, as the kernels of `tiling` have scores: see `unit_of`."""
+    return float(scale) if uses_tensor_cores(tiling.dtype) and not tiling.general else 1.0
+
+
 @cache
 def scores_of(tiling):
     storage = storage_of(tiling.dtype)
@@ -37,9 +42,6 @@ def scores_of(tiling):
     is_raw = fast and not general
     # Rounded, as the largest score is: not in one instruction with a subtraction that follows.
     times = dmul_rn if number == 8 else fmul_rn
-    # Sums of the weights of a row with no score above it cannot be told from its scores: a mask of
-    # the lowest finite number does that. Its gradients are 0, as of a row that sees nothing.
-    least = real(0.69 * np.finfo(real).min)
 
     @device
     def unit_of(scale):
@@ -147,12 +149,20 @@ def scores_of(tiling):
     # ---- of gradients
 
     @device
-    def given_weight(score, lse, natural):
-        """exp(score - lse), at most 1, however lse was rounded; 0 where lse says nothing."""
-        gap = score * natural - lse
+    def given_weight(score, top, log_sum, natural):
+        """exp(score - top), at most 1, however `top` was rounded, over the sum whose logarithm is
+        given. What `top` and `log_sum` are: `norm_at` in _attention_backward.py.
+        """
+        gap = score - top
         gap = zero if gap > zero else gap  # NaN stays
-        weight = _ptx.exp2_approx(gap * _LOG2_E) if fast else exp_below(gap, zero)
-        return zero if lse < least else weight
+        if fast:
+            return _ptx.exp2_approx(gap * (natural * _LOG2_E) - log_sum)
+        return exp_below(gap, log_sum)
+
+    @device
+    def log_of(total):
+        """As `given_weight` takes it."""
+        return math.log(total) * (_LOG2_E if fast else one)
 
     @device
     def keep_slopes(s, slopes, scale, softcap):
@@ -167,32 +177,33 @@ def scores_of(tiling):
         return one - tanh * tanh
 
     @device
-    def grad(k, s, ds, slopes, lse, delta, natural, softcap):
+    def grad(k, s, ds, slopes, top, log_sum, delta, natural, softcap):
         """A weight in place of its score, the gradient of the score in place of dO V'."""
-        s[k] = given_weight(s[k], lse, natural)
+        s[k] = given_weight(s[k], top, log_sum, natural)
         ds[k] = s[k] * (ds[k] - delta)
         if general and softcap != 0:
             ds[k] *= slopes[k]
 
     @device
-    def grads_of_row(row, s, ds, slopes, lse, delta, natural, softcap):
+    def grads_of_row(row, s, ds, slopes, tops, log_sums, deltas, natural, softcap):
         for n in range(tiles):
             k = ((row >> 1) * tiles + n) * 4 + 2 * (row & 1)
-            grad(k, s, ds, slopes, lse[row], delta[row], natural, softcap)
-            grad(k + 1, s, ds, slopes, lse[row], delta[row], natural, softcap)
+            for i in range(2):
+                grad(k + i, s, ds, slopes, tops[row], log_sums[row], deltas[row], natural, softcap)
 
     grads_of_rows = unrolled(rows, grads_of_row)
 
     @device
     def grads_of_column(n, s, ds, slopes, at, natural, softcap):
-        """The same, where columns are queries; their lse and delta are in shared memory."""
+        """The same, where columns are queries, of which all that is known is in shared memory."""
         at += (8 * n + 2 * np.int32(cuda.threadIdx.x & 3)) * number
-        lse = load_pair(np.uint32(at))
-        delta = load_pair(np.uint32(at + columns * number))
+        top = load_pair(np.uint32(at))
+        log_sum = load_pair(np.uint32(at + columns * number))
+        delta = load_pair(np.uint32(at + 2 * columns * number))
         for row in range(rows):
             k = ((row >> 1) * tiles + n) * 4 + 2 * (row & 1)
-            grad(k, s, ds, slopes, lse[0], delta[0], natural, softcap)
-            grad(k + 1, s, ds, slopes, lse[1], delta[1], natural, softcap)
+            for i in range(2):
+                grad(k + i, s, ds, slopes, top[i], log_sum[i], delta[i], natural, softcap)
 
     grads_of_columns = unrolled(tiles, grads_of_column)
 
@@ -204,6 +215,8 @@ def scores_of(tiling):
         row_max=row_max,
         shared_sum=shared_sum,
         weights=weights,
+        given_weight=given_weight,
+        log_of=log_of,
         keep_slopes=keep_slopes,
         grads_of_rows=grads_of_rows,
         grads_of_columns=grads_of_columns,

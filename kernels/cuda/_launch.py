@@ -308,8 +308,8 @@ def over_tiles(kernel, tiling, shared, blocks, where, arguments):
         )
 
 
-def over_all_rows(kernel, p, where):
+def over_all_rows(kernel, p, where, *numbers):
     """Launch a kernel that has a warp for each query of each head."""
     blocks = -(-p.all_rows // (MERGE_THREADS // 32))
     if blocks:
-        _device.launch(kernel, blocks, MERGE_THREADS, 0, where.stream, where.device, (p,))
+        _device.launch(kernel, blocks, MERGE_THREADS, 0, where.stream, where.device, (p, *numbers))

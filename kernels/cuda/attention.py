@@ -8,9 +8,16 @@ Every result is the same to the last bit every time: nothing is added by atomic 
 """
 
 from . import _attention_arrays, _device, _launch
-from ._attention_backward import backward_kv_of, backward_q_of, delta_of
+from ._attention_backward import (
+    backward_kv_of,
+    backward_q_of,
+    delta_of,
+    norms_of,
+    norms_shared_size,
+)
 from ._attention_forward import forward_of, merge_of
 from ._attention_mask import mask_gradient_of
+from ._attention_scores import natural_of
 from ._storage import storage_of
 
 
@@ -53,11 +60,16 @@ def attention_backward(grad_out, q, k, v, mask, spans, out, lse, dq, dk, dv, dma
         p, kept = _attention_arrays.problem(arrays, spans, left=left, right=right)
         general = _is_general(p, scale, softcap)
         size = storage_of(q.dtype).real_size
-        kept.append(_device.allocate(p.all_rows * size, q.stream, q.device))
+        kept.append(_device.allocate(3 * p.all_rows * size, q.stream, q.device))
         p = p._replace(delta=_device.address(kept[-1]))
-        _launch.over_all_rows(delta_of(q.dtype), p, q)
         numbers = float(scale), float(softcap)
         of_q, of_kv = _launch.attention_backward(q.dtype, p, general, q.device)
+        # The gradient of a mask has a mask, so all kernels have the same unit of products.
+        _launch.over_all_rows(delta_of(q.dtype), p, q, natural_of(of_q[0], scale))
+        tiling, cut = of_q
+        now = p._replace(**{**cut, "parts": 1})
+        shared, blocks = norms_shared_size(tiling), _launch.tiles_of(now, p.heads)
+        _launch.over_tiles(norms_of(tiling), tiling, shared, blocks, q, (now, *numbers))
         for (tiling, cut), kernel_of, heads in (
             (of_q, backward_q_of, p.heads),
             (of_kv, backward_kv_of, p.heads // max(p.group, 1)),

@@ -10,6 +10,12 @@ on the threads. Three ways, which sum every number in the same order:
   adds to a block of keys, a tile waits until those before it have passed that block.
 - Results of 16 bits cannot be summed in. A whole head is summed in the thread's memory, if it fits;
   else dq is computed over tiles, and dk and dv once more over chunks of keys: seven products.
+
+lse is rounded to its own size: of scores around -1e9 (a mask of padding), it is the same for one
+key and for a thousand. Rows whose lse is large therefore get the maximum and the sum of their
+weights from the scores again, and sum(grad_out * out) from these weights: two products more for
+their tile.
+Rejected: the maximum and the sum as two arrays, which every caller would have to carry.
 """
 
 cdef extern from *:
@@ -18,23 +24,38 @@ cdef extern from *:
     INLINE void announce(int64_t *progress, int64_t value) {
         __atomic_store_n(progress, value, __ATOMIC_RELEASE);
     }
+    INLINE bool has_passed(const int64_t *progress, int64_t value) {
+        return __atomic_load_n(progress, __ATOMIC_ACQUIRE) >= value;
+    }
     INLINE void wait_for(const int64_t *progress, int64_t value) {
-        for (int tries = 0; __atomic_load_n(progress, __ATOMIC_ACQUIRE) < value; tries++)
+        for (int tries = 0; !has_passed(progress, value); tries++)
             if (tries > 100) sched_yield();
     }
     """
     void announce(int64_t*, int64_t) nogil
+    bint has_passed(const int64_t*, int64_t) nogil
     void wait_for(const int64_t*, int64_t) nogil
 
 cdef enum:
     CHUNK = 4 * KEYS  # keys of a turn for dk and dv: the queries are transposed again for each
     HEAD_MEMORY = 1 << 22  # bytes for the sums of a whole head
+    # Rows of Work.norms. A weight is exp2(score - TOP) * SHARE, with at most CAP as the exponent.
+    TOP = 0  # lse in base 2, or the largest score
+    SHARE = 1  # 1, or 1 / sum of the weights
+    CAP = 2  # 0: no weight is above 1, however lse was rounded. Or 1, which limits nothing
+    MEAN = 3  # sum of grad_out * out
+    NORMS = 4
+
+# Of |lse|, in base 2. Its rounding changes weights by up to |lse| / 2**24 of them in float32, here
+# by 1e-5, as that of the scores does; scores of trained models stay below.
+cdef double LARGE_LSE = 256
 
 cdef int64_t DONE = 1 << 62
 
 cdef struct Gradient:
     Heads grad_out, dq, dk, dv, dmask
     Py_ssize_t chunk  # keys for which there is memory to sum in
+    char* norms  # Work.norms of all tiles, where dk and dv are made over chunks; or NULL
 
 
 cdef Py_ssize_t share_out_backward(
@@ -56,8 +77,8 @@ cdef Py_ssize_t share_out_backward(
     used += padded(KEYS * tile)
     work.grad_queries = memory + used
     used += padded(p.width * tile)
-    work.means = memory + used
-    used += padded(tile)
+    work.norms = memory + used
+    used += padded(NORMS * tile)
     work.grad_keys = memory + used
     used += padded(g.chunk * p.width * wide if converts else 0)
     work.grad_values = memory + used
@@ -90,17 +111,10 @@ cdef void load_rows(
 
 
 cdef void begin_tile(
-    const Problem* p, const Gradient* g, const real* like, const Tile* tile, const Work* work
+    const Problem* p, const Gradient* g, const real* like, Tile* tile, const Work* work,
+    const char* norms
 ) noexcept nogil:
-    """Queries, grad_out, lse and sum(grad_out * out) of a tile."""
-    cdef Py_ssize_t w = lanes(like), r, k, left
-    cdef char* norms[MOST_LANES]
-    cdef char* grads[MOST_LANES]
-    cdef char* outs[MOST_LANES]
-    cdef const real* go
-    cdef const real* o
-    cdef vector[real] total
-    cdef double lse
+    """Queries, grad_out and norms of a tile, which are copied from `norms` unless it is NULL."""
     if p.pairs:
         rows_to_lanes(p, &p.q, tile, like, p.width, work.weights)
         lanes_to_pairs(work.weights, p.width, tile.columns, work.queries)
@@ -111,23 +125,98 @@ cdef void begin_tile(
         rows_to_lanes(p, &g.grad_out, tile, like, p.value_width, work.grad)
     load_rows(p, &p.q, tile, like, p.width, work.query_rows)
     load_rows(p, &g.grad_out, tile, like, p.value_width, work.grad_rows)
-    rows_of(p, &p.lse, tile, norms)
+    find_norms(p, g, like, tile, work, norms)
+
+
+cdef inline Py_ssize_t norms_size(const real* like) noexcept nogil:
+    return NORMS * lanes_of(like) * (8 if real is double else 4)
+
+
+cdef inline bint is_large(double lse) noexcept nogil:
+    return fabs(lse) * LOG2_E > LARGE_LSE and fabs(lse) != INFINITY
+
+
+cdef void find_norms(
+    const Problem* p, const Gradient* g, const real* like, Tile* tile, const Work* work,
+    const char* norms
+) noexcept nogil:
+    cdef Py_ssize_t w = lanes(like), all = lanes_of(like), r, k, left
+    cdef char* lses[MOST_LANES]
+    cdef char* grads[MOST_LANES]
+    cdef char* outs[MOST_LANES]
+    cdef const real* go
+    cdef const real* o
+    cdef vector[real] total
+    cdef double lse, top, share, cap, mean
+    rows_of(p, &p.lse, tile, lses)
+    tile.summed = False
+    for r in range(tile.rows):
+        tile.summed |= is_large(get_wide(like, lses[r], 0))
+    if norms != NULL:
+        memcpy(work.norms, norms, norms_size(like))
+        return
+    if tile.summed:
+        sum_weights(p, like, tile, work)
     rows_of(p, &p.out, tile, outs)
     rows_of(p, &g.grad_out, tile, grads)
     for r in range(tile.columns):
         lse = -INFINITY
         total = splat(like, 0.0)
         if r < tile.rows:
-            lse = get_wide(like, norms[r], 0)
+            lse = get_wide(like, lses[r], 0)
             go = <const real*>grads[r]
             o = <const real*>outs[r]
             for k in range((p.value_width + w - 1) // w):
                 left = min(w, p.value_width - k * w)
                 total = mul_add(load_n(go + k * w, left, 0.0), load_n(o + k * w, left, 0.0), total)
-        put_wide(like, work.means, r, reduce_add(total))
-        # A query that sees no key, or keys of the lowest number only: every weight is exp2(-inf).
-        put_wide(like, work.totals, r,
-                 INFINITY if lse * LOG2_E < -0.5 * largest_of(like) else lse * LOG2_E)
+        top = lse * LOG2_E
+        share = 1
+        cap = 0
+        mean = reduce_add(total)
+        if is_large(lse):
+            top = get_wide(like, work.tops, r)
+            share = 1 / get_wide(like, work.totals, r)
+            cap = 1
+            mean = get_wide(like, work.result, r) * share
+        if top == -INFINITY:  # a query that sees no key: every weight is exp2(-inf)
+            top = INFINITY
+            share = 1
+            mean = 0
+        put_wide(like, work.norms, TOP * all + r, top)
+        put_wide(like, work.norms, SHARE * all + r, share)
+        put_wide(like, work.norms, CAP * all + r, cap)
+        put_wide(like, work.norms, MEAN * all + r, mean)
+
+
+cdef void sum_weights(
+    const Problem* p, const real* like, const Tile* tile, const Work* work
+) noexcept nogil:
+    """The first pass of rows whose lse is too large: of each row of the tile the largest score in
+    work.tops, in work.totals the sum of the weights below it, and in the first row of work.result
+    their sum with grad_out v^T."""
+    cdef Py_ssize_t w = lanes(like), step = TILE_VECTORS, c, k, j, n, first
+    cdef vector[real] block_tops[TILE_VECTORS]
+    cdef vector[real] factor
+    cdef vector[real]* tops = <vector[real]*>work.tops
+    cdef vector[real]* totals = <vector[real]*>work.totals
+    cdef vector[real]* sums = <vector[real]*>work.result
+    cdef vector[real]* s = <vector[real]*>work.scores
+    cdef vector[real]* pulled = <vector[real]*>work.grad_scores
+    for c in range(step):
+        tops[c] = splat(like, -INFINITY)
+        totals[c] = splat(like, 0.0)
+        sums[c] = splat(like, 0.0)
+    for k in range((tile.high - tile.low + KEYS - 1) // KEYS):
+        first = tile.low + k * KEYS
+        n = min(KEYS, tile.high - first)
+        if not scores(p, like, tile, work, first, n, block_tops, &factor):
+            continue
+        weigh(like, tile, work, n, 1, block_tops, factor)
+        times_keys(p, like, &p.v, tile, first, n, p.value_width, work.grad, work.values,
+                   work.grad_scores)
+        for c in range(tile.columns // w):
+            for j in range(n):
+                sums[c] = mul_add(s[j * step + c], pulled[j * step + c], sums[c])
 
 
 cdef bint block_gradient(
@@ -142,17 +231,22 @@ cdef bint block_gradient(
     cdef vector[real]* ds = <vector[real]*>work.grad_scores
     cdef vector[real]* slope = <vector[real]*>work.slope
     cdef vector[real] scale = splat(like, p.scale), zero = splat(like, 0.0)
-    cdef vector[real] factor, minus_lse, mean, v
+    cdef vector[real] factor, minus_top, minus_cap, share, mean, v
+    cdef Py_ssize_t all = lanes_of(like)
     if not scores(p, like, tile, work, first, n, tops, &factor):
         return False
     times_keys(p, like, &p.v, tile, first, n, p.value_width, work.grad, work.values,
                work.grad_scores)
     for c in range(tile.columns // w):
-        minus_lse = zero - load_wide(like, work.totals, c * w, w)
-        mean = load_wide(like, work.means, c * w, w)
+        minus_top = zero - load_wide(like, work.norms, TOP * all + c * w, w)
+        minus_cap = zero - load_wide(like, work.norms, CAP * all + c * w, w)
+        share = load_wide(like, work.norms, SHARE * all + c * w, w)
+        mean = load_wide(like, work.norms, MEAN * all + c * w, w)
         for k in range(n):
-            # No weight is above 1, however lse was rounded.
-            v = exp_2(like, zero - vmax(zero, zero - mul_add(s[k * step + c], factor, minus_lse)))
+            v = mul_add(s[k * step + c], factor, minus_top)
+            v = exp_2(like, zero - vmax(minus_cap, zero - v))
+            if tile.summed:
+                v = v * share
             s[k * step + c] = v
             v = v * (ds[k * step + c] - mean)
             if not of_mask:
@@ -226,7 +320,9 @@ cdef void query_turn(
     cdef Tile tile
     cdef Py_ssize_t k, n, first
     find_tile(p, like, plan, number, &tile)
-    begin_tile(p, g, like, &tile, work)
+    begin_tile(p, g, like, &tile, work, NULL)
+    if g.norms != NULL:
+        memcpy(g.norms + number * norms_size(like), work.norms, norms_size(like))
     clear_queries(p, like, work)
     for k in range((tile.high - tile.low + KEYS - 1) // KEYS):
         first = tile.low + k * KEYS
@@ -238,9 +334,10 @@ cdef void query_turn(
 
 cdef void key_turn(
     const Problem* p, const Gradient* g, const real* like, Py_ssize_t batch, Py_ssize_t head,
-    Py_ssize_t first, Py_ssize_t last, const Work* work, bint with_queries
+    Py_ssize_t first, Py_ssize_t last, const Work* work, bint with_queries, const char* norms
 ) noexcept nogil:
-    """dk and dv of the keys from `first` to `last` of a head; dq too where these are all keys."""
+    """dk and dv of the keys from `first` to `last` of a head; dq too where these are all keys.
+    `norms` are those of the head's tiles where they are known, else NULL."""
     cdef Tile tile
     cdef bint converts = not (real is double or real is float)
     cdef Py_ssize_t width = lanes_of(like), count = tiles_of(p, batch, width), i, k, n, at, end
@@ -263,7 +360,7 @@ cdef void key_turn(
                 clear_queries(p, like, work)
                 end_tile(p, g, like, &tile, work)
             continue
-        begin_tile(p, g, like, &tile, work)
+        begin_tile(p, g, like, &tile, work, norms + i * norms_size(like) if norms else NULL)
         if with_queries:
             clear_queries(p, like, work)
         at = max(first, tile.low)
@@ -316,7 +413,7 @@ cdef void ordered_turn(
     find_tile(p, like, plan, number, &tile)
     announce(progress + number, tile.low)
     oldest = number - (number - plan.first_tile[tile.batch]) % tiles_of(p, tile.batch, plan.lanes)
-    begin_tile(p, g, like, &tile, work)
+    begin_tile(p, g, like, &tile, work, NULL)
     clear_queries(p, like, work)
     for k in range((tile.high - tile.low + KEYS - 1) // KEYS):
         at = tile.low + k * KEYS
@@ -326,7 +423,7 @@ cdef void ordered_turn(
             add_to_queries(p, like, &tile, work, at, n)
             for i in range(oldest, number):
                 wait_for(progress + i, at + n)
-            while oldest < number and progress[oldest] == DONE:
+            while oldest < number and has_passed(progress + oldest, DONE):
                 oldest += 1
             add_outer(p, like, &tile, work, work.scores, work.grad_rows, n, p.value_width,
                       key_at(p, &g.dv, &tile, at), g.dv.row // <Py_ssize_t>sizeof(real))
@@ -377,7 +474,7 @@ cdef void mask_turn(
             continue
         for head in range(p.heads):
             make_tile(p, &tile, batch, head * count + number, 1, width, w)
-            begin_tile(p, g, like, &tile, work)
+            begin_tile(p, g, like, &tile, work, NULL)
             rows_of(p, &g.dmask, &tile, rows)
             for k in range((tile.high - tile.low + KEYS - 1) // KEYS):
                 first = tile.low + k * KEYS
@@ -427,9 +524,14 @@ cdef int typed_backward(
     plan.tiles = plan.first_tile[p.batches]
     plan.memory = share_out_backward(p, &g, like, &work, NULL)
     plan.work = <char*>malloc(crew * plan.memory + 64)
-    if not whole and not converts:
+    g.norms = NULL
+    if not whole and converts:
+        g.norms = <char*>malloc((plan.tiles + 1) * norms_size(like))
+    elif not whole:
         progress = <int64_t*>calloc(plan.tiles + 1, sizeof(int64_t))
-    if plan.work == NULL or (progress == NULL and not whole and not converts):
+    if plan.work == NULL or not (whole or progress != NULL or g.norms != NULL):
+        free(g.norms)
+        free(progress)
         free(plan.work)
         free(<void*>plan.first_tile)
         return NO_MEMORY
@@ -451,6 +553,7 @@ cdef int typed_backward(
             crew = 1
         for number in prange(most, num_threads=crew, schedule="dynamic"):
             position_turn(p, &g, like, &plan, number, <char*>work.queries)
+    free(g.norms)
     free(progress)
     free(plan.work)
     free(<void*>plan.first_tile)
@@ -466,12 +569,15 @@ cdef void head_turn(
     cdef Py_ssize_t chunk = number % chunks if chunks else 0
     cdef Py_ssize_t head = number // chunks if chunks else number
     cdef Py_ssize_t batch = head // p.kv_heads, keys = keys_of(p, batch)
+    cdef Py_ssize_t tile
     share_out_backward(p, g, like, &work, memory + threadid() * plan.memory)
     if chunks == 0:
-        key_turn(p, g, like, batch, head % p.kv_heads, 0, keys, &work, True)
+        key_turn(p, g, like, batch, head % p.kv_heads, 0, keys, &work, True, NULL)
     elif chunk * g.chunk < keys:
+        tile = plan.first_tile[batch] + head % p.kv_heads * tiles_of(p, batch, plan.lanes)
         key_turn(p, g, like, batch, head % p.kv_heads, chunk * g.chunk,
-                 min(keys, (chunk + 1) * g.chunk), &work, False)
+                 min(keys, (chunk + 1) * g.chunk), &work, False,
+                 g.norms + tile * norms_size(like))
 
 
 cdef void tile_turn(

@@ -365,6 +365,7 @@ cdef int typed_forward(const Problem* p, const real* like, int threads) noexcept
         plan.parts = <char*>malloc(plan.tiles * plan.splits * plan.part)
     if plan.work == NULL or (plan.splits > 1 and plan.parts == NULL):
         free(plan.work)
+        free(plan.parts)
         free(<void*>plan.first_tile)
         return NO_MEMORY
     work.queries = <void*>((<size_t>plan.work + 63) & ~<size_t>63)

@@ -12,7 +12,7 @@ queries, reduces across lanes, and repacks the weights for the second product.
 Scores are kept in base 2: one factor, scale * log2(e), is multiplied in, and exp becomes exp2.
 """
 
-from libc.math cimport exp2, log
+from libc.math cimport exp2, fabs, log
 from libc.stdint cimport int64_t
 from libc.stdlib cimport calloc
 from libc.string cimport memcpy, memset
@@ -70,6 +70,7 @@ cdef struct Tile:
     Py_ssize_t columns  # rows, rounded up to whole vectors
     Py_ssize_t low, high  # the keys that any row may see, [low, high)
     Py_ssize_t full_low, full_high  # the keys that every row may see
+    bint summed  # of the backward: whether a row's lse is too large to give its weights
     int64_t lows[MOST_LANES]
     int64_t highs[MOST_LANES]
 
@@ -91,7 +92,7 @@ cdef struct Work:  # a thread's memory
     void* slope  # (KEYS, lanes): d(score) / d(score before softcap)
     void* grad_scores  # (KEYS, lanes)
     void* grad_queries  # (width, lanes)
-    void* means  # (lanes): sum of grad_out * out
+    void* norms  # (NORMS, lanes), see _attention_backward.pxi
     void* grad_keys  # (CHUNK, width), where dk is not computed in
     void* grad_values  # (CHUNK, value_width)
 
@@ -134,6 +135,8 @@ cdef inline Py_ssize_t tiles_of(
 ) noexcept nogil:
     """Tiles of one key head of a batch entry."""
     cdef Py_ssize_t heads = together(p, batch, width)
+    if heads == 0:  # key heads without queries
+        return 0
     return p.group // heads * ((heads * queries_of(p, batch) + width - 1) // width)
 
 

@@ -67,7 +67,7 @@ cdef double panel(
     Py_ssize_t width, bint tile, Py_ssize_t r
 ) noexcept nogil:
     """Loss of the rows r to r + width, one in each column, and their gradient."""
-    cdef char memory[3 * PANEL_MEMORY]  # nine arrays
+    cdef char* memory = thread_memory(OF_PANEL, 3 * PANEL_MEMORY)  # nine arrays
     cdef Py_ssize_t w = lanes(x), vectors = (width + w - 1) // w, c, j, k, at, left, label
     cdef vector[real]* tops = aligned(x, memory)
     cdef vector[real]* rests = tops + vectors  # later: the slope of the gradient
@@ -203,7 +203,7 @@ cdef double tile(
     const Problem* p, const real* x, const real* t, real* grad, Py_ssize_t rows, Py_ssize_t r
 ) noexcept nogil:
     """Up to tile_rows short rows, from row r, as a panel of the compute type."""
-    cdef char memory[2 * TILE_MEMORY]
+    cdef char* memory = thread_memory(OF_TILE, 2 * TILE_MEMORY)
     cdef Py_ssize_t w = lanes(x), stride = (rows + w - 1) // w * w
     cdef double loss
     cdef vector[real]* a = aligned(x, memory)

@@ -40,12 +40,6 @@ cdef double weight_sum(const real* like, const void* weight, Py_ssize_t n) noexc
 
 # ---- rows -----------------------------------------------------------------------------------
 
-cdef enum:
-    # Elements that are added up in a vector: 256 float64 for each lane of AVX2. Of 1024 for each
-    # lane, errors of 12 ULP in gradients were measured; of 256, 7.
-    SUMMED = 1024
-
-
 cdef struct Cost:
     double loss  # sum of q * (top - x)
     double total  # sum of q
@@ -54,25 +48,21 @@ cdef struct Cost:
 cdef Cost row_cost(const Problem* p, const real* x, const real* t, double row_top) noexcept nogil:
     """What label smoothing and a target of probabilities cost; a second pass over a cached row."""
     cdef Cost cost
-    cdef Py_ssize_t w = lanes(x), block, k, at, left
+    cdef Py_ssize_t w = lanes(x), k, left
     cdef vector[real] zero = splat(x, 0.0), top = splat(x, row_top), soft = splat(x, p.soft)
-    cdef vector[real] weight, part, q, loss, total
-    cost.loss = 0
-    cost.total = p.soft_total
-    for block in range((p.n + SUMMED - 1) // SUMMED):
-        loss = zero
-        total = zero
-        for k in range((min(SUMMED, p.n - block * SUMMED) + w - 1) // w):
-            at = block * SUMMED + k * w
-            left = min(w, p.n - at)
-            weight = row_weight(p, x, at, left)
-            part = target_part(p, x, t, at, left, zero)
-            total = total + part * weight
-            q = (soft + part) * weight
-            # Beyond the end x counts as the maximum, which costs nothing.
-            loss = loss + where_equal(q, zero, zero, q * (top - load_n(x + at, left, row_top)))
-        cost.loss += reduce_add(loss)
-        cost.total += reduce_add(total)
+    cdef vector[real] weight, part, q, loss = zero, total = zero, loss_error = zero, error = zero
+    for k in range((p.n + w - 1) // w):
+        left = min(w, p.n - k * w)
+        weight = row_weight(p, x, k * w, left)
+        part = target_part(p, x, t, k * w, left, zero)
+        q = (soft + part) * weight
+        # Beyond the end x counts as the maximum, which costs nothing.
+        add_fast(&loss, &loss_error,
+                 where_equal(q, zero, zero, q * (top - load_n(x + k * w, left, row_top))))
+        if t != NULL:
+            add_fast(&total, &error, part * weight)
+    cost.loss = sum_lanes(x, loss, loss_error)
+    cost.total = p.soft_total + sum_lanes(x, total, error)
     return cost
 
 
@@ -80,21 +70,17 @@ cdef double row_mean_gap(
     const Problem* p, const real* x, const void* exps, State state
 ) noexcept nogil:
     """sum(p * (top - x)): the entropy without the log-sum. All terms are at least 0."""
-    cdef Py_ssize_t w = lanes(x), block, k, at, left
+    cdef Py_ssize_t w = lanes(x), k, left
     cdef Reference ref = reference(x, state.top)
     cdef vector[real] shift = splat(x, ref.shift), power = splat(x, ref.power)
-    cdef vector[real] zero = splat(x, 0.0), top = splat(x, state.top), v, e, sum
-    cdef double total = 0
-    for block in range((p.n + SUMMED - 1) // SUMMED):
-        sum = zero
-        for k in range((min(SUMMED, p.n - block * SUMMED) + w - 1) // w):
-            at = block * SUMMED + k * w
-            left = min(w, p.n - at)
-            v = load_n(x + at, left, state.top)  # the maximum has no gap
-            e = load_wide(x, exps, at, left) if exps != NULL else exp_from(v, shift, power)
-            sum = sum + where_equal(e, zero, zero, e * (top - v))  # at -inf, too
-        total += reduce_add(sum)
-    return total * ref.ratio / (1 + state.rest)
+    cdef vector[real] zero = splat(x, 0.0), top = splat(x, state.top), v, e
+    cdef vector[real] total = zero, error = zero
+    for k in range((p.n + w - 1) // w):
+        left = min(w, p.n - k * w)
+        v = load_n(x + k * w, left, state.top)  # the maximum has no gap
+        e = load_wide(x, exps, k * w, left) if exps != NULL else exp_from(v, shift, power)
+        add_fast(&total, &error, where_equal(e, zero, zero, e * (top - v)))  # at -inf, too
+    return sum_lanes(x, total, error) * ref.ratio / (1 + state.rest)
 
 
 cdef inline void row_gradient(
@@ -143,7 +129,7 @@ cdef double row(
     cdef Py_ssize_t blocks = (p.n + BLOCK - 1) // BLOCK, k, label = -1
     cdef double weight = 0, gap = 0, loss, lse, log_sum, pull, upstream, share, below = 0
     cdef double mean_gap = 0, gap_slope = 0
-    cdef char memory[BLOCK * 8]
+    cdef char* memory = thread_memory(OF_ROW, BLOCK * 8)
     cdef void* exps = memory if grad != NULL and p.n <= BLOCK and p.given_lse == NULL else NULL
     cdef Cost cost
     cdef State state

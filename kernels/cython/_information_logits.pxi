@@ -270,7 +270,7 @@ cdef void logits_tile(
     Py_ssize_t rows, Py_ssize_t n, const Steps* step, double unit
 ) noexcept nogil:
     """Up to tile_rows short rows; their gradients take the place of the logits in the tile."""
-    cdef char memory[2 * TILE_MEMORY]
+    cdef char* memory = thread_memory(OF_TILE, 2 * TILE_MEMORY)
     cdef Py_ssize_t w = lanes(x), vectors = (rows + w - 1) // w, c, left
     cdef vector[real]* a = aligned(x, memory)
     cdef vector[real]* b = a if op == LOGITS_ENTROPY else a + n * vectors

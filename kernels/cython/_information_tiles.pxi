@@ -132,7 +132,7 @@ cdef void tile(
     Py_ssize_t x_step, Py_ssize_t y_step, Finish finish
 ) noexcept nogil:
     """Up to tile_rows short rows, as columns of the compute type."""
-    cdef char memory[2 * TILE_MEMORY]
+    cdef char* memory = thread_memory(OF_TILE, 2 * TILE_MEMORY)
     cdef Py_ssize_t w = lanes(x), vectors = (rows + w - 1) // w, c, left
     cdef vector[real]* a = aligned(x, memory)
     cdef vector[real]* b = a if op == ENTROPY else a + n * vectors

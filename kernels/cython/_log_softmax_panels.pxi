@@ -35,7 +35,7 @@ cdef void panel(
     A tile is private memory: softmax keeps the exponentials there instead of computing them twice.
     With `halves`, it is going to be rounded to f16 or bf16.
     """
-    cdef char memory[PANEL_MEMORY]
+    cdef char* memory = thread_memory(OF_PANEL, PANEL_MEMORY)
     cdef Py_ssize_t w = lanes(x), vectors = (width + w - 1) // w, c, k, at, left
     cdef vector[real]* tops = aligned(x, memory)
     cdef vector[real]* scales = tops + vectors
@@ -79,7 +79,7 @@ cdef void tile(
     Py_ssize_t x_step, Py_ssize_t second_step, Py_ssize_t out_step
 ) noexcept nogil:
     """Any op on up to tile_rows short rows, as a panel of the compute type."""
-    cdef char memory[2 * TILE_MEMORY]
+    cdef char* memory = thread_memory(OF_TILE, 2 * TILE_MEMORY)
     cdef Py_ssize_t w = lanes(x), stride = (rows + w - 1) // w * w, k
     cdef vector[real]* a = aligned(x, memory)
     cdef vector[real]* b = a + n * stride // w

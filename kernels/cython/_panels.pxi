@@ -77,6 +77,14 @@ cdef inline vector[real] corrected(
     return where_equal(finite, finite, total + error, total)
 
 
+cdef inline double sum_lanes(
+    const real* like, vector[real] total, vector[real] error
+) noexcept nogil:
+    """The same over all lanes, in double. Equal lanes would round the same way in `corrected`."""
+    cdef double sum = reduce_add(total)
+    return sum if isinf(sum) else sum + reduce_add(error)
+
+
 cdef inline vector[real] group_sum(
     const real* x, real* exps, Py_ssize_t count, Py_ssize_t stride, Py_ssize_t n,
     vector[real] top, vector[real]* others

@@ -8,6 +8,9 @@ some 120 times in a row of 32000), and a maximum pass over the whole row (reads 
 A state stands for exp(top) * (1 + rest). One maximal element is the 1; `rest` is the sum of all
 others. Where one element dominates, log1p(rest) keeps what log(1 + rest) would round away.
 The states of the blocks are merged in order, so the result does not depend on who computed them.
+
+All sums are compensated. Equal terms round the same way in every addition, so the errors of a plain
+sum do not cancel: 3770 elements of -11 below a 0 cost 25.7 ULP in float, 33 in double.
 """
 
 from cython.parallel cimport prange
@@ -20,6 +23,7 @@ cdef enum:
 cdef struct State:
     double top
     double rest
+    double lost  # what rounding took away from `rest`; row_state adds it at the end
 
 
 cdef inline State block_state(const real* x, Py_ssize_t n, void* exps) noexcept nogil:
@@ -27,10 +31,9 @@ cdef inline State block_state(const real* x, Py_ssize_t n, void* exps) noexcept 
     `exps`, unless it is NULL: computing them again cost 40% of a gradient of 1000 classes.
     """
     cdef State state
-    cdef Py_ssize_t k, w = lanes(x), pairs = n // (2 * w), fours = n // (4 * w), left
-    cdef double ties
+    cdef Py_ssize_t k, w = lanes(x), fours = n // (4 * w), pairs = 2 * fours, left, ties = -1
     cdef const real* p
-    cdef vector[real] zero = splat(x, 0.0), one = splat(x, 1.0), lowest = splat(x, -INFINITY)
+    cdef vector[real] zero = splat(x, 0.0), lowest = splat(x, -INFINITY)
     cdef vector[real] m0 = lowest, m1 = lowest, m2 = lowest, m3 = lowest
     for k in range(fours):
         p = x + 4 * w * k
@@ -46,7 +49,7 @@ cdef inline State block_state(const real* x, Py_ssize_t n, void* exps) noexcept 
     cdef Reference at = reference(x, state.top)
     cdef vector[real] shift = splat(x, at.shift), power = splat(x, at.power)
     cdef vector[real] top = splat(x, state.top), a, b, e, f
-    cdef vector[real] sum0 = zero, sum1 = zero, others0 = zero, others1 = zero
+    cdef vector[real] sum0 = zero, sum1 = zero, error0 = zero, error1 = zero
     for k in range(pairs):
         p = x + 2 * w * k
         prefetch(p + BLOCK)
@@ -58,32 +61,38 @@ cdef inline State block_state(const real* x, Py_ssize_t n, void* exps) noexcept 
         if exps != NULL:
             store_wide(x, exps, 2 * w * k, e, w)
             store_wide(x, exps, 2 * w * k + w, f, w)
-        sum0 = add_unless_equal(sum0, a, top, e)
-        sum1 = add_unless_equal(sum1, b, top, f)
-        others0 = add_unless_equal(others0, a, top, one)
-        others1 = add_unless_equal(others1, b, top, one)
+        if any_equal(x, vmax(a, b), top):  # mostly once in a block
+            ties += count_equal(x, a, top) + count_equal(x, b, top)
+            e = where_equal(a, top, zero, e)
+            f = where_equal(b, top, zero, f)
+        add_fast(&sum0, &error0, e)
+        add_fast(&sum1, &error1, f)
     for k in range(2 * pairs, (n + w - 1) // w):
         left = min(w, n - k * w)
         a = load_n(x + k * w, left, -INFINITY)
         e = exp_from(a, shift, power)
         if exps != NULL:
             store_wide(x, exps, k * w, e, left)
-        sum0 = add_unless_equal(sum0, a, top, e)
-        others0 = add_unless_equal(others0, a, top, one)
-    # The other elements that equal the maximum: all but those summed, and but one.
-    ties = w * ((n + w - 1) // w) - reduce_add(others0 + others1) - 1
-    state.rest = at.ratio * reduce_add(sum0 + sum1) + ties
+        ties += count_equal(x, a, top)
+        add_fast(&sum0, &error0, where_equal(a, top, zero, e))
+    state.rest = at.ratio * (reduce_add(sum0) + reduce_add(sum1)
+                             + reduce_add(error0 + error1)) + ties
+    state.lost = 0
     return state
 
 
 cdef inline State merge(State a, State b) noexcept nogil:
     """The state of two parts together. NaN in either `rest` stays."""
+    cdef double scale = 1, term, total, back
     if b.top > a.top:
         a, b = b, a
-    if a.top == b.top:
-        a.rest = a.rest + b.rest + 1
-    else:
-        a.rest = a.rest + exp(b.top - a.top) * (1 + b.rest)
+    if a.top != b.top:
+        scale = exp(b.top - a.top)
+    term = scale * (1 + b.rest)
+    total = a.rest + term
+    back = total - a.rest
+    a.lost += scale * b.lost + ((a.rest - (total - back)) + (term - back))
+    a.rest = total
     return a
 
 
@@ -91,6 +100,7 @@ cdef inline State empty_state() noexcept nogil:
     cdef State state
     state.top = -INFINITY
     state.rest = 0
+    state.lost = 0
     return state
 
 
@@ -108,11 +118,13 @@ cdef State row_state(const real* x, Py_ssize_t n, void* exps, int crew) noexcept
         for k in range(blocks):
             state = merge(state, block_state(x + k * BLOCK, min(BLOCK, n - k * BLOCK),
                                              exps if blocks == 1 else NULL))
+        state.rest += state.lost
         return state
     for k in prange(blocks, num_threads=crew, schedule="static"):
         states[k] = block_state(x + k * BLOCK, min(BLOCK, n - k * BLOCK), NULL)
     for k in range(blocks):
         state = merge(state, states[k])
+    state.rest += state.lost
     free(states)
     return state
 

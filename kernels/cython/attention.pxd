@@ -53,7 +53,7 @@ cdef struct Attention:
     Heads v  # (batch..., kv_heads, keys, value_width)
     Heads out  # (batch..., heads, queries, value_width); an input of the backward
     # (batch..., heads, queries), the logsumexp of the scores, in the compute dtype: double for F64,
-    # else float. Forward: data is NULL where it is not wanted. Backward: an input.
+    # else float. Forward: data is NULL where it is not wanted. Backward: an input, of these keys.
     Heads lse
     # (batch..., heads, queries, keys), or data is NULL. It is added to the scores; or, with
     # bool_mask, has one byte for each, 1 where a query sees a key. item is the size of an element,

@@ -230,7 +230,8 @@ cdef double block(
     const Problem* p, const real* x, const real* t, real* grad, Py_ssize_t first, Py_ssize_t last
 ) noexcept nogil:
     """The sum of the losses of these elements."""
-    cdef char[TILE * 8] losses, slopes  # on their way past the caches
+    cdef char* losses = thread_memory(OF_TILE, 2 * TILE * 8)  # on their way past the caches
+    cdef char* slopes = losses + TILE * 8
     cdef Py_ssize_t at = first, n, w = 0, v = 0
     cdef double total = 0
     cdef Part to

@@ -1,4 +1,4 @@
-// Scratch memory of many megabytes.
+// Scratch memory: of many megabytes, and of a thread.
 #pragma once
 #include <stdlib.h>
 #if defined(__linux__)
@@ -15,5 +15,13 @@ static inline void *in_huge_pages(size_t bytes) {
 #if defined(MADV_HUGEPAGE)
     madvise(memory, bytes, MADV_HUGEPAGE);  // only advice: without it everything works as well
 #endif
+    return memory;
+}
+
+// Memory of each thread for the time of one function, one for each number in a module. On the stack,
+// of which OMP_STACKSIZE may leave a thread 16 KB, these arrays of up to 32 KB would end the process.
+#define THREAD_MEMORY(number, bytes) thread_memory<(number), (bytes)>()
+template <int number, size_t bytes> static inline char *thread_memory() {
+    alignas(64) static thread_local char memory[bytes];
     return memory;
 }

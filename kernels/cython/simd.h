@@ -90,7 +90,7 @@ template <class T> INLINE constexpr double largest_of(const T *) { return traits
 // A number rounded to the compute type.
 template <class T> INLINE double rounded(const T *, double value) { return (compute<T>)value; }
 
-// Stack memory as vectors: the first aligned address. It takes up to one vector more.
+// Memory as vectors: the first aligned address. It takes up to one vector more.
 template <class T> INLINE vector<T> *aligned(const T *, void *memory) {
     return (vector<T> *)(((uintptr_t)memory + VECTOR_BYTES - 1) & -(uintptr_t)VECTOR_BYTES);
 }
@@ -151,6 +151,10 @@ template <class T> INLINE vector<T> load(const T *p) {
         return v;
 #endif
     } else if constexpr (is<T, bf16>) {
+#if defined(__AVX512F__)  // one instruction, where the conversion below takes five
+        return bits<f32v>(_mm512_slli_epi32(
+            _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)), 16));
+#endif
         half_bits h;
         memcpy(&h, p, sizeof h);
         return bits<f32v>(__builtin_convertvector(h, i32v) << 16);
@@ -385,6 +389,38 @@ INLINE vector<T> add_unless_equal(vector<T> sum, vector<T> a, vector<T> b, vecto
 #else
     return sum + (a == b ? vector<T>{} : term);
 #endif
+}
+// Bit i says whether lane i of a and b are equal.
+template <class V> INLINE unsigned equal_lanes(V a, V b) {
+#if defined(__AVX512F__)
+    if constexpr (is<V, f32v>) return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ);
+    else return _mm512_cmp_pd_mask(a, b, _CMP_EQ_OQ);
+#elif defined(__AVX2__)
+    if constexpr (is<V, f32v>) return _mm256_movemask_ps(bits<f32v>(a == b));
+    else return _mm256_movemask_pd(bits<f64v>(a == b));
+#elif defined(__x86_64__)
+    if constexpr (is<V, f32v>) return _mm_movemask_ps(bits<f32v>(a == b));
+    else return _mm_movemask_pd(bits<f64v>(a == b));
+#else
+    auto equal = a == b;
+    unsigned mask = 0;
+    for (int i = 0; i < WIDTH<V>; i++) mask |= (unsigned)(equal[i] & 1) << i;
+    return mask;
+#endif
+}
+template <class T> INLINE bool any_equal(const T *, vector<T> a, vector<T> b) {
+    return __builtin_expect(equal_lanes(a, b) != 0, 0);
+}
+template <class T> INLINE long count_equal(const T *, vector<T> a, vector<T> b) {
+    return __builtin_popcount(equal_lanes(a, b));
+}
+// total += term, and what rounding that loses to `error`, for terms of one sign. All of it where
+// total >= term already. A larger term may lose half a unit of its own last place; as the total has
+// then doubled, all such losses together stay below one unit of the sum.
+template <class T> INLINE void add_fast(vector<T> *total, vector<T> *error, vector<T> term) {
+    vector<T> sum = *total + term;
+    *error = *error + (term - (sum - *total));
+    *total = sum;
 }
 template <class T>
 INLINE vector<T> where_equal(vector<T> a, vector<T> b, vector<T> then, vector<T> otherwise) {

@@ -9,6 +9,10 @@ same sums, and the rounds are their order. One piece, where there are heads enou
 for each thread. Rejected: dq over tiles, then dk and dv over keys, which is seven products; tiles
 that wait for those before them, as in the Cython kernel, for which Numba has no words.
 
+lse is rounded to its own size: of scores around -1e9 it is the same for one key and for a thousand.
+Rows whose lse is large get the maximum and the sum of their weights from the scores again, and
+sum(grad_out * out) from these weights, before the first round.
+
 Sums of 16-bit results are made in float32 memory of the same layout, twice their size, and narrowed
 at the end. For dk and dv the columns are those of the head, not queries: a width below COLUMNS
 leaves some of them empty.
@@ -18,6 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ._attention_forward import weigh
 from ._attention_problem import (
     DK,
     DMASK,
@@ -53,6 +58,17 @@ from ._storage import scratch, widen
 
 ENOUGH = 16  # tasks in a round; with fewer heads, each is cut
 
+# Of |lse|, in base 2. Its rounding changes weights by up to |lse| / 2**24 of them in float32, here
+# by 1e-5, as that of the scores does; scores of trained models stay below.
+LARGE_LSE = 256.0
+
+# Rows of Pull.norms. A weight is exp2(score - TOP) * SHARE, with at most CAP as the exponent.
+TOP = 0  # lse in base 2, or the largest score
+SHARE = 1  # 1, or 1 / sum of the weights
+CAP = 2  # 0: no weight is above 1, however lse was rounded. Or 1, which limits nothing
+MEAN = 3  # sum of grad_out * out
+NORMS = 4
+
 
 class Gradient(NamedTuple):
     """Inputs in storage; sums in the type that is computed in."""
@@ -64,6 +80,7 @@ class Gradient(NamedTuple):
     dk: np.ndarray
     dv: np.ndarray
     dmask: np.ndarray
+    norms: np.ndarray  # (tiles, NORMS, COLUMNS): from the first round to the others
 
 
 class Pull(NamedTuple):
@@ -75,8 +92,8 @@ class Pull(NamedTuple):
     grad_scores: np.ndarray  # (BLOCK, COLUMNS)
     grad_queries: np.ndarray  # (width, COLUMNS)
     panel: np.ndarray  # (BLOCK, COLUMNS)
-    means: np.ndarray  # (COLUMNS): sum of grad_out * out
-    norms: np.ndarray  # (COLUMNS): lse in base 2
+    norms: np.ndarray  # (NORMS, COLUMNS)
+    part: np.ndarray  # a part of the forward with four rows of sums
 
 
 def pieces_of(p):
@@ -101,8 +118,8 @@ def new_pull(p):
         scratch(p.q, BLOCK * COLUMNS),
         scratch(p.q, four_up(p.width) * COLUMNS),
         scratch(p.q, BLOCK * COLUMNS),
-        scratch(p.q, COLUMNS),
-        scratch(p.q, COLUMNS),
+        scratch(p.q, NORMS * COLUMNS),
+        scratch(p.q, 6 * COLUMNS),
     )
 
 
@@ -123,25 +140,71 @@ def load_panels(p, data, which, tile, lanes, width, to):
 
 
 @inner
-def begin_tile(p, g, tile, lanes, work, pull):
-    """Queries, grad_out, lse and sum(grad_out * out) of a tile."""
+def load_tile(p, g, tile, lanes, work, pull):
+    """Queries and grad_out of a tile."""
     load_queries(p, p.q, Q, tile, lanes, p.width, work.queries)
     load_queries(p, g.grad_out, GRAD_OUT, tile, lanes, p.value_width, pull.grad)
     load_panels(p, p.q, Q, tile, lanes, p.width, pull.query_rows)
     load_panels(p, g.grad_out, GRAD_OUT, tile, lanes, p.value_width, pull.grad_rows)
-    t = constants(pull.means[0])
-    pull.means[:] = 0
-    pull.norms[:] = -t.lowest
+
+
+@inner
+def sum_weights(p, tile, lanes, work, pull):
+    """Of each row of the tile the largest score, the sum of the weights below it, and their sum
+    with grad_out v^T: rows 4, 5 and 0 of pull.part. The other rows are filling.
+    """
+    part, s, ds = pull.part, work.scores, pull.grad_scores
+    depth, memory = four_up(p.value_width), pull.panel
+    part[:] = 0
+    part[4 * COLUMNS : 5 * COLUMNS] = constants(part[0]).lowest
+    for first in range(tile.low, tile.high, BLOCK):
+        n = min(BLOCK, tile.high - first)
+        if not scores(p, tile, lanes, work, first, n):
+            continue
+        weigh(s, n, part, 4, memory[:COLUMNS], memory[COLUMNS : 2 * COLUMNS],
+              memory[2 * COLUMNS : 3 * COLUMNS])  # fmt: skip
+        load_keys(p, p.v, V, tile, first, n, p.value_width, work.values)
+        product(work.values, depth, 1, pull.grad, ds, four_up(n), depth)
+        for key in range(n):
+            at = key * COLUMNS
+            line, pulled = s[at : at + COLUMNS], ds[at : at + COLUMNS]
+            for j in range(COLUMNS):
+                part[j] += line[j] * pulled[j]
+
+
+@inner
+def is_large(lse):
+    t = constants(lse)
+    return abs(lse) * t.log2_e > LARGE_LSE and abs(lse) != -t.lowest
+
+
+@inner
+def find_norms(p, g, tile, lanes, work, pull):
+    t, norms, part = constants(pull.norms[0]), pull.norms, pull.part
+    summed = False
     for r in range(tile.rows):
-        norm = g.lse[query_at(p, LSE, tile, lanes, r)] * t.log2_e
-        # A query that sees no key, or keys of the lowest number only: every weight is exp2(-inf).
-        pull.norms[r] = -t.lowest if norm < -t.half * t.largest else norm
+        summed |= is_large(g.lse[query_at(p, LSE, tile, lanes, r)])
+    if summed:
+        sum_weights(p, tile, lanes, work, pull)
+    norms[:] = 0
+    norms[TOP * COLUMNS : (TOP + 1) * COLUMNS] = -t.lowest
+    for r in range(tile.rows):
+        lse = g.lse[query_at(p, LSE, tile, lanes, r)]
         a, b = query_at(p, GRAD_OUT, tile, lanes, r), query_at(p, OUT, tile, lanes, r)
         pulled, out = g.grad_out[a : a + p.value_width], g.out[b : b + p.value_width]
-        total = t.zero
+        mean = t.zero
         for k in range(p.value_width):
-            total = add_in_any_order(total, widen(pulled[k]) * widen(out[k]))
-        pull.means[r] = total
+            mean = add_in_any_order(mean, widen(pulled[k]) * widen(out[k]))
+        top, share, cap = lse * t.log2_e, t.one, t.zero
+        if is_large(lse):
+            top, total, cap = part[4 * COLUMNS + r], part[5 * COLUMNS + r], t.one
+            share = t.one / total if total != t.zero else t.zero
+            mean = part[r] * share
+        # A query that sees no key: every weight is exp2(-inf).
+        norms[TOP * COLUMNS + r] = -t.lowest if top == t.lowest else top
+        norms[SHARE * COLUMNS + r] = share
+        norms[CAP * COLUMNS + r] = cap
+        norms[MEAN * COLUMNS + r] = mean
 
 
 @inner
@@ -154,14 +217,15 @@ def block_gradient(p, tile, lanes, work, pull, first, n, of_mask):
     load_keys(p, p.v, V, tile, first, n, p.value_width, work.values)
     depth = four_up(p.value_width)
     product(work.values, depth, 1, pull.grad, pull.grad_scores, four_up(n), depth)
-    t = constants(pull.means[0])
-    norms, means = pull.norms, pull.means
+    t, norms = constants(pull.norms[0]), pull.norms
+    tops, shares = norms[TOP * COLUMNS :], norms[SHARE * COLUMNS :]
+    caps, means = norms[CAP * COLUMNS :], norms[MEAN * COLUMNS :]
     scale = t.one if of_mask else cast(t.one, p.scale)
     for key in range(n):
         at = key * COLUMNS
         line, ds = work.scores[at : at + COLUMNS], pull.grad_scores[at : at + COLUMNS]
         for j in range(COLUMNS):
-            weight = exp_2(smaller(t.zero, line[j] - norms[j]))  # none is above 1
+            weight = exp_2(smaller(caps[j], line[j] - tops[j])) * shares[j]
             line[j] = weight
             ds[j] = weight * (ds[j] - means[j]) * scale
     if p.softcap != 0 and not of_mask:
@@ -208,14 +272,19 @@ def end_tile(p, g, tile, lanes, pull, fresh):
 
 
 @inner
-def tile_turn(p, g, tile, lanes, work, pull, low, high, fresh):
-    """What a tile and the keys from `low` to `high` add to dq, dk and dv."""
+def tile_turn(p, g, tile, number, lanes, work, pull, low, high, fresh):
+    """What tile `number` and the keys from `low` to `high` add to dq, dk and dv."""
     pull.grad_queries[:] = 0
     low, high = max(low, tile.low), min(high, tile.high)
-    if low < high:
-        begin_tile(p, g, tile, lanes, work, pull)
-    elif not fresh:
+    if low >= high and not fresh:
         return
+    load_tile(p, g, tile, lanes, work, pull)
+    kept = g.norms[number * NORMS * COLUMNS : (number + 1) * NORMS * COLUMNS]
+    if fresh:
+        find_norms(p, g, tile, lanes, work, pull)
+        kept[:] = pull.norms
+    else:
+        pull.norms[:] = kept
     width = four_up(p.width)
     for at in range(low, high, BLOCK):
         n = min(BLOCK, high - at)
@@ -239,8 +308,9 @@ def piece_turn(p, g, number, pieces, turn, lanes, work, pull):
     low, high = other * blocks // pieces * BLOCK, (other + 1) * blocks // pieces * BLOCK
     shared = together(p, batch)
     for i in range(piece * count // pieces, (piece + 1) * count // pieces):
-        tile = make_tile(p, lanes, batch, kv_head * count + i, shared)
-        tile_turn(p, g, tile, lanes, work, pull, low, high, turn == 0)
+        index = kv_head * count + i
+        tile, number = make_tile(p, lanes, batch, index, shared), p.first_tile[batch] + index
+        tile_turn(p, g, tile, number, lanes, work, pull, low, high, turn == 0)
 
 
 @inner
@@ -253,7 +323,8 @@ def mask_turn(p, g, number, lanes, work, pull):
         count = (queries_of(p, batch) + COLUMNS - 1) // COLUMNS
         for head in range(p.heads if number < count else 0):
             tile = make_tile(p, lanes, batch, head * count + number, 1)
-            begin_tile(p, g, tile, lanes, work, pull)
+            load_tile(p, g, tile, lanes, work, pull)
+            find_norms(p, g, tile, lanes, work, pull)
             for first in range(tile.low, tile.high, BLOCK):
                 n = min(BLOCK, tile.high - first)
                 if not block_gradient(p, tile, lanes, work, pull, first, n, True):

@@ -29,8 +29,27 @@ compiled = functools.partial(numba.njit, **OPTIONS)
 SERIAL_BELOW = 1 << 16
 
 _kernels = {}  # function as compiled by Numba: its name for users
-_loaded_by = os.getpid()
 _turn = threading.Lock()
+
+
+def _lost_threads() -> bool:
+    """Whether this process was forked, maybe from one that had threads of libgomp or of Numba: see
+    kernels/cython/_forks.py.
+    """
+    try:
+        stat = Path("/proc/self/stat").read_bytes()
+        if not int(stat.rpartition(b")")[2].split()[6]) & 0x40:  # PF_FORKNOEXEC
+            return False
+        if b"/libgomp" in Path("/proc/self/maps").read_bytes():
+            return True
+        numba.threading_layer()
+    except (OSError, ValueError):  # not Linux; Numba has not started threads
+        return False
+    return True
+
+
+# The process that may use threads, those of `threaded`.
+_threads_of = 0 if _lost_threads() else os.getpid()
 
 
 def _fingerprint() -> str:
@@ -221,16 +240,17 @@ def threaded(task):
     for every number below `count`, over Numba's threads (`task` is compiled, see `inner`).
 
     On one thread for less work than `SERIAL_BELOW` elements, and for everything in a process that
-    was forked after this module was loaded: OpenMP's threads do not survive a fork, and Numba ends
-    the process that tries to use them. Numba's `workqueue` layer ends the process, too, when two
-    threads of the user start parallel loops at once: there calls take turns.
+    was forked after this module was loaded, or from one that may have had threads: OpenMP's do not
+    survive a fork. A child that waits for them hangs, and Numba ends one that tries to use them.
+    Numba's `workqueue` layer ends the process, too, when two threads of the user start parallel
+    loops at once: there calls take turns.
 
     In compiled code, ``start(spread, count, *arguments)`` of that function does the same.
     """
     start = _cached(_start, task)
 
     def run(threads, elements, count, *arguments):
-        if threads <= 1 or count <= 1 or elements < SERIAL_BELOW or os.getpid() != _loaded_by:
+        if threads <= 1 or count <= 1 or elements < SERIAL_BELOW or os.getpid() != _threads_of:
             return start(False, count, *arguments)
         before = numba.get_num_threads()  # starts Numba's threads, so that the layer is known
         wanted = min(threads, numba.config.NUMBA_NUM_THREADS)

@@ -3,11 +3,29 @@
 import math
 
 from ._curves import bend, times
-from ._math import add_in_any_order, apart, cast, constants, exp_from, mul_add, reference
+from ._math import add_fast, apart, cast, constants, exp_from, mul_add, reference
 from ._panels import rows_per_task
 from ._parts import inner
-from ._rows import BLOCK, log_total, row_of, row_state, row_writer
+from ._rows import (
+    BLOCK,
+    LANES,
+    SUMS,
+    lane_sums,
+    log_total,
+    row_of,
+    row_state,
+    row_writer,
+    sum_of_lanes,
+)
 from ._storage import narrow, stack_scratch, stream_end, widen
+
+
+@inner
+def cost_terms(x, t, w, hard, soft, top):
+    """q * (top - x), and the part of q that is the target's."""
+    part = hard * t
+    q = (soft + part) * w
+    return constants(x).zero if q == constants(x).zero else q * (top - x), part * w
 
 
 @inner
@@ -16,26 +34,35 @@ def row_cost(x, t, weight, options, row_top):
     apart()
     hard, soft = cast(row_top, options.hard), cast(row_top, options.soft)
     zero = constants(row_top).zero
-    loss, total = 0.0, options.soft_total
-    for at in range(0, x.size, BLOCK):
-        u, w = x[at : at + BLOCK], weight[at : at + BLOCK]
-        part_loss, part_total = zero, zero
+    costs, cost_errors = lane_sums(stack_scratch(x, SUMS))
+    parts, part_errors = lane_sums(stack_scratch(x, SUMS))
+    whole = x.size // LANES * LANES
+    for at in range(0, whole, LANES):
+        u, w, v = x[at : at + LANES], weight[at : at + LANES], t[at : at + LANES]
         if not t.size:
-            for i in range(u.size):
-                q = soft * w[i]
-                cost = q * (row_top - widen(u[i]))
-                part_loss = add_in_any_order(part_loss, zero if q == zero else cost)
+            for i in range(LANES):
+                cost, _ = cost_terms(widen(u[i]), zero, w[i], hard, soft, row_top)
+                costs[i], cost_errors[i] = add_fast(costs[i], cost_errors[i], cost)
         else:
-            v = t[at : at + BLOCK]
-            for i in range(u.size):
-                part = hard * widen(v[i])
-                q = (soft + part) * w[i]
-                cost = q * (row_top - widen(u[i]))
-                part_loss = add_in_any_order(part_loss, zero if q == zero else cost)
-                part_total = add_in_any_order(part_total, part * w[i])
-        loss += part_loss
-        total += part_total
-    return loss, total
+            for i in range(LANES):
+                cost, part = cost_terms(widen(u[i]), widen(v[i]), w[i], hard, soft, row_top)
+                costs[i], cost_errors[i] = add_fast(costs[i], cost_errors[i], cost)
+                parts[i], part_errors[i] = add_fast(parts[i], part_errors[i], part)
+    for i in range(x.size - whole):
+        k = whole + i
+        wanted = widen(t[k]) if t.size else zero
+        cost, part = cost_terms(widen(x[k]), wanted, weight[k], hard, soft, row_top)
+        costs[i], cost_errors[i] = add_fast(costs[i], cost_errors[i], cost)
+        parts[i], part_errors[i] = add_fast(parts[i], part_errors[i], part)
+    return sum_of_lanes(costs, cost_errors), options.soft_total + sum_of_lanes(parts, part_errors)
+
+
+@inner
+def gap_term(x, base, top):
+    """e * (top - x), e being proportional to p; at -inf, too."""
+    t = constants(x)
+    e = exp_from(x, base) * t.down
+    return t.zero if e == t.zero else e * (top - x)
 
 
 @inner
@@ -43,17 +70,16 @@ def row_mean_gap(x, top, rest):
     """sum(p * (top - x)): the entropy without the log-sum. All terms are at least 0."""
     apart()
     base, ratio = reference(top)
-    t = constants(top)
-    total = 0.0
-    for at in range(0, x.size, BLOCK):
-        u = x[at : at + BLOCK]
-        part = t.zero
-        for i in range(u.size):
-            e = exp_from(widen(u[i]), base) * t.down
-            term = e * (top - widen(u[i]))
-            part = add_in_any_order(part, t.zero if e == t.zero else term)  # at -inf, too
-        total += part
-    return total * (ratio / t.down) / (1 + rest)
+    totals, errors = lane_sums(stack_scratch(x, SUMS))
+    whole = x.size // LANES * LANES
+    for at in range(0, whole, LANES):
+        u = x[at : at + LANES]
+        for i in range(LANES):
+            totals[i], errors[i] = add_fast(totals[i], errors[i], gap_term(widen(u[i]), base, top))
+    for i in range(x.size - whole):
+        term = gap_term(widen(x[whole + i]), base, top)
+        totals[i], errors[i] = add_fast(totals[i], errors[i], term)
+    return sum_of_lanes(totals, errors) * (ratio / constants(top).down) / (1 + rest)
 
 
 @row_writer

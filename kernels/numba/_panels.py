@@ -174,6 +174,8 @@ def panel_state(data, place, n, width, tile, tops, rests, keeps_exps, work):
     """
     apart()
     part_tops, part_rests = stack_like(tops, PANEL), stack_like(rests, PANEL)
+    losts = stack_like(rests, PANEL)  # what rounding took away from `rests`
+    losts[:] = 0
     for number in range(max(1, -(-n // CLASSES))):
         first = number * CLASSES
         count = min(CLASSES, n - first)
@@ -187,10 +189,14 @@ def panel_state(data, place, n, width, tile, tops, rests, keeps_exps, work):
             top = larger(a, b)
             less = 1.0 if a == b else np.float64(exp_sub(b if a > b else a, top))
             if a >= b:
-                rests[c] += less * (1 + part_rests[c])
+                term = less * (1 + part_rests[c])
             else:
-                rests[c] = part_rests[c] + less * (1 + rests[c])
+                term, losts[c] = less * (1 + rests[c]), less * losts[c]
+                rests[c] = part_rests[c]
+            rests[c], losts[c] = add_compensated(rests[c], losts[c], term)
             tops[c] = top
+    for c in range(PANEL):
+        rests[c] += losts[c]
 
 
 @inner

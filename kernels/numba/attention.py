@@ -6,7 +6,7 @@ depends on the shapes alone, so the result does not depend on the threads.
 
 import numpy as np
 
-from ._attention_backward import Gradient, pieces_of, run_backward
+from ._attention_backward import NORMS, Gradient, pieces_of, run_backward
 from ._attention_forward import part_size, run_forward, run_merge, splits_of
 from ._attention_narrow import run_narrow
 from ._attention_problem import DK, DMASK, DQ, DV, ROW, multiplications, problem
@@ -38,7 +38,8 @@ def attention_backward(grad_out, q, k, v, mask, spans, out, lse, dq, dk, dv, dma
     )
     exact = to[0].dtype == norms.dtype
     sums = to if exact else [np.zeros(a.size, norms.dtype) for a in to]
-    g = Gradient(pulled, o, norms, *sums, mask_sums)
+    kept = np.empty(int(p.first_tile[-1]) * NORMS * COLUMNS, norms.dtype)
+    g = Gradient(pulled, o, norms, *sums, mask_sums, kept)
     work, pieces = multiplications(q, v, spans) // PER_ELEMENT, pieces_of(p)
     tasks = len(spans) * p.kv_heads * pieces
     crew = min(threads, tasks)

@@ -310,7 +310,7 @@ def _compute(
     """Loss and gradient, whichever are not None."""
     n = x.size
     none = np.empty(0, np.float64 if x.dtype == np.float64 else np.float32)
-    per_element = n > 1 and (loss if grad_loss is None else grad_loss).size == n
+    per_element = n != 1 and (loss if grad_loss is None else grad_loss).size == n
     upstream = 1.0 if grad_loss is None or per_element else float(grad_loss[0])
     each = Each(
         frozen(none if weight is None else weight),

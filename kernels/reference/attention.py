@@ -3,6 +3,9 @@
     s = scale * q k^T,  then softcap * tanh(s / softcap),  then + mask
     p = softmax(s) over the keys that are allowed,  out = p v
 
+The backward makes p = exp(s - lse), except in rows of a large lse: rounded to a size of 1e9 it is
+the same for one key and for a thousand. There p is made of the scores alone.
+
 Query i of a batch entry stands at position i + offset among its keys; it may see key j where
 position - left <= j <= position + right, unless left or right is -1. A query that may see no key
 gets 0, and lse = -inf.
@@ -11,6 +14,9 @@ gets 0, and lse = -inf.
 import numpy as np
 
 from ._widen import narrow, widen
+
+# Of lse, in nats. Its rounding changes weights by up to |lse| / 2**24 of them in float32: 1e-5.
+LARGE = 256 * np.log(2)
 
 
 def _entries(q, spans):
@@ -35,7 +41,7 @@ def _scores(q, k, mask, index, rows, keys, offset, scale, left, right, softcap):
     if mask is not None:
         m = mask[index][:, rows, keys]
         m = np.where(m, 0.0, -np.inf) if m.dtype == bool else widen(m)
-        s = s + m
+        s = np.where(m == -np.inf, m, s + m)  # -inf hides NaN too
     position = np.arange(s.shape[1])[:, None] + offset
     key = np.arange(s.shape[2])
     allowed = np.ones(s.shape[1:], bool)
@@ -46,6 +52,14 @@ def _scores(q, k, mask, index, rows, keys, offset, scale, left, right, softcap):
     return np.where(allowed, s, -np.inf), slope
 
 
+def _powers(s):
+    """exp(s - top), the largest score of each row (0 where nothing is allowed), and the sums."""
+    top = np.max(s, axis=-1, keepdims=True, initial=-np.inf)
+    top = np.where(top == -np.inf, 0.0, top)
+    powers = np.exp(s - top)
+    return powers, top, powers.sum(axis=-1, keepdims=True)
+
+
 def attention(q, k, v, mask, spans, out, lse, *, scale, left, right, softcap, threads):
     heads = q.shape[-3]
     for index, rows, keys, offset in _entries(q, spans):
@@ -53,10 +67,7 @@ def attention(q, k, v, mask, spans, out, lse, *, scale, left, right, softcap, th
         vv = _per_query_head(widen(v[index][:, keys]), heads)
         with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
             s, _ = _scores(q, kk, mask, index, rows, keys, offset, scale, left, right, softcap)
-            top = np.max(s, axis=-1, keepdims=True, initial=-np.inf)
-            top = np.where(top == -np.inf, 0.0, top)
-            p = np.exp(s - top)
-            total = p.sum(axis=-1, keepdims=True)
+            p, top, total = _powers(s)
             result = np.where(total == 0, 0.0, (p @ vv) / total)
             narrow(result, out[index][:, rows])
             if lse is not None:
@@ -70,13 +81,18 @@ def attention_backward(grad_out, q, k, v, mask, spans, out, lse, dq, dk, dv, dma
         kk = _per_query_head(widen(k[index][:, keys]), heads)
         vv = _per_query_head(widen(v[index][:, keys]), heads)
         qq, g = widen(q[index][:, rows]), widen(grad_out[index][:, rows])
-        with np.errstate(invalid="ignore", over="ignore"):
+        with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
             s, slope = _scores(q, kk, mask, index, rows, keys, offset, scale, left, right, softcap)
             norm = lse[index][:, rows].astype(np.float64)[..., None]
             # No weight is above 1, however lse was rounded.
             p = np.where(norm == -np.inf, 0.0, np.exp(np.minimum(s - norm, 0.0)))
             mean = (g * widen(out[index][:, rows])).sum(axis=-1, keepdims=True)
-            ds = p * (g @ np.swapaxes(vv, -1, -2) - mean)
+            pulled = g @ np.swapaxes(vv, -1, -2)
+            large = np.isfinite(norm) & (np.abs(norm) > LARGE)
+            powers, _, total = _powers(s)
+            p = np.where(large, powers / total, p)
+            mean = np.where(large, (p * pulled).sum(axis=-1, keepdims=True), mean)
+            ds = p * (pulled - mean)
             if dmask is not None:
                 # Where the mask was broadcast, its gradient is too, with strides of 0.
                 np.add.at(dmask[index], np.s_[:, rows, keys], ds)

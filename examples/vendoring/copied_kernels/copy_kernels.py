@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 BUILT = ("__pycache__", "*.cpp", "*.so", "x86_64_*", "generic")
-UNUSED = ("attention.*", "_attention_*", "_vector_math.*")  # these take most of the build
+UNUSED = ("attention.*", "_attention_*", "_vector_math.*")  # in cython/: the largest of these
 
 checkout = Path(sys.argv[1])
 copy = Path(__file__).parent / "src" / "calibration" / "numerics"
