@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ._information_rows import block_of
+from ._information_rows import BLOCK, block_of
 from ._math import (
     add_compensated,
     add_in_any_order,
@@ -39,8 +39,17 @@ from ._panels import (
     store_tile,
 )
 from ._parts import inner
-from ._rows import floats, log_total, row_state, row_writer
-from ._storage import stack_doubles, stack_scratch, widen
+from ._rows import (
+    LANES,
+    SUMS,
+    floats,
+    lane_sums,
+    log_total,
+    row_state,
+    row_writer,
+    sum_of_lanes,
+)
+from ._storage import stack_doubles, stack_like, stack_scratch, widen
 
 WORK = 16 * PANEL
 
@@ -133,10 +142,17 @@ def ratio_term(a, b, both):
 @inner
 def kl_of_block(x, y, both):
     apart()
-    total = 0.0
-    for i in range(x.size):
-        total = add_in_any_order(total, np.float64(ratio_term(x[i], y[i], both)[0]))
-    return total
+    totals, errors = lane_sums(stack_like(x, SUMS))
+    whole = x.size // LANES * LANES
+    for at in range(0, whole, LANES):
+        u, v = x[at : at + LANES], y[at : at + LANES]
+        for i in range(LANES):
+            term = ratio_term(u[i], v[i], both)[0]
+            totals[i], errors[i] = add_compensated(totals[i], errors[i], term)
+    for i in range(x.size - whole):
+        term = ratio_term(x[whole + i], y[whole + i], both)[0]
+        totals[i], errors[i] = add_compensated(totals[i], errors[i], term)
+    return sum_of_lanes(totals, errors)
 
 
 @row_writer
@@ -163,9 +179,9 @@ def kl_row(x, y, q_grad, p_grad, memories, unit):
         s.top, s.base, x_share, t.top, t.base, cast(like, t.share / down),
         cast(like, s.log_total - t.log_total), cast(like, 1 / unit),
     )  # fmt: skip
-    kl, lost, block = 0.0, 0.0, block_of(like)
-    for at in range(0, x.size, block):
-        u, v = floats(x[at : at + block], memories[0]), floats(y[at : at + block], memories[1])
+    kl, lost = 0.0, 0.0
+    for at in range(0, x.size, BLOCK):
+        u, v = floats(x[at : at + BLOCK], memories[0]), floats(y[at : at + BLOCK], memories[1])
         kl, lost = add_compensated(kl, lost, kl_of_block(u, v, both))
     kl = compensated(kl, lost) + (s.log_total - s.log_total) + (t.log_total - t.log_total)
     if p_grad.size:
