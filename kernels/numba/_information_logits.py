@@ -12,10 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ._information_rows import BLOCK, block_of
+from ._information_rows import BLOCK, folded, lanes_of
 from ._math import (
     add_compensated,
-    add_in_any_order,
     apart,
     cast,
     compensated,
@@ -39,16 +38,7 @@ from ._panels import (
     store_tile,
 )
 from ._parts import inner
-from ._rows import (
-    LANES,
-    SUMS,
-    floats,
-    lane_sums,
-    log_total,
-    row_state,
-    row_writer,
-    sum_of_lanes,
-)
+from ._rows import LANES, floats, log_total, row_state, row_writer
 from ._storage import stack_doubles, stack_like, stack_scratch, widen
 
 WORK = 16 * PANEL
@@ -84,11 +74,16 @@ def gap_term(p, gap):
 @inner
 def mean_of_block(x, s):
     apart()
-    total, down = 0.0, constants(x[0]).down
-    for i in range(x.size):
-        term = gap_term(exp_from(x[i], s.base) * down, s.top - x[i])
-        total = add_in_any_order(total, np.float64(term))
-    return total
+    totals, down = lanes_of(stack_like(x, LANES)), constants(x[0]).down
+    for at in range(0, x.size, LANES):
+        line = x[at : at + LANES]
+        if line.size == LANES:
+            for i in range(LANES):
+                totals[i] += gap_term(exp_from(line[i], s.base) * down, s.top - line[i])
+        else:
+            for i in range(line.size):
+                totals[i] += gap_term(exp_from(line[i], s.base) * down, s.top - line[i])
+    return folded(totals)
 
 
 @row_writer
@@ -103,9 +98,9 @@ def _write_entropy_gradient(k, inputs, arguments):
 def entropy_row(x, grad, memory, unit):
     s = softmax_of(x, memory)
     down = np.float64(constants(memory[0]).down)
-    mean, lost, block = 0.0, 0.0, block_of(memory[0])
-    for at in range(0, x.size, block):
-        value = mean_of_block(floats(x[at : at + block], memory), s)
+    mean, lost = 0.0, 0.0
+    for at in range(0, x.size, BLOCK):
+        value = mean_of_block(floats(x[at : at + BLOCK], memory), s)
         mean, lost = add_compensated(mean, lost, value)
     mean = compensated(mean, lost) * (s.share / down) + (s.log_total - s.log_total)
     if grad.size:
@@ -142,17 +137,16 @@ def ratio_term(a, b, both):
 @inner
 def kl_of_block(x, y, both):
     apart()
-    totals, errors = lane_sums(stack_like(x, SUMS))
-    whole = x.size // LANES * LANES
-    for at in range(0, whole, LANES):
+    totals = lanes_of(stack_like(x, LANES))
+    for at in range(0, x.size, LANES):
         u, v = x[at : at + LANES], y[at : at + LANES]
-        for i in range(LANES):
-            term = ratio_term(u[i], v[i], both)[0]
-            totals[i], errors[i] = add_compensated(totals[i], errors[i], term)
-    for i in range(x.size - whole):
-        term = ratio_term(x[whole + i], y[whole + i], both)[0]
-        totals[i], errors[i] = add_compensated(totals[i], errors[i], term)
-    return sum_of_lanes(totals, errors)
+        if u.size == LANES:
+            for i in range(LANES):
+                totals[i] += ratio_term(u[i], v[i], both)[0]
+        else:
+            for i in range(u.size):
+                totals[i] += ratio_term(u[i], v[i], both)[0]
+    return folded(totals)
 
 
 @row_writer

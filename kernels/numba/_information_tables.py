@@ -6,19 +6,21 @@ import numpy as np
 
 from ._information_rows import (
     BLOCK,
-    block_of,
     cross_row,
     empty_mass,
+    folded,
     is_distribution,
+    lanes_of,
     merged_mass,
     relative,
     relative_of_product,
     row_mass,
     settled,
 )
-from ._math import add_compensated, add_in_any_order, apart, cast, compensated, constants
+from ._math import add_compensated, apart, cast, compensated, constants
 from ._parts import inner
-from ._storage import scratch, stack_scratch, widen
+from ._rows import LANES
+from ._storage import scratch, stack_like, stack_scratch, widen
 
 
 @inner
@@ -49,13 +51,14 @@ def conditional(table, rows, columns, memories):
 @inner
 def cost_of_row(x, margin, scale, of_row, of_all):
     apart()
-    zero = constants(scale).zero
-    cost = 0.0
-    for k in range(x.size):
-        # Divided at last: the product of counts is exact, and independence gives 0.
-        y = of_row * margin[k] / of_all
-        cost = add_in_any_order(cost, np.float64(relative(widen(x[k]) * scale, y, zero)))
-    return cost
+    zero, totals = constants(scale).zero, lanes_of(stack_like(margin, LANES))
+    for at in range(0, x.size, LANES):
+        line, of_column = x[at : at + LANES], margin[at : at + LANES]
+        for i in range(line.size):
+            # Divided at last: the product of counts is exact, and independence gives 0.
+            y = of_row * of_column[i] / of_all
+            totals[i] += relative(widen(line[i]) * scale, y, zero)
+    return folded(totals)
 
 
 @inner
@@ -75,7 +78,7 @@ def mutual(table, rows, columns, memories):
         margin[k] = sums[k]
         if sums[k] > 0:
             rare = min(rare, sums[k])
-    total, lost, of_all, block = 0.0, 0.0, cast(like, whole), block_of(like)
+    total, lost, of_all = 0.0, 0.0, cast(like, whole)
     for i in range(rows):
         x = table[i * columns : (i + 1) * columns]
         part = row_mass(x, memories[0])
@@ -86,8 +89,8 @@ def mutual(table, rows, columns, memories):
                 cost = relative_of_product(value, row, sums[k], whole)
                 total, lost = add_compensated(total, lost, cost)
             continue
-        for at in range(0, columns, block):
-            end = min(columns, at + block)
+        for at in range(0, columns, BLOCK):
+            end = min(columns, at + BLOCK)
             cost = cost_of_row(
                 x[at:end], margin[at:end], cast(like, units), cast(like, row), of_all
             )
