@@ -917,5 +917,4 @@ def test_equal_terms(backend, n, dtype):
                 moved = [np.ascontiguousarray(np.moveaxis(v, -1, axis)) for v in args]
                 result = getattr(info, name)(*moved, axis=axis)
                 limit = (8 if of_logits else 4) + (2 if wide else 0)
-                limit += 2 if wide and backend == "numba" else 0  # blocks of doubles, see BLOCK
                 assert_close(result, truth, limit, f"{name} over axis {axis}")
