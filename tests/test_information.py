@@ -786,3 +786,135 @@ def test_nan_is_one_label(kind):
 def test_a_table_has_two_axes():
     with pytest.raises(ValueError, match=r"table must have two axes or more, got shape \(2,\)"):
         fastce.information.mutual_information([1, 2])
+
+
+# --- both ends of the range, and equal terms --------------------------------------------------
+
+
+def log_shares(x, of_logits=False):
+    """Shares and their logarithms, in longdouble."""
+    x = x.astype(np.longdouble)
+    top = x.max(axis=-1, keepdims=True)
+    with np.errstate(divide="ignore"):
+        log_w = x - top if of_logits else np.log(x / top)
+    w = np.exp(log_w)
+    others = w.copy()
+    np.put_along_axis(others, x.argmax(axis=-1)[..., None], 0, axis=-1)
+    rest = others.sum(axis=-1, keepdims=True)
+    return w / (1 + rest), log_w - np.log1p(rest)
+
+
+def exact(p, q):
+    """Entropy of p, cross-entropy and KL: longdouble has the range for all ratios of float64."""
+    (a, log_a), (_, log_b) = log_shares(p), log_shares(q)
+    a, log_a, log_b = a[a > 0], log_a[a > 0], log_b[a > 0]
+    terms = a * -log_a, a * -log_b, a * (log_a - log_b)
+    return [float(t.sum()) for t in terms]
+
+
+BEYOND = {  # of the largest element a vector keeps no digits of the smallest
+    np.float32: [(2e38, 1e-7), (2, 1.4e-45), (3e38, 1e-45), (1, 1e-37)],
+    np.float64: [(1.5e308, 1e-15), (2, 5e-324), (1e308, 1e-300), (1, 1e-307)],
+    BF16: [(2e38, 1e-7), (2, 1e-40), (3e38, 1e-40), (1, 1e-37)],
+}
+
+
+@pytest.mark.parametrize("dtype", BEYOND, ids=["float32", "float64", "bfloat16"])
+@pytest.mark.parametrize("n", [2, 3, 130, 5000])
+def test_elements_far_below_the_largest(backend, n, dtype):
+    """float32 [2e38, 1e-7] had an infinite entropy; q = [2, 1.4e-45] an infinite divergence."""
+    info_of = np.finfo(compute(dtype))
+    near = {"rtol": 4 * info_of.eps, "atol": 2 * float(info_of.smallest_subnormal)}
+    rows = [np.array([large] + [small] * (n - 1)).astype(dtype) for large, small in BEYOND[dtype]]
+    ones = np.ones(n, dtype)
+    few = ones.copy()
+    few[0] = 0
+    for p, q in [(p, p) for p in rows] + [(ones, q) for q in rows] + [(few, q) for q in rows]:
+        entropy, cost, divergence = exact(p, q)
+        for axis in 0, 1:
+            a, b = (np.stack([v, v, ones], 1 - axis) for v in (p, q))
+            close(info.entropy(a, axis=axis)[:2], entropy, **near)
+            close(info.cross_entropy(a, b, axis=axis)[:2], cost, **near)
+            close(info.kl_divergence(a, b, axis=axis)[:2], divergence, **near)
+            close(info.perplexity(a, axis=axis)[:2], math.exp(entropy), rtol=16 * info_of.eps)
+            if cost < 80:
+                ours = info.perplexity(a, b, axis=axis)[:2]
+                close(ours, math.exp(cost), rtol=200 * info_of.eps)
+            close(info.entropy(a, axis=axis)[2], math.log(n), rtol=4 * info_of.eps)
+    for p in rows:
+        assert info.kl_divergence(p, few[::-1]) == np.inf  # a share above 0, however small
+        assert info.cross_entropy(p, few[::-1]) == np.inf
+        assert info.cross_entropy(p, p) == info.entropy(p)
+        assert 0 < info.js_divergence(p, ones) <= np.log(2)
+        table = np.stack([p, p])
+        close(info.mutual_information(table), 0, atol=near["atol"] + 4 * info_of.tiny)
+        entropy = exact(p, ones)[0]
+        close(info.conditional_entropy(table), entropy, **near)
+        close(info.joint_entropy(table), entropy + math.log(2), **near)
+
+
+@pytest.mark.parametrize("n", [3, 130, 5000])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_gradients_are_nan_where_either_is_no_distribution(backend, n, dtype):
+    good = np.zeros(n, dtype)
+    good[0] = 1000  # the others have p = 0
+    for value in np.nan, np.inf, -np.inf:
+        bad = logits((n,), dtype)
+        bad[1 if value > -np.inf or np.isnan(value) else slice(None)] = value
+        for axis in 0, 1:
+            x, y = (np.stack([v, v], 1 - axis) for v in (good, bad))
+            for args in (x, y), (y, x):
+                results = info.kl_divergence_from_logits_with_grad(*args, axis=axis, p_grad=True)
+                assert all(np.isnan(r).all() for r in results)
+            assert all(np.isnan(r).all() for r in info.entropy_from_logits_with_grad(y, axis=axis))
+
+
+def exact_kl(p, q, log_p, log_q):
+    """By p * log(p / q) - p + q, as a series where p and q are nearly equal."""
+    w = (q - p) / p
+    near = np.where(np.abs(w) < 0.01, w, 0)
+    series = sum((-near) ** k / k for k in range(2, 14))
+    d = p * np.where(np.abs(w) < 0.01, series, w - (log_q - log_p))
+    return T(d.sum(axis=-1), np.abs(p * (log_p - log_q)).sum(axis=-1))
+
+
+def equal_terms(n, dtype):
+    """Rows of one large and many equal elements, of two kinds of these, and of large and small."""
+    r = rng(n)
+    small = np.exp(r.uniform(-18, 0, (3, 20, 1)))
+    small[:, 0] = 2.49 * 2.0**-24
+    p = np.repeat(small, n, axis=2)
+    p[1, :, ::2] = np.exp(r.uniform(-18, 0, (20, 1)))
+    p[2, :, : n // 2] *= 1e-3
+    p[..., n // 2] = 1.3
+    return p.reshape(60, n).astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("n", [60, 128, 200, 1000, 3771, 4102, 40_000])
+def test_equal_terms(backend, n, dtype):
+    """All are rounded in the same direction: plain sums were up to 41 ULP off."""
+    p = equal_terms(n, dtype)
+    q = np.concatenate([p[20:], p[:20]])
+    wide = dtype == np.float64
+    for of_logits, names in (False, TRUTHS), (True, LOGITS):
+        x, y = (np.log(p), np.log(q)) if of_logits else (p, q)
+        (a, log_a), (b, log_b) = log_shares(x, of_logits), log_shares(y, of_logits)
+        m = (a + b) / 2
+        of_p, of_q = (exact_kl(v, m, np.log(v), np.log(m)) for v in (a, b))
+        truths = {
+            "entropy": plain(-a * log_a),
+            "cross_entropy": plain(-a * log_b),
+            "kl_divergence": exact_kl(a, b, log_a, log_b),
+            "js_divergence": T((of_p.value + of_q.value) / 2, (of_p.scale + of_q.scale) / 2),
+        }
+        for name in names:
+            truth = truths[name.removesuffix("_from_logits")]
+            if of_logits and name.startswith("kl"):  # each log share is rounded
+                truth = T(truth.value, (a * (np.abs(log_a) + np.abs(log_b))).sum(axis=-1))
+            args = (x,) if "entropy" in name and "cross" not in name else (x, y)
+            for axis in (-1, 0) if n < 40_000 else (-1,):
+                moved = [np.ascontiguousarray(np.moveaxis(v, -1, axis)) for v in args]
+                result = getattr(info, name)(*moved, axis=axis)
+                limit = (8 if of_logits else 4) + (2 if wide else 0)
+                assert_close(result, truth, limit, f"{name} over axis {axis}")

@@ -40,14 +40,15 @@ cdef double block_mean(const real* x, Py_ssize_t n, Softmax s) noexcept nogil:
     """The sum of p * gap over up to BLOCK logits."""
     cdef Py_ssize_t group, k, w = lanes(x), count = (n + w - 1) // w
     cdef vector[real] top = splat(x, s.top), shift = splat(x, s.shift), power = splat(x, s.power)
-    cdef vector[real] total = splat(x, 0.0), part, a
+    cdef vector[real] part, a
+    cdef vector[double] total = splat(<const double*>NULL, 0.0), more = total
     for group in range((count + SUMS - 1) // SUMS):
         part = splat(x, 0.0)
         for k in range(group * SUMS, min(count, (group + 1) * SUMS)):
             a = load_n(x + k * w, min(w, n - k * w), -INFINITY)
             part = part + gap_term(x, exp_from(a, shift, power), top - a)
-        total = total + part
-    return s.share * reduce_add(total)
+        add_part(&total, &more, x, part)
+    return s.share * sum_of_parts(x, total, more)
 
 
 cdef void entropy_gradient(
@@ -80,7 +81,8 @@ cdef double block_kl(
     const real* x, const real* y, Py_ssize_t n, Softmax s, Softmax t
 ) noexcept nogil:
     cdef Py_ssize_t group, k, w = lanes(x), left, count = (n + w - 1) // w
-    cdef vector[real] total = splat(x, 0.0), part, a, b, p, log_ratio, apart
+    cdef vector[real] part, a, b, p, log_ratio, apart
+    cdef vector[double] total = splat(<const double*>NULL, 0.0), more = total
     for group in range((count + SUMS - 1) // SUMS):
         part = splat(x, 0.0)
         for k in range(group * SUMS, min(count, (group + 1) * SUMS)):
@@ -88,8 +90,8 @@ cdef double block_kl(
             a = load_n(x + k * w, left, -INFINITY)
             b = load_n(y + k * w, left, -INFINITY)
             part = part + ratio_term(x, a, b, &s, &t, &p, &log_ratio, &apart)
-        total = total + part
-    return reduce_add(total)
+        add_part(&total, &more, x, part)
+    return sum_of_parts(x, total, more)
 
 
 cdef void kl_gradients(
@@ -114,7 +116,7 @@ cdef double logits_sum(
 ) noexcept nogil:
     """The entropy less log_total, or the divergence, of a row."""
     cdef Py_ssize_t blocks = (n + BLOCK - 1) // BLOCK, k
-    cdef double total = 0
+    cdef double total = 0, lost = 0, part
     cdef double* parts = NULL
     if crew > 1:
         parts = <double*>malloc(blocks * sizeof(double))
@@ -124,11 +126,12 @@ cdef double logits_sum(
                                     t)
     for k in range(blocks):
         if parts != NULL:
-            total += parts[k]
+            part = parts[k]
         else:
-            total += block_logits(op, x + k * BLOCK, y + k * BLOCK, min(BLOCK, n - k * BLOCK), s, t)
+            part = block_logits(op, x + k * BLOCK, y + k * BLOCK, min(BLOCK, n - k * BLOCK), s, t)
+        add_double(&total, &lost, part)
     free(parts)
-    return total
+    return settled(total, lost)
 
 
 cdef inline double block_logits(
@@ -157,6 +160,7 @@ cdef double logits_row(
     cdef double value
     if op == LOGITS_KL:
         t = softmax_of(y, n, crew)
+        s.share += t.log_total - t.log_total  # NaN, too, so that all gradients are
     # NaN where there is no distribution
     value = logits_sum(op, x, y, n, s, t, crew) + (s.log_total - s.log_total) + (
         t.log_total - t.log_total)
@@ -208,6 +212,7 @@ cdef inline vector[real] lane_logits(
     if op == LOGITS_KL:
         lane_softmax(y, n, stride, left, &y_top, &y_log_total, &y_share)
     shift = log_total - y_log_total
+    share = share + (shift - shift)  # NaN where either is no distribution: all gradients are
     for k in range(n):
         a = load_n(x + k * stride, left, 0.0)
         p = exp_sub(a, top) * share

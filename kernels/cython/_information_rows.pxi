@@ -2,22 +2,26 @@
 
 The first pass makes the mass of a row, its largest element and the sum of the others; of two
 distributions, of each. The second sums the terms of the formula, from the cache. Both go by blocks,
-which are merged in order, so the result does not depend on who computed them.
+which are merged in order, so the result does not depend on who computed them. The rare row that
+has elements below the range of its largest is computed again element by element, in double.
 """
 
-from libc.math cimport fma, ilogb, ldexp
+from libc.float cimport DBL_MIN, FLT_MIN
+from libc.math cimport fabs, fma, ilogb, ldexp, log, log1p
 
 cdef enum:
     NOTHING = -10000  # power of a sum of zeros: less than any other
-    # Vectors that are added one by one, before their sum is added to those of others: 300 equal
-    # terms in a lane, all rounded in the same direction, were 10 ULP off.
-    SUMS = 16
+    # Vectors that are added in their own type, before their sum is added to the total: equal terms
+    # are all rounded in the same direction, and 16 of them were 4 ULP off.
+    SUMS = 4
 
 cdef struct Mass:
     # The sum is (top + rest) * 2**power: top the largest element, rest all the others. `rest` is
     # NaN where one of them is negative, NaN or infinite.
     double top
     double rest
+    double lost  # what rounding `rest` lost, to be added to it in the end
+    double least  # the smallest element above 0, as it is; infinity without one
     int power
 
 cdef struct Terms:  # what the second pass needs
@@ -34,6 +38,8 @@ cdef inline Mass empty_mass() noexcept nogil:
     cdef Mass mass
     mass.top = 0
     mass.rest = 0
+    mass.lost = 0
+    mass.least = INFINITY
     mass.power = NOTHING
     return mass
 
@@ -42,19 +48,53 @@ cdef inline bint is_distribution(Mass mass) noexcept nogil:
     return mass.top > 0 and mass.rest >= 0
 
 
+cdef inline void add_double(double* total, double* lost, double term) noexcept nogil:
+    """total + term, and `lost` plus what that loses (two-sum)."""
+    cdef double new = total[0] + term, back = new - total[0]
+    lost[0] += (total[0] - (new - back)) + (term - back)
+    total[0] = new
+
+
+cdef inline double settled(double total, double lost) noexcept nogil:
+    """A compensated sum. The error of an infinite one is NaN."""
+    return total if isinf(total) else total + lost
+
+
+cdef inline void add_part(
+    vector[double]* low, vector[double]* high, const real* like, vector[real] part
+) noexcept nogil:
+    """Add `part` to a sum in the lanes: floats as doubles, and doubles with compensation."""
+    if real is double:
+        add_to(low, high, like, part)
+    else:
+        low[0] = low[0] + low_doubles(part)
+        high[0] = high[0] + high_doubles(part)
+
+
+cdef inline double sum_of_parts(
+    const real* like, vector[double] low, vector[double] high
+) noexcept nogil:
+    if real is double:
+        return reduce_add(corrected(like, low, high))
+    else:
+        return reduce_add(low + high)
+
+
 cdef inline Mass block_mass(const real* x, Py_ssize_t n) noexcept nogil:
     cdef Py_ssize_t group, k, w = lanes(x), count = (n + w - 1) // w
     cdef int most = ilogb(largest_of(x)) - 1  # whose power of two and its inverse are normal
     cdef double largest, to_units = 1
     cdef Mass mass = empty_mass()
-    cdef vector[real] zero = splat(x, 0.0), one = splat(x, 1.0)
-    cdef vector[real] a, top = zero, low = zero, part, total = zero, others = zero, scale
+    cdef vector[real] zero = splat(x, 0.0), one = splat(x, 1.0), nothing = splat(x, -INFINITY)
+    cdef vector[real] a, top = zero, low = nothing, part, others = zero, scale
+    cdef vector[double] total = splat(<const double*>NULL, 0.0), more = total
     for k in range(count):
         a = load_n(x + k * w, min(w, n - k * w), 0.0)
         top = vmax(a, top)
-        low = vmax(zero - a, low)
+        low = vmax(where_equal(a, zero, nothing, zero - a), low)
     largest = reduce_max(top)
-    if reduce_max(low) > 0 or isinf(largest):
+    mass.least = -reduce_max(low)
+    if mass.least < 0 or isinf(largest):
         mass.rest = NAN
         return mass
     if largest > 0:
@@ -69,17 +109,26 @@ cdef inline Mass block_mass(const real* x, Py_ssize_t n) noexcept nogil:
             a = load_n(x + k * w, min(w, n - k * w), 0.0) * scale
             part = add_unless_equal(part, a, top, a)
             others = add_unless_equal(others, a, top, one)
-        total = total + part
+        add_part(&total, &more, x, part)
     # The other elements that equal the largest: all but those summed, and but one.
-    mass.rest = reduce_add(total) + mass.top * (w * count - reduce_add(others) - 1)
+    mass.rest = sum_of_parts(x, total, more) + mass.top * (w * count - reduce_add(others) - 1)
     return mass
 
 
 cdef inline Mass merge_mass(Mass a, Mass b) noexcept nogil:
     if b.power > a.power or (b.power == a.power and b.top > a.top):
         a, b = b, a
-    a.rest += ldexp(b.top + b.rest, b.power - a.power)
+    add_double(&a.rest, &a.lost, ldexp(b.top, b.power - a.power))
+    add_double(&a.rest, &a.lost, ldexp(b.rest, b.power - a.power))
+    a.lost += ldexp(b.lost, b.power - a.power)
+    a.least = min(a.least, b.least)
     return a
+
+
+cdef inline Mass settled_mass(Mass mass) noexcept nogil:
+    mass.rest += mass.lost
+    mass.lost = 0
+    return mass
 
 
 cdef Mass row_mass(const real* x, Py_ssize_t n, int crew) noexcept nogil:
@@ -92,13 +141,13 @@ cdef Mass row_mass(const real* x, Py_ssize_t n, int crew) noexcept nogil:
     if parts == NULL:
         for k in range(blocks):
             mass = merge_mass(mass, block_mass(x + k * BLOCK, min(BLOCK, n - k * BLOCK)))
-        return mass
+        return settled_mass(mass)
     for k in prange(blocks, num_threads=crew, schedule="static"):
         parts[k] = block_mass(x + k * BLOCK, min(BLOCK, n - k * BLOCK))
     for k in range(blocks):
         mass = merge_mass(mass, parts[k])
     free(parts)
-    return mass
+    return settled_mass(mass)
 
 
 # ---- terms ----------------------------------------------------------------------------------
@@ -139,25 +188,23 @@ cdef Sums block_sums(
     cdef Py_ssize_t group, k, w = lanes(x), left, count = (n + w - 1) // w
     cdef vector[real] zero = splat(x, 0.0), x_scale = splat(x, t.x_scale), y_scale
     cdef vector[real] inverse = splat(x, t.inverse), top = splat(x, t.top)
-    cdef vector[real] ratio = splat(x, t.ratio), cost = zero, weight = zero
-    cdef vector[real] part, part_weight, u, v
+    cdef vector[real] ratio = splat(x, t.ratio), weight = zero, part, u, v
+    cdef vector[double] cost = splat(<const double*>NULL, 0.0), more = cost
     cdef Sums sums
     y_scale = splat(x, t.y_scale)
     for group in range((count + SUMS - 1) // SUMS):
         part = zero
-        part_weight = zero
         for k in range(group * SUMS, min(count, (group + 1) * SUMS)):
             left = min(w, n - k * w)
             u = load_n(x + k * w, left, 0.0) * x_scale
             v = u if op == ENTROPY else load_n(y + k * w, left, 0.0) * y_scale
             if op == ENTROPY or op == CROSS_ENTROPY:
                 part = add_unless_equal(part, v, top, cross_term(x, u, v, inverse))
-                part_weight = add_unless_equal(part_weight, v, top, u)
+                weight = add_unless_equal(weight, v, top, u)
             else:
                 part = part + divergence_term(op, x, u, v, ratio)
-        cost = cost + part
-        weight = weight + part_weight
-    sums.cost = reduce_add(cost)
+        add_part(&cost, &more, x, part)
+    sums.cost = sum_of_parts(x, cost, more)
     sums.weight = reduce_add(weight)
     return sums
 
@@ -179,6 +226,7 @@ cdef Sums row_sums(
     cdef Py_ssize_t blocks = (n + BLOCK - 1) // BLOCK, k
     cdef Sums* parts = NULL
     cdef Sums part, total
+    cdef double lost = 0
     total.cost = 0
     total.weight = 0
     if crew > 1:
@@ -191,10 +239,83 @@ cdef Sums row_sums(
             part = parts[k]
         else:
             part = sums_by_op(op, x + k * BLOCK, y + k * BLOCK, min(BLOCK, n - k * BLOCK), t)
-        total.cost += part.cost
+        add_double(&total.cost, &lost, part.cost)
         total.weight += part.weight
     free(parts)
+    total.cost = settled(total.cost, lost)
     return total
+
+
+# ---- rows beyond the range ------------------------------------------------------------------
+
+cdef inline double least_exact(const real* like) noexcept nogil:
+    """Below it, a number in the units of a mass has lost digits."""
+    return DBL_MIN if wide_size(like) == 8 else FLT_MIN
+
+
+cdef inline double least_seen(const real* like) noexcept nogil:
+    """Below it, it may have become 0."""
+    return least_exact(like) * (2.0**-51 if wide_size(like) == 8 else 2.0**-22)
+
+
+cdef inline bint is_beyond(const real* like, int op, Mass p, Mass q) noexcept nogil:
+    """Whether the vectors would round what matters of a row: the logarithm of an element of q, or
+    whether one of p is 0. JS has terms that are small where an element is.
+    """
+    return op != JS and (ldexp(q.least, -q.power) < least_exact(like)
+                         or ldexp(p.least, -p.power) < least_seen(like))
+
+
+cdef double relative_of_product(
+    double x, double row, double column, double whole
+) noexcept nogil:
+    """x * log(x / y) - x + y for y = row * column / whole, also where that is below all numbers."""
+    cdef double y = row * column / whole, apart
+    if x == 0:
+        return y
+    if y < DBL_MIN or x / y < DBL_MIN or isinf(x / y):
+        return x * ((log(x) - log(row)) + (log(whole) - log(column))) + (y - x)
+    apart = (y - x) / x
+    return x * (apart - log1p(apart)) if fabs(apart) < 0.5 else x * log(x / y) + (y - x)
+
+
+cdef double value_beyond(
+    int op, const real* x, Py_ssize_t x_stride, const real* y, Py_ssize_t y_stride, Py_ssize_t n
+) noexcept nogil:
+    """The entropy, cross-entropy or KL divergence of two distributions in nats, one element after
+    the other. What is summed is 2**500 times as large, so that no term is subnormal.
+    """
+    cdef Py_ssize_t k, x_at = 0, y_at = 0
+    cdef double p_rest = 0, p_lost = 0, q_rest = 0, q_lost = 0, cost = 0, lost = 0, u, v
+    cdef double p_top, q_top
+    for k in range(n):
+        x_at = k if get(x + k * x_stride) > get(x + x_at * x_stride) else x_at
+        y_at = k if get(y + k * y_stride) > get(y + y_at * y_stride) else y_at
+    p_top = get(x + x_at * x_stride)
+    q_top = get(y + y_at * y_stride)
+    for k in range(n):
+        if k != x_at:
+            add_double(&p_rest, &p_lost, get(x + k * x_stride) / (p_top * 2.0**-500))
+        if k != y_at:
+            add_double(&q_rest, &q_lost, get(y + k * y_stride) / (q_top * 2.0**-500))
+    p_rest = (p_rest + p_lost) * 2.0**-500
+    q_rest = (q_rest + q_lost) * 2.0**-500
+    for k in range(n):
+        u = get(x + k * x_stride)
+        v = get(y + k * y_stride)
+        if u > 0:  # never 0, so that v = 0 makes the result infinite
+            u = max(2.0**-1074, u / (p_top * 2.0**-500))
+        if op == KL:
+            u *= (1 + q_rest) / (1 + p_rest)
+            add_double(&cost, &lost, relative_of_product(u, v, 1, q_top * 2.0**-500))
+        elif u > 0:
+            add_double(&cost, &lost,
+                       -u * (log(v / q_top) if v / q_top >= DBL_MIN else log(v) - log(q_top)))
+    cost = settled(cost, lost) * 2.0**-500
+    return cost / (1 + q_rest) if op == KL else log1p(q_rest) + cost / (1 + p_rest)
+
+
+# ---- a row ----------------------------------------------------------------------------------
 
 
 cdef inline double mass_value(
@@ -206,6 +327,8 @@ cdef inline double mass_value(
     cdef double p_sum = p.top + p.rest, q_sum = q.top + q.rest
     if not (is_distribution(p) and is_distribution(q)):
         return NAN
+    if is_beyond(x, op, p, q):
+        return value_beyond(op, x, 1, y, 1, n)
     t.x_scale = ldexp(1.0, -p.power)
     t.y_scale = ldexp(1.0, -q.power)
     t.top = q.top

@@ -1,8 +1,6 @@
 """Conditional entropy and mutual information of a table of two variables, row by row."""
 
 from cython.parallel cimport threadid
-from libc.float cimport DBL_MIN, FLT_MIN
-from libc.math cimport fabs, log, log1p
 
 cdef Mass table_mass(
     const real* x, Py_ssize_t rows, Py_ssize_t columns
@@ -11,7 +9,7 @@ cdef Mass table_mass(
     cdef Py_ssize_t i
     for i in range(rows):
         mass = merge_mass(mass, row_mass(x + i * columns, columns, 1))
-    return mass
+    return settled_mass(mass)
 
 
 cdef double table_conditional(
@@ -19,7 +17,7 @@ cdef double table_conditional(
 ) noexcept nogil:
     """The entropies of the rows, weighted with what they hold of the whole."""
     cdef Mass mass = table_mass(x, rows, columns), part
-    cdef double total = 0, share
+    cdef double total = 0, lost = 0, share
     cdef Py_ssize_t i
     if not is_distribution(mass):
         return NAN
@@ -27,21 +25,11 @@ cdef double table_conditional(
         part = row_mass(x + i * columns, columns, 1)
         if part.top > 0:
             share = ldexp(part.top + part.rest, part.power - mass.power) / (mass.top + mass.rest)
-            total += share * mass_value(ENTROPY, x + i * columns, x, columns, part, part, 1)
-    return total
-
-
-cdef double relative_of_product(
-    double x, double row, double column, double whole
-) noexcept nogil:
-    """x * log(x / y) - x + y for y = row * column / whole, also where that is below all numbers."""
-    cdef double y = row * column / whole, apart
-    if x == 0:
-        return y
-    if y < DBL_MIN:
-        return x * (log(x / row) - log(column / whole)) - x
-    apart = (y - x) / x
-    return x * (apart - log1p(apart)) if fabs(apart) < 0.5 else x * log(x / y) + (y - x)
+            add_double(
+                &total, &lost,
+                share * mass_value(ENTROPY, x + i * columns, x + i * columns, columns, part, part,
+                                   1))
+    return total + lost
 
 
 cdef double table_mutual(
@@ -51,9 +39,10 @@ cdef double table_mutual(
     for a number per column.
     """
     cdef Mass mass = table_mass(x, rows, columns), part
-    cdef double scale, total = 0, whole = mass.top + mass.rest, rare = whole, row
+    cdef double scale, total = 0, lost = 0, whole = mass.top + mass.rest, rare = whole, row
     cdef Py_ssize_t w = lanes(x), i, k, left
-    cdef vector[real] zero = splat(x, 0.0), of_row, of_all, to_units, cost, u, v
+    cdef vector[real] zero = splat(x, 0.0), of_row, of_all, to_units, u, v
+    cdef vector[double] cost, more
     if not is_distribution(mass):
         return NAN
     scale = ldexp(1.0, -mass.power)
@@ -71,18 +60,19 @@ cdef double table_mutual(
     for i in range(rows):
         part = row_mass(x + i * columns, columns, 1)
         row = ldexp(part.top + part.rest, part.power - mass.power)
-        if row * rare < (DBL_MIN if wide_size(x) == 8 else FLT_MIN):
+        if row * rare < least_exact(x):
             for k in range(columns):
-                total += relative_of_product(
-                    scale * get(x + i * columns + k), row, sums[k], whole)
+                add_double(&total, &lost, relative_of_product(
+                    scale * get(x + i * columns + k), row, sums[k], whole))
             continue
         of_row = splat(x, row)
-        cost = zero
+        cost = splat(<const double*>NULL, 0.0)
+        more = cost
         for k in range((columns + w - 1) // w):
             left = min(w, columns - k * w)
             u = load_n(x + i * columns + k * w, left, 0.0) * to_units
             # Divided at last: the product of counts is exact, and independence gives 0.
             v = of_row * load_wide(x, margin, k * w, left) / of_all
-            cost = cost + relative(u, v, zero)
-        total += reduce_add(cost)
-    return total / whole
+            add_part(&cost, &more, x, relative(u, v, zero))
+        add_double(&total, &lost, sum_of_parts(x, cost, more))
+    return (total + lost) / whole

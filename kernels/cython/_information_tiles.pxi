@@ -2,8 +2,12 @@
 
 What _information_rows.pxi does, with each lane a distribution of its own: the largest element, the
 sum of the others, and then the terms, in three passes down the outcomes of as many distributions as
-a vector has lanes. Sums are compensated, so that many outcomes are as exact as in rows.
+a vector has lanes. Sums are compensated, so that many outcomes are as exact as in rows. Lanes with
+elements below the range are computed again, as such rows are.
 """
+
+from libc.math cimport isnan
+
 
 cdef inline void add_to(
     vector[real]* total, vector[real]* error, const real* like, vector[real] term
@@ -16,16 +20,18 @@ cdef inline void add_to(
 
 cdef inline void lane_masses(
     const real* x, Py_ssize_t n, Py_ssize_t stride, Py_ssize_t left,
-    vector[real]* scale, vector[real]* top, vector[real]* rest
+    vector[real]* scale, vector[real]* top, vector[real]* rest, vector[real]* least
 ) noexcept nogil:
     """As in Mass, in units of 1 / scale. `rest` is NaN where there is no distribution."""
     cdef Py_ssize_t k
     cdef vector[real] zero = splat(x, 0.0), one = splat(x, 1.0)
-    cdef vector[real] a, largest = zero, low = zero, total = zero, error = zero, others = zero
+    cdef vector[real] nothing = splat(x, -INFINITY), a, largest = zero, low = nothing
+    cdef vector[real] total = zero, error = zero, others = zero
     for k in range(n):
         a = load_n(x + k * stride, left, 0.0)
         largest = vmax(a, largest)
-        low = vmax(zero - a, low)
+        low = vmax(where_equal(a, zero, nothing, zero - a), low)
+    least[0] = zero - low
     scale[0] = scale_near_one(largest)
     top[0] = largest * scale[0]
     for k in range(n):
@@ -34,29 +40,35 @@ cdef inline void lane_masses(
         others = add_unless_equal(others, a, top[0], one)
     total = (total + error) + top[0] * (splat(x, n - 1) - others)
     total = total + (top[0] - top[0])  # NaN where the largest is infinite
-    total = where_equal(low, zero, total, splat(x, NAN))
+    total = where_negative(least[0], splat(x, NAN), total)
     rest[0] = where_equal(largest, zero, splat(x, NAN), total)
 
 
 cdef inline vector[real] lane_values(
     int op, const real* x, const real* y, Py_ssize_t n, Py_ssize_t stride, Py_ssize_t y_stride,
-    Py_ssize_t left
+    Py_ssize_t left, vector[real]* beyond
 ) noexcept nogil:
-    """The results of up to as many distributions as there are lanes, in nats."""
+    """The results of up to as many distributions as there are lanes, in nats. `beyond` is 1 where
+    the result is no good, see is_beyond.
+    """
     cdef Py_ssize_t k
     cdef vector[real] zero = splat(x, 0.0), one = splat(x, 1.0), u, v
     cdef vector[real] p_scale, p_top, p_rest, q_scale, q_top, q_rest, p_sum, q_sum, ratio, inverse
-    cdef vector[real] cost = zero, error = zero, weight = zero
-    lane_masses(x, n, stride, left, &p_scale, &p_top, &p_rest)
+    cdef vector[real] cost = zero, error = zero, weight = zero, p_least, q_least
+    lane_masses(x, n, stride, left, &p_scale, &p_top, &p_rest, &p_least)
     q_scale = p_scale
     q_top = p_top
     q_rest = p_rest
+    q_least = p_least
     if op != ENTROPY:
-        lane_masses(y, n, y_stride, left, &q_scale, &q_top, &q_rest)
+        lane_masses(y, n, y_stride, left, &q_scale, &q_top, &q_rest, &q_least)
     p_sum = p_top + p_rest
     q_sum = q_top + q_rest
     ratio = q_sum / p_sum
     inverse = one / q_top
+    beyond[0] = where_negative(
+        q_least * q_scale - splat(x, least_exact(x)), one,
+        where_negative(p_least * p_scale - splat(x, least_seen(x)), one, zero))
     for k in range(n):
         u = load_n(x + k * stride, left, 0.0) * p_scale
         v = u if op == ENTROPY else load_n(y + k * y_stride, left, 0.0) * q_scale
@@ -80,20 +92,28 @@ cdef inline void lanes_by_op(
     Py_ssize_t stride, Py_ssize_t y_stride, Py_ssize_t left, Finish finish
 ) noexcept nogil:
     """Results number `at` and following, in `out`."""
-    cdef vector[real] value, zero = splat(x, 0.0), one = splat(x, 1.0)
+    cdef double flags[16]
+    cdef Py_ssize_t i
+    cdef vector[real] value, beyond, zero = splat(x, 0.0), one = splat(x, 1.0)
     if op == ENTROPY:
-        value = lane_values(ENTROPY, x, y, n, stride, y_stride, left)
+        value = lane_values(ENTROPY, x, y, n, stride, y_stride, left, &beyond)
     elif op == CROSS_ENTROPY:
-        value = lane_values(CROSS_ENTROPY, x, y, n, stride, y_stride, left)
+        value = lane_values(CROSS_ENTROPY, x, y, n, stride, y_stride, left, &beyond)
     elif op == KL:
-        value = lane_values(KL, x, y, n, stride, y_stride, left)
+        value = lane_values(KL, x, y, n, stride, y_stride, left, &beyond)
     else:
-        value = lane_values(JS, x, y, n, stride, y_stride, left)
+        value = lane_values(JS, x, y, n, stride, y_stride, left, &beyond)
     if finish.exponential:
         value = one / exp_sub(zero - value, zero)
     else:
         value = value / splat(x, finish.unit)
     store_wide(x, out, at, value, left)
+    if op != JS and reduce_max(beyond) > 0:
+        store_wide(x, flags, 0, beyond, lanes(x))
+        for i in range(left):
+            if get_wide(x, flags, i) > 0 and not isnan(get_wide(x, out, at + i)):
+                put_wide(x, out, at + i, finished(
+                    value_beyond(op, x + i, stride, y + i, y_stride, n), finish))
 
 
 cdef void panel(

@@ -47,6 +47,10 @@ cdef inline real* moved(real* a, Py_ssize_t elements) noexcept nogil:
     return a if a == NULL else a + elements
 
 
+cdef inline double finished(double value, Finish finish) noexcept nogil:
+    return exp(value) if finish.exponential else value / finish.unit
+
+
 include "_information_rows.pxi"
 include "_information_tiles.pxi"
 include "_information_logits.pxi"
@@ -68,8 +72,7 @@ cdef void row(
         value = logits_row(job.op, a, b, to, p_to, job.n, job.finish.unit, crew)
     else:
         value = row_value(job.op, a, b, job.n, crew)
-    value = exp(value) if job.finish.exponential else value / job.finish.unit
-    put_wide(x, out, number, value)
+    put_wide(x, out, number, finished(value, job.finish))
 
 
 cdef void turn(

@@ -12,10 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ._information_rows import BLOCK
+from ._information_rows import BLOCK, folded, lanes_of
 from ._math import (
     add_compensated,
-    add_in_any_order,
     apart,
     cast,
     compensated,
@@ -39,8 +38,8 @@ from ._panels import (
     store_tile,
 )
 from ._parts import inner
-from ._rows import floats, log_total, row_state, row_writer
-from ._storage import stack_doubles, stack_scratch, widen
+from ._rows import LANES, floats, log_total, row_state, row_writer
+from ._storage import stack_doubles, stack_like, stack_scratch, widen
 
 WORK = 16 * PANEL
 
@@ -75,10 +74,16 @@ def gap_term(p, gap):
 @inner
 def mean_of_block(x, s):
     apart()
-    total, down = constants(x[0]).zero, constants(x[0]).down
-    for i in range(x.size):
-        total = add_in_any_order(total, gap_term(exp_from(x[i], s.base) * down, s.top - x[i]))
-    return np.float64(total)
+    totals, down = lanes_of(stack_like(x, LANES)), constants(x[0]).down
+    for at in range(0, x.size, LANES):
+        line = x[at : at + LANES]
+        if line.size == LANES:
+            for i in range(LANES):
+                totals[i] += gap_term(exp_from(line[i], s.base) * down, s.top - line[i])
+        else:
+            for i in range(line.size):
+                totals[i] += gap_term(exp_from(line[i], s.base) * down, s.top - line[i])
+    return folded(totals)
 
 
 @row_writer
@@ -93,10 +98,11 @@ def _write_entropy_gradient(k, inputs, arguments):
 def entropy_row(x, grad, memory, unit):
     s = softmax_of(x, memory)
     down = np.float64(constants(memory[0]).down)
-    mean = 0.0
+    mean, lost = 0.0, 0.0
     for at in range(0, x.size, BLOCK):
-        mean += mean_of_block(floats(x[at : at + BLOCK], memory), s)
-    mean = mean * (s.share / down) + (s.log_total - s.log_total)
+        value = mean_of_block(floats(x[at : at + BLOCK], memory), s)
+        mean, lost = add_compensated(mean, lost, value)
+    mean = compensated(mean, lost) * (s.share / down) + (s.log_total - s.log_total)
     if grad.size:
         share = cast(s.top, s.share / down / unit)
         arguments = s.top, s.base, share, cast(s.top, mean)
@@ -131,10 +137,16 @@ def ratio_term(a, b, both):
 @inner
 def kl_of_block(x, y, both):
     apart()
-    total = constants(x[0]).zero
-    for i in range(x.size):
-        total = add_in_any_order(total, ratio_term(x[i], y[i], both)[0])
-    return np.float64(total)
+    totals = lanes_of(stack_like(x, LANES))
+    for at in range(0, x.size, LANES):
+        u, v = x[at : at + LANES], y[at : at + LANES]
+        if u.size == LANES:
+            for i in range(LANES):
+                totals[i] += ratio_term(u[i], v[i], both)[0]
+        else:
+            for i in range(u.size):
+                totals[i] += ratio_term(u[i], v[i], both)[0]
+    return folded(totals)
 
 
 @row_writer
@@ -155,15 +167,17 @@ def _write_p_gradient(k, inputs, arguments):
 def kl_row(x, y, q_grad, p_grad, memories, unit):
     s, t = softmax_of(x, memories[0]), softmax_of(y, memories[0])
     down, like = np.float64(constants(s.top).down), s.top
+    # NaN without a distribution, so that all gradients are
+    x_share = cast(like, s.share / down + (t.log_total - t.log_total))
     both = Both(
-        s.top, s.base, cast(like, s.share / down), t.top, t.base, cast(like, t.share / down),
+        s.top, s.base, x_share, t.top, t.base, cast(like, t.share / down),
         cast(like, s.log_total - t.log_total), cast(like, 1 / unit),
     )  # fmt: skip
-    kl = 0.0
+    kl, lost = 0.0, 0.0
     for at in range(0, x.size, BLOCK):
         u, v = floats(x[at : at + BLOCK], memories[0]), floats(y[at : at + BLOCK], memories[1])
-        kl += kl_of_block(u, v, both)
-    kl += (s.log_total - s.log_total) + (t.log_total - t.log_total)
+        kl, lost = add_compensated(kl, lost, kl_of_block(u, v, both))
+    kl = compensated(kl, lost) + (s.log_total - s.log_total) + (t.log_total - t.log_total)
     if p_grad.size:
         _write_p_gradient((x, y), (both, cast(like, kl)), p_grad, False)
     if q_grad.size:
@@ -293,6 +307,7 @@ def kl_panel(x, y, out, q_grad, p_grad, number, outer, n, inner, unit):
     )  # fmt: skip
     for c in range(PANEL):
         shifts[c] -= kls[c]
+        x_state[1][c] += shifts[c] - shifts[c]  # NaN without a distribution: so are all gradients
         kls[c], errors[c] = t.zero, t.zero
     for first in range(0, n, CLASSES):
         count = min(CLASSES, n - first)

@@ -1,10 +1,13 @@
 """Probabilities whose outcomes are contiguous: a row in two passes, by blocks.
 
 The first makes the mass of a row, its largest element and the sum of the others; the second sums
-the terms of the formula, from the cache. Blocks are merged in order, in float64.
+the terms of the formula, from the cache. Blocks are merged in order, in float64 with
+compensation. The rare row that has elements below the range of its largest is computed again,
+element by element.
 
-A mass (top, rest, power) stands for the sum (top + rest) * 2**power: top the largest element, rest
-all the others. `rest` is NaN where one is negative, NaN or infinite.
+A mass (top, rest, power, lost, least) stands for the sum (top + rest + lost) * 2**power: top the
+largest element, rest all the others, `lost` what rounding that lost; `least` is the smallest
+element above 0, as it is. `rest` is NaN where one is negative, NaN or infinite.
 """
 
 import math
@@ -12,21 +15,46 @@ import math
 import numpy as np
 
 from ._math import (
+    add_compensated,
     add_in_any_order,
     apart,
+    as_int,
+    bits,
     cast,
+    compensated,
     constants,
     log,
     mul_add,
     relative,
 )
 from ._parts import inner
-from ._rows import floats, maximum
+from ._rows import LANES, floats, maximum
+from ._storage import stack_like, widen
 
-# Elements of a block, which are added in their own type: equal terms, all rounded in the same
-# direction, were 14 ULP off in blocks of 2048.
-BLOCK = 512
+# Elements of a block, which are added in their own type, LANES sums side by side: four terms each.
+# Equal terms are all rounded in the same direction, and 32 of them were 12 ULP off. Adding floats
+# as doubles took twice as long.
+BLOCK = 256
+NORMAL_DOUBLE, LEAST_DOUBLE = 2.0**-1022, 2.0**-1074
 NOTHING = -10000  # power of a sum of zeros: less than any other
+
+
+@inner
+def lanes_of(totals):
+    """`totals` as LANES sums of a block, all 0."""
+    totals[:] = constants(totals[0]).zero
+    return totals
+
+
+@inner
+def folded(totals):
+    """Their sum, by halves: that of equal numbers is exact."""
+    half = LANES
+    while half > 1:
+        half //= 2
+        for i in range(half):
+            totals[i] += totals[half + i]
+    return np.float64(totals[0])
 
 
 @inner
@@ -39,38 +67,61 @@ def block_mass(x):
     """Of floats."""
     apart()
     t = constants(x[0])
-    largest, negative = maximum(x), t.zero
-    for i in range(x.size):
-        negative = add_in_any_order(negative, t.one if x[i] < t.zero else t.zero)
-    if negative > t.zero or not largest <= t.largest:
-        return 0.0, math.nan, NOTHING
+    largest, least = maximum(x), as_int(x[0], t.magnitude)
+    for i in range(x.size):  # bits of a number that is not negative are ordered as it is
+        least = min(least, as_int(x[i], t.magnitude if x[i] == t.zero else bits(x[i])))
+    if least < 0 or not largest <= t.largest:
+        return 0.0, math.nan, NOTHING, 0.0, math.inf
     power, scale = NOTHING, t.one
     if largest > t.zero:
         most = t.bias - 1  # whose power of two and its inverse are normal
         power = max(-most, min(most, math.frexp(np.float64(largest))[1] - 1))
         scale = cast(largest, math.ldexp(1.0, -power))
-    top, total, ties = largest * scale, t.zero, t.zero
-    for i in range(x.size):
-        a = x[i] * scale
-        total = add_in_any_order(total, t.zero if a == top else a)
-        ties = add_in_any_order(ties, t.one if a == top else t.zero)
-    return np.float64(top), np.float64(total) + np.float64(top) * (np.float64(ties) - 1), power
+    top, ties, totals = largest * scale, t.zero, lanes_of(stack_like(x, LANES))
+    for at in range(0, x.size, LANES):
+        line = x[at : at + LANES]
+        if line.size == LANES:
+            for i in range(LANES):
+                a = line[i] * scale
+                totals[i] += t.zero if a == top else a
+                ties = add_in_any_order(ties, t.one if a == top else t.zero)
+        else:
+            for i in range(line.size):
+                a = line[i] * scale
+                totals[i] += t.zero if a == top else a
+                ties = add_in_any_order(ties, t.one if a == top else t.zero)
+    rest = folded(totals) + np.float64(top) * (np.float64(ties) - 1)
+    smallest = np.float64(bits(least)) if largest > t.zero else math.inf
+    return np.float64(top), rest, power, 0.0, smallest
 
 
 @inner
 def merged_mass(a, b):
     if b[2] > a[2] or (b[2] == a[2] and b[0] > a[0]):
         a, b = b, a
-    return a[0], a[1] + math.ldexp(b[0] + b[1], max(-2200, b[2] - a[2])), a[2]
+    power = max(-2200, b[2] - a[2])
+    rest, lost = add_compensated(a[1], a[3], math.ldexp(b[0], power))
+    rest, lost = add_compensated(rest, lost, math.ldexp(b[1], power))
+    return a[0], rest, a[2], lost + math.ldexp(b[3], power), min(a[4], b[4])
+
+
+@inner
+def empty_mass():
+    return 0.0, 0.0, NOTHING, 0.0, math.inf
+
+
+@inner
+def settled(mass):
+    return mass[0], mass[1] + mass[3], mass[2], 0.0, mass[4]
 
 
 @inner
 def row_mass(x, memory):
     """`memory` holds a block of half floats widened."""
-    mass = 0.0, 0.0, NOTHING
+    mass = empty_mass()
     for at in range(0, x.size, BLOCK):
         mass = merged_mass(mass, block_mass(floats(x[at : at + BLOCK], memory)))
-    return mass
+    return settled(mass)
 
 
 @inner
@@ -138,13 +189,93 @@ def cross_sums(x, y, x_scale, y_scale, inverse, top):
     """
     apart()
     t = constants(x[0])
-    cost, weight = t.zero, t.zero
-    for i in range(x.size):
-        u, v = x[i] * x_scale, y[i] * y_scale
-        term = cross_term(u, v, inverse)
-        cost = add_in_any_order(cost, t.zero if v == top else term)
-        weight = add_in_any_order(weight, t.zero if v == top else u)
-    return np.float64(cost), np.float64(weight)
+    weight, totals = t.zero, lanes_of(stack_like(x, LANES))
+    for at in range(0, x.size, LANES):
+        x_line, y_line = x[at : at + LANES], y[at : at + LANES]
+        if x_line.size == LANES:
+            for i in range(LANES):
+                u, v = x_line[i] * x_scale, y_line[i] * y_scale
+                term = cross_term(u, v, inverse)
+                totals[i] += t.zero if v == top else term
+                weight = add_in_any_order(weight, t.zero if v == top else u)
+        else:
+            for i in range(x_line.size):
+                u, v = x_line[i] * x_scale, y_line[i] * y_scale
+                term = cross_term(u, v, inverse)
+                totals[i] += t.zero if v == top else term
+                weight = add_in_any_order(weight, t.zero if v == top else u)
+    return folded(totals), np.float64(weight)
+
+
+# ---- rows beyond the range -------------------------------------------------------------------
+
+
+@inner
+def is_beyond(like, p_least, p_unit, q_least, q_unit):
+    """Whether vectors would round what matters of a row: the logarithm of an element of q, or
+    whether one of p is 0. In their units, numbers lose digits below the first limit and may become
+    0 below the second. JS does not ask: its terms are small where an element is.
+    """
+    t = constants(like)
+    seen = t.least * t.two_steps
+    return q_least * q_unit < t.least or p_least * p_unit < seen
+
+
+@inner
+def relative_of_product(x, row, column, whole):
+    """x * log(x / y) - x + y for y = row * column / whole, also where that is below all numbers."""
+    y = row * column / whole
+    if x == 0:
+        return y
+    if y < NORMAL_DOUBLE or x / y < NORMAL_DOUBLE or math.isinf(x / y):
+        log_ratio = (math.log(x) - math.log(row)) + (math.log(whole) - math.log(column))
+        return x * log_ratio + (y - x)
+    gap = (y - x) / x
+    return x * (gap - math.log1p(gap)) if abs(gap) < 0.5 else x * math.log(x / y) + (y - x)
+
+
+@inner
+def rest_of(x, step, n):
+    """The largest element, and the sum of the others divided by it, one after the other."""
+    at = 0
+    for k in range(n):
+        at = k if widen(x[k * step]) > widen(x[at * step]) else at
+    top, rest, lost = np.float64(widen(x[at * step])), 0.0, 0.0
+    for k in range(n):
+        if k != at:
+            term = np.float64(widen(x[k * step])) / (top * 2.0**-500)
+            rest, lost = add_compensated(rest, lost, term)
+    return top, (rest + lost) * 2.0**-500
+
+
+@inner
+def value_beyond(of_kl, x, x_step, y, y_step, n):
+    """The cross-entropy or KL divergence of two distributions in nats, one element after the other.
+
+    What is summed is 2**500 times as large, so that no term is subnormal.
+    """
+    apart()
+    (p_top, p_rest), (q_top, q_rest) = rest_of(x, x_step, n), rest_of(y, y_step, n)
+    p_unit, q_unit = p_top * 2.0**-500, q_top * 2.0**-500
+    cost, lost = 0.0, 0.0
+    for k in range(n):
+        u, v = np.float64(widen(x[k * x_step])), np.float64(widen(y[k * y_step]))
+        share = max(LEAST_DOUBLE, u / p_unit)
+        if of_kl:
+            share *= (1 + q_rest) / (1 + p_rest)
+            term = relative_of_product(share if u > 0 else 0.0, v, 1.0, q_unit)
+        elif u > 0:
+            ratio = v / q_top
+            normal = ratio >= NORMAL_DOUBLE
+            term = -share * (math.log(ratio) if normal else math.log(v) - math.log(q_top))
+        else:
+            term = 0.0
+        cost, lost = add_compensated(cost, lost, term)
+    cost = compensated(cost, lost) * 2.0**-500
+    return cost / (1 + q_rest) if of_kl else math.log1p(q_rest) + cost / (1 + p_rest)
+
+
+# ---- a row -----------------------------------------------------------------------------------
 
 
 @inner
@@ -155,13 +286,17 @@ def cross_row(x, y, same, memories):
     if not (is_distribution(p) and is_distribution(q)):
         return math.nan
     like = memories[0][0]
+    units = to_units(like, p), to_units(like, q)
+    if is_beyond(like, p[4], units[0], q[4], units[1]):
+        return value_beyond(False, x, 1, y, 1, x.size)
     inverse, top = cast(like, 1 / q[0]), cast(like, q[0])
-    cost, weight = 0.0, 0.0
+    cost, lost, weight = 0.0, 0.0, 0.0
     for at in range(0, x.size, BLOCK):
         u, v = floats(x[at : at + BLOCK], memories[0]), floats(y[at : at + BLOCK], memories[1])
-        sums = cross_sums(u, v, to_units(like, p), to_units(like, q), inverse, top)
-        cost += sums[0]
+        sums = cross_sums(u, v, units[0], units[1], inverse, top)
+        cost, lost = add_compensated(cost, lost, sums[0])
         weight += sums[1]
+    cost = compensated(cost, lost)
     # What rounding the inverse did to the logarithms is the same for all of them.
     cost += weight * math.log1p(np.float64(mul_add(inverse, top, -constants(like).one)))
     return math.log1p(q[1] / q[0]) + cost / (p[0] + p[1])
@@ -173,10 +308,16 @@ def sums_of(term):
     @inner
     def sums(x, y, x_scale, y_scale, ratio):
         apart()
-        cost = constants(x[0]).zero
-        for i in range(x.size):
-            cost = add_in_any_order(cost, term(x[i] * x_scale, y[i] * y_scale, ratio))
-        return np.float64(cost)
+        totals = lanes_of(stack_like(x, LANES))
+        for at in range(0, x.size, LANES):
+            u, v = x[at : at + LANES], y[at : at + LANES]
+            if u.size == LANES:
+                for i in range(LANES):
+                    totals[i] += term(u[i] * x_scale, v[i] * y_scale, ratio)
+            else:
+                for i in range(u.size):
+                    totals[i] += term(u[i] * x_scale, v[i] * y_scale, ratio)
+        return folded(totals)
 
     return sums
 
@@ -192,11 +333,14 @@ def divergence_row(x, y, of_js, memories):
     like = memories[0][0]
     total = q[0] + q[1]
     scales, ratio = (to_units(like, p), to_units(like, q)), cast(like, total / (p[0] + p[1]))
-    cost = 0.0
+    if not of_js and is_beyond(like, p[4], scales[0], q[4], scales[1]):
+        return value_beyond(True, x, 1, y, 1, x.size)
+    cost, lost = 0.0, 0.0
     for at in range(0, x.size, BLOCK):
         u, v = floats(x[at : at + BLOCK], memories[0]), floats(y[at : at + BLOCK], memories[1])
         if of_js:
-            cost += js_sums_of_p(u, v, *scales, ratio) + js_sums_of_q(u, v, *scales, ratio)
+            value = js_sums_of_p(u, v, *scales, ratio) + js_sums_of_q(u, v, *scales, ratio)
         else:
-            cost += kl_sums(u, v, *scales, ratio)
-    return cost / (4 * total if of_js else total)
+            value = kl_sums(u, v, *scales, ratio)
+        cost, lost = add_compensated(cost, lost, value)
+    return compensated(cost, lost) / (4 * total if of_js else total)

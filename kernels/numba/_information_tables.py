@@ -6,26 +6,29 @@ import numpy as np
 
 from ._information_rows import (
     BLOCK,
-    NOTHING,
     cross_row,
+    empty_mass,
+    folded,
     is_distribution,
+    lanes_of,
     merged_mass,
     relative,
+    relative_of_product,
     row_mass,
+    settled,
 )
-from ._math import add_in_any_order, apart, cast, constants
+from ._math import add_compensated, apart, cast, compensated, constants
 from ._parts import inner
-from ._storage import scratch, stack_scratch, widen
-
-NORMAL_DOUBLE = 2.0**-1022
+from ._rows import LANES
+from ._storage import scratch, stack_like, stack_scratch, widen
 
 
 @inner
 def table_mass(table, rows, columns, memory):
-    mass = 0.0, 0.0, NOTHING
+    mass = empty_mass()
     for i in range(rows):
         mass = merged_mass(mass, row_mass(table[i * columns : (i + 1) * columns], memory))
-    return mass
+    return settled(mass)
 
 
 @inner
@@ -34,38 +37,28 @@ def conditional(table, rows, columns, memories):
     mass = table_mass(table, rows, columns, memories[0])
     if not is_distribution(mass):
         return math.nan
-    total = 0.0
+    total, lost = 0.0, 0.0
     for i in range(rows):
         x = table[i * columns : (i + 1) * columns]
         part = row_mass(x, memories[0])
         if part[0] > 0:
             held = math.ldexp(part[0] + part[1], max(-2200, part[2] - mass[2]))
-            total += held / (mass[0] + mass[1]) * cross_row(x, x, True, memories)
-    return total
+            cost = held / (mass[0] + mass[1]) * cross_row(x, x, True, memories)
+            total, lost = add_compensated(total, lost, cost)
+    return compensated(total, lost)
 
 
 @inner
 def cost_of_row(x, margin, scale, of_row, of_all):
     apart()
-    zero = constants(scale).zero
-    cost = zero
-    for k in range(x.size):
-        # Divided at last: the product of counts is exact, and independence gives 0.
-        y = of_row * margin[k] / of_all
-        cost = add_in_any_order(cost, relative(widen(x[k]) * scale, y, zero))
-    return np.float64(cost)
-
-
-@inner
-def relative_of_product(x, row, column, whole):
-    """x * log(x / y) - x + y for y = row * column / whole, also where that is below all numbers."""
-    y = row * column / whole
-    if x == 0:
-        return y
-    if y < NORMAL_DOUBLE:
-        return x * (math.log(x / row) - math.log(column / whole)) - x
-    gap = (y - x) / x
-    return x * (gap - math.log1p(gap)) if abs(gap) < 0.5 else x * math.log(x / y) + (y - x)
+    zero, totals = constants(scale).zero, lanes_of(stack_like(margin, LANES))
+    for at in range(0, x.size, LANES):
+        line, of_column = x[at : at + LANES], margin[at : at + LANES]
+        for i in range(line.size):
+            # Divided at last: the product of counts is exact, and independence gives 0.
+            y = of_row * of_column[i] / of_all
+            totals[i] += relative(widen(line[i]) * scale, y, zero)
+    return folded(totals)
 
 
 @inner
@@ -85,7 +78,7 @@ def mutual(table, rows, columns, memories):
         margin[k] = sums[k]
         if sums[k] > 0:
             rare = min(rare, sums[k])
-    total, of_all = 0.0, cast(like, whole)
+    total, lost, of_all = 0.0, 0.0, cast(like, whole)
     for i in range(rows):
         x = table[i * columns : (i + 1) * columns]
         part = row_mass(x, memories[0])
@@ -93,10 +86,16 @@ def mutual(table, rows, columns, memories):
         if row * rare < constants(like).least:
             for k in range(columns):
                 value = units * np.float64(widen(x[k]))
-                total += relative_of_product(value, row, sums[k], whole)
-        else:
-            total += cost_of_row(x, margin, cast(like, units), cast(like, row), of_all)
-    return total / whole
+                cost = relative_of_product(value, row, sums[k], whole)
+                total, lost = add_compensated(total, lost, cost)
+            continue
+        for at in range(0, columns, BLOCK):
+            end = min(columns, at + BLOCK)
+            cost = cost_of_row(
+                x[at:end], margin[at:end], cast(like, units), cast(like, row), of_all
+            )
+            total, lost = add_compensated(total, lost, cost)
+    return compensated(total, lost) / whole
 
 
 @inner

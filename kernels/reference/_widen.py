@@ -34,9 +34,22 @@ def to_odd(values):
 
 
 def total(a):
-    """Sum of (outer, n, inner) over n, as (outer, 1, inner).
+    """Sum of (outer, n, inner) over n, as (outer, 1, inner): by halves, and what each addition
+    loses (Knuth's two-sum) is added in the end.
 
-    NumPy adds pairwise only along the last axis in memory, and one by one along any other:
-    with 4097 classes that was 40 ULP of float64.
+    NumPy adds 16 numbers one by one before it adds pairs, and all numbers along any axis but the
+    last in memory. Equal terms, all rounded in the same direction, were 12 and 40 ULP of float64
+    off.
     """
-    return np.sum(np.ascontiguousarray(np.moveaxis(a, 1, -1)), axis=-1)[:, None]
+    a = np.moveaxis(a, 1, -1)
+    lost = np.zeros(a.shape[:-1])
+    with np.errstate(invalid="ignore"):
+        while a.shape[-1] > 1:
+            half = a.shape[-1] // 2
+            x, y = a[..., :half], a[..., half : 2 * half]
+            both = x + y
+            back = both - x
+            lost += np.sum((x - (both - back)) + (y - back), axis=-1)
+            a = np.concatenate([both, a[..., 2 * half :]], axis=-1)
+    value = np.sum(a, axis=-1)
+    return np.where(np.isfinite(lost), value + lost, value)[:, None]

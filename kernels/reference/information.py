@@ -33,8 +33,10 @@ def _parts(x):
     """
     top = np.max(x, axis=1, keepdims=True, initial=0.0)
     top = np.where((x >= 0).all(axis=1, keepdims=True) & (top > 0) & (top < np.inf), top, np.nan)
-    x = np.ldexp(x, -np.frexp(top)[1])  # so that no sum overflows
-    top = np.ldexp(top, -np.frexp(top)[1])
+    # So that no sum overflows, nor the product of two; what is above 0 stays so.
+    power = 450 - np.frexp(top)[1]
+    x = np.maximum(np.ldexp(x, power), np.where(x > 0, 2.0**-1074, 0.0))
+    top = np.ldexp(top, power)
     others = x.copy()
     if x.shape[1]:
         np.put_along_axis(others, np.argmax(x, axis=1, keepdims=True), 0.0, axis=1)
@@ -47,27 +49,35 @@ def _sum(terms):
     return total(terms) + (0.0 if terms.shape[1] else np.nan)
 
 
+def _log_below(x):
+    """log(x / largest), also where that is below the normal numbers."""
+    top = np.max(x, axis=1, keepdims=True, initial=0.0)
+    ratio = x / top
+    return np.where(ratio >= 2.0**-1022, np.log(ratio), np.log(x) - np.log(top))
+
+
 def _put(value, out, unit, exponential=False):
     with np.errstate(over="ignore"):
         narrow(np.exp(value) if exponential else value / unit, out)
 
 
-def _relative(p, q, apart):
-    """d(p, q), given apart = q - p."""
+def _relative(p, q, apart, log_q=None):
+    """d(p, q), given apart = q - p; and log(q), where q may be beyond the numbers."""
     w = apart / p
     near = p * (w - np.log1p(w))
     ratio = p / q
-    in_range = (ratio > 0) & (ratio < np.inf)
-    log_ratio = np.where(in_range, np.log(ratio), np.log(p) - np.log(q))
+    in_range = (q >= 2.0**-1022) & (ratio >= 2.0**-1022) & (ratio < np.inf)
+    log_q = np.log(q) if log_q is None else log_q
+    log_ratio = np.where(in_range, np.log(ratio), np.log(p) - log_q)
     d = np.where(np.abs(w) < 0.5, near, p * log_ratio + apart)
     return np.where(p == 0, q, d)
 
 
 def _of_one_sum(p, q):
-    """p and q with the same sum, and the sum."""
+    """p and q with the same sum, the sum, and log(q)."""
     _, x, _, p_sum = _parts(widen(p))
-    _, y, _, q_sum = _parts(widen(q))
-    return x * (q_sum / p_sum), y + 0 * q_sum, q_sum
+    _, y, top, q_sum = _parts(widen(q))
+    return x * (q_sum / p_sum), y + 0 * q_sum, q_sum, _log_below(widen(q)) + np.log(top)
 
 
 def entropy(p, out, *, unit, exponential, threads):
@@ -77,20 +87,20 @@ def entropy(p, out, *, unit, exponential, threads):
 def cross_entropy_of(p, q, out, *, unit, exponential, threads):
     with np.errstate(all="ignore"):
         _, x, _, p_sum = _parts(widen(p))
-        rest, y, top, _ = _parts(widen(q))
-        cost = _sum(np.where(x == 0, 0.0, x * -np.log(y / top)))
+        rest, _, _, _ = _parts(widen(q))
+        cost = _sum(np.where(x == 0, 0.0, x * -_log_below(widen(q))))
         _put((np.log1p(rest) + cost / p_sum)[:, 0], out, unit, exponential)
 
 
 def kl_divergence(p, q, out, *, unit, threads):
     with np.errstate(all="ignore"):
-        p, q, q_sum = _of_one_sum(p, q)
-        _put((_sum(_relative(p, q, q - p)) / q_sum)[:, 0], out, unit)
+        p, q, q_sum, log_q = _of_one_sum(p, q)
+        _put((_sum(_relative(p, q, q - p, log_q)) / q_sum)[:, 0], out, unit)
 
 
 def js_divergence(p, q, out, *, unit, threads):
     with np.errstate(all="ignore"):
-        p, q, q_sum = _of_one_sum(p, q)
+        p, q, q_sum, _ = _of_one_sum(p, q)
         m, apart = (p + q) / 2, (q - p) / 2
         both = _relative(p, m, apart) + _relative(q, m, -apart)
         _put((_sum(both) / (2 * q_sum))[:, 0], out, unit)
@@ -108,8 +118,9 @@ def conditional_entropy(table, out, *, unit, threads):
     """H of the variable of the last axis, given that of the axis before it."""
     with np.errstate(all="ignore"):
         _, p, _, of_all = _parts(_flat(widen(table)))
-        rest, x, top, of_row = _parts(np.swapaxes(widen(table), 1, 2))
-        h = np.log1p(rest) + total(np.where(x == 0, 0.0, x * -np.log(x / top))) / of_row
+        rows = np.swapaxes(widen(table), 1, 2)
+        rest, x, _, of_row = _parts(rows)
+        h = np.log1p(rest) + total(np.where(x == 0, 0.0, x * -_log_below(rows))) / of_row
         weight = p.reshape(table.shape).sum(axis=2) / of_all[:, 0]
         _put(_sum(np.where(weight == 0, 0.0, weight * h[:, 0])[:, :, None])[:, 0, 0], out, unit)
 
@@ -121,7 +132,8 @@ def mutual_information(table, out, *, unit, threads):
         # Divided at last: the product of counts is exact, and independence gives 0.
         of_row, of_column = x.sum(axis=2, keepdims=True), x.sum(axis=1, keepdims=True)
         y = of_row * of_column / of_all
-        rare = x * (np.log(x / of_row) - np.log(of_column / of_all)) - x  # y is below all numbers
+        log_y = np.log(of_row) + (np.log(of_column) - np.log(of_all))
+        rare = x * (np.log(x) - log_y) + (y - x)  # y is below all numbers
         d = np.where((x > 0) & (y < 2.0**-1022), rare, _relative(x, y, y - x))
         d = _flat(d)
         _put((_sum(d) / of_all)[:, 0, 0], out, unit)
@@ -165,6 +177,7 @@ def _kl_from_logits(p_logits, q_logits, out, q_grad, p_grad, unit):
         _, p_gap, p, p_rest = shifted(widen(p_logits))
         _, q_gap, q, q_rest = shifted(widen(q_logits))
         p, q = p / (1 + p_rest), q / (1 + q_rest)
+        p = p + (q_rest - q_rest)  # NaN where q is no distribution, so that all gradients are
         # log(p / q), whose two parts are each small where p and q are nearly equal
         log_ratio = (q_gap - p_gap) - (np.log1p(p_rest) - np.log1p(q_rest))
         near = np.abs(log_ratio) < 0.5
