@@ -125,10 +125,12 @@ def per_entry(value: Any, batch: tuple[int, ...], name: str, less: tuple[int, in
     if a.dtype.kind not in "iu":
         raise TypeError(f"{name} must be integers, got dtype {_arrays.described(a)}")
     if any(less):
-        a = np.array([_nearer(int(n), less) for n in a.flat], object).reshape(a.shape)
+        a = np.array([per_entry(int(n), batch, name, less) for n in a.flat], np.int64)
+        a = a.reshape(np.shape(value))
+    elif a.dtype == np.uint64:
+        a = np.minimum(a, 2 * FAR)
     try:
-        a = np.maximum(np.minimum(a, 2 * FAR), -2 * FAR if a.dtype.kind != "u" else 0)
-        return np.broadcast_to(a.astype(np.int64), batch).ravel()
+        return np.broadcast_to(a.astype(np.int64).clip(-2 * FAR, 2 * FAR), batch).ravel()
     except ValueError:
         raise ValueError(
             f"{name} must be one integer, or one for each batch entry {batch}, got shape {a.shape}"

@@ -17,7 +17,7 @@ HIDE = """
 import importlib.abc, sys
 class Hide(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path, target=None):
-        if name.startswith("fastce.kernels.cython.") and not name.endswith("_isa"):
+        if name.startswith("fastce.kernels.cython.") and not name.endswith(("_isa", "_forks")):
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 sys.meta_path.insert(0, Hide())
 import fastce
@@ -133,10 +133,11 @@ def test_available_backends():
 def test_without_numba_cuda_the_reason_is_its_name():
     """The package numba has a numba.cuda of its own, with an `extending` that lacks `overload`."""
     code = (
-        "import sys, types\n"
+        "import importlib.machinery, sys, types\n"
         "for name in 'numba', 'numba.cuda', 'numba.cuda.extending':\n"
         "    module = sys.modules[name] = types.ModuleType(name)\n"
         "    module.__path__ = []\n"
+        "    module.__spec__ = importlib.machinery.ModuleSpec(name, None, is_package=True)\n"
         "sys.modules['numba'].cuda = sys.modules['numba.cuda']\n"
         "import fastce; print(fastce.available_backends()['cuda'])\n"
     )
