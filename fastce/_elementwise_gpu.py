@@ -93,8 +93,8 @@ class GPUElementInputs:
         if t.dtype in _gpu.FLOATS and t.dtype not in (self.seen.dtype, self.dtype):
             wide = f", or {self.dtype}" if self.seen.dtype != self.dtype else ""
             raise ValueError(
-                f"target must have the dtype of {self.name}, {self.seen.dtype}{wide}, or an integer "
-                f"or boolean one, got {t.dtype}: nothing is converted on a GPU"
+                f"target must have the dtype of {self.name}, {self.seen.dtype}{wide}, or an "
+                f"integer or boolean one, got {t.dtype}: nothing is converted on a GPU"
             )
         return self._flat(t, "target")
 
