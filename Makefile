@@ -22,12 +22,13 @@ INSTALL := $(BIN)/python -m pip --disable-pip-version-check --quiet install --no
 SOURCES := pyproject.toml setup.py kernels/_build.py $(wildcard kernels/cython/*.pyx \
 	kernels/cython/*.pxd kernels/cython/*.pxi kernels/cython/*.h kernels/cython/_isa.py)
 
-.PHONY: help demo test lint docs wheel bench peers accuracy gpu-test gpu-sanitize gpu-bench clean
+.PHONY: help demo test test-full lint docs wheel bench peers accuracy gpu-test gpu-sanitize gpu-bench clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo      train on handwritten digits, draw the result, measure this machine"
-	@echo "make test      lint, the whole test suite, the examples in the docstrings"
+	@echo "make test      lint, and the fast tier of the tests: a sample of each test's cases"
+	@echo "make test-full lint, the whole test suite, the examples in the docstrings"
 	@echo "make lint      ruff, cython-lint and mypy"
 	@echo "make docs      the guide, in docs/_build/html; a warning is an error"
 	@echo "make wheel     a manylinux wheel and an sdist, in dist"
@@ -44,6 +45,9 @@ demo: $(VENV)/demo.stamp
 	$(BIN)/fastce bench --quick --plot demo/speed.png
 
 test: lint
+	$(BIN)/python -m pytest --fast -n $(JOBS) --dist loadgroup $(ARGS)
+
+test-full: lint
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup $(ARGS)
 	$(BIN)/python -m pytest --doctest-modules --ignore fastce/torch.py --pyargs fastce  # no PyTorch
 

@@ -1,8 +1,12 @@
-"""Every test that asks for `backend` runs on all of them. A missing backend is a failure."""
+"""Every test that asks for `backend` runs on all of them. A missing backend is a failure.
+
+`pytest --fast` is the fast tier: a sample of each test's cases (see `_sample`).
+"""
 
 import functools
 import gc
 import os
+import zlib
 
 import hypothesis
 import pytest
@@ -65,6 +69,55 @@ def pytest_configure(config):
     config.addinivalue_line("filterwarnings", "error::RuntimeWarning")  # NaN is data: no warning
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--fast",
+        action="store_true",
+        help="a sample of each test's cases, and for CUDA kernels one dtype: `make test`",
+    )
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--fast"):
+        return
+    kept = _sample(items)
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = [item for item in items if item in kept]
+
+
+# Left to the full tier: what compiles C or code of users, or runs CUDA kernels or programs.
+FULL_ONLY = (
+    "test_bench",
+    "test_cuda_attention",
+    "test_cython_api",
+    "test_example",
+    "test_numba_jit",
+)
+DTYPES = {"float64", "float32", "float16", "bfloat16", "f64", "f32", "f16", "bf16"}
+
+
+def _sample(items):
+    """Of each test, cases in which each value of each parameter comes up, and each dtype on each
+    backend. They are taken in the order of a checksum of their names, so that a new case elsewhere
+    changes none.
+    """
+    seen, kept = set(), set()
+    for item in sorted(items, key=lambda item: zlib.crc32(item.nodeid.encode())):
+        test, _, case = item.nodeid.rstrip("]").partition("[")
+        values = case.split("-")
+        dtypes = DTYPES.intersection(values)
+        if item.get_closest_marker("slow") or item.path.name.startswith(FULL_ONLY):
+            continue
+        if _is_cuda(test) and dtypes - {"float32", "f32"}:
+            continue
+        values += [(b, t) for b in BACKENDS if b in values for t in dtypes]
+        new = {(test, value) for value in values} - seen
+        if new:
+            seen |= new
+            kept.add(item)
+    return kept
+
+
 def pytest_collection_finish():
     """What the tests keep, they keep to the end: the 20,000 of them, and what Numba compiled. To
     look through it for garbage after each 700 new objects was an eighth of the time of compiling.
@@ -97,12 +150,16 @@ def _group(nodeid):
     file, _, name = nodeid.rpartition("/")[2].partition("::")
     if file == "test_vendoring.py":
         return "vendoring"
-    if file.startswith("test_cuda") or file == "test_ptx.py":
+    if _is_cuda(file):
         of_attention = "attention" in file + name or "warpgroups" in name  # no kernel is in both
         return "cuda attention" if of_attention else "cuda"
     if "numba" in nodeid:
         return "users of numba" if file.startswith("test_numba") else "numba"
     return nodeid.partition("[")[0]
+
+
+def _is_cuda(name):
+    return name.rpartition("/")[2].startswith(("test_cuda", "test_ptx"))
 
 
 def pytest_runtest_setup(item):

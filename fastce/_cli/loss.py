@@ -10,7 +10,8 @@ the files; there LOGITS and TARGETS may also be Zarr stores.
 
 The files are read block by block, in memory that does not grow with them. Only a compressed
 array in Fortran order, or with the classes before other axes, is unpacked first, into a
-temporary file. Progress goes to stderr.
+temporary file. Checksums are verified of compressed arrays; an uncompressed one is taken as it is,
+like an .npy file, which has none. Progress goes to stderr.
 """
 
 import argparse
