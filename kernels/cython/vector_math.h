@@ -262,7 +262,9 @@ template <class V> INLINE V relative(V x, V y, V low) {
     typedef traits<V> t;
     typedef typename t::ints ints;
     typedef typename t::scalar scalar;
-    auto tiny_x = x < t::tiny, tiny_y = y < t::tiny;  // the ratio must be a normal number
+    // The ratio must be a normal number. Of nearly equal ones both are scaled, or neither.
+    V limit = V{} + t::tiny, twice = limit + limit;
+    auto tiny_x = x < (y < twice ? twice : limit), tiny_y = y < (x < twice ? twice : limit);
     V a = tiny_x ? x * t::untiny : x, b = tiny_y ? y * t::untiny : y;
     V down = (tiny_y ? V{} + t::untiny_power : V{}) - (tiny_x ? V{} + t::untiny_power : V{});
     V inverse = 1 / a, u = b * inverse, lost = mul_add<scalar>(-u, a, b) * inverse;

@@ -516,10 +516,13 @@ def relative(x, y, low):
     Each choice is one of two: LLVM makes vectors of those, but not of three in one expression.
     """
     t = constants(x)
-    a = x * (t.untiny if x < t.tiny else t.one)  # the ratio must be a normal number
-    b = y * (t.untiny if y < t.tiny else t.one)
-    down = t.untiny_power if y < t.tiny else t.zero
-    down -= t.untiny_power if x < t.tiny else t.zero
+    # The ratio must be a normal number. Of nearly equal ones both are scaled, or neither.
+    limit_x = t.two * t.tiny if y < t.two * t.tiny else t.tiny
+    limit_y = t.two * t.tiny if x < t.two * t.tiny else t.tiny
+    a = x * (t.untiny if x < limit_x else t.one)
+    b = y * (t.untiny if y < limit_y else t.one)
+    down = t.untiny_power if y < limit_y else t.zero
+    down -= t.untiny_power if x < limit_x else t.zero
     inverse = t.one / a
     u = b * inverse
     lost = mul_add(-u, a, b) * inverse
