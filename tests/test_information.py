@@ -938,3 +938,13 @@ def test_pairs_on_either_side_of_a_threshold(backend, dtype):
             close(f(a, b, axis=axis), f(p[:, :2], q[:, :2]), rtol=1e-5, atol=1e-6)
     wide = [np.tile(a, (1, 100)) for a in (p, q)]  # rows, not tiles
     close(info.kl_divergence(*wide), info.kl_divergence(p, q), rtol=1e-5, atol=1e-6)
+
+
+def test_sums_of_very_different_size(backend):
+    """Where elements of a row are far below its largest, and the rows far apart."""
+    a, b = np.array([1e150, 1e-180]), np.array([1e-200, 1e-200])
+    close(info.kl_divergence(a, b), math.log(2), rtol=1e-15)
+    close(info.cross_entropy(a, b), math.log(2), rtol=1e-15)
+    close(info.kl_divergence(b, a), 379.23339316345766, rtol=1e-15)
+    close(info.kl_divergence(b[None].T, a[None].T, axis=0), 379.23339316345766, rtol=1e-15)
+    close(info.kl_divergence(np.array([1e-300, 5e-324]), b), math.log(2), rtol=1e-15)

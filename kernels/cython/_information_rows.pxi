@@ -279,6 +279,11 @@ cdef double relative_of_product(
     return x * (apart - log1p(apart)) if fabs(apart) < 0.5 else x * log(x / y) + (y - x)
 
 
+cdef inline double share_of(double x, double top) noexcept nogil:
+    """2**500 * x / top for x <= top; top * 2**-500 may be 0."""
+    return x * 2.0**500 / top if top < 1 else x / (top * 2.0**-500)
+
+
 cdef double value_beyond(
     int op, const real* x, Py_ssize_t x_stride, const real* y, Py_ssize_t y_stride, Py_ssize_t n
 ) noexcept nogil:
@@ -287,27 +292,31 @@ cdef double value_beyond(
     """
     cdef Py_ssize_t k, x_at = 0, y_at = 0
     cdef double p_rest = 0, p_lost = 0, q_rest = 0, q_lost = 0, cost = 0, lost = 0, u, v
-    cdef double p_top, q_top
+    cdef double p_top, q_top, column = 1, whole
     for k in range(n):
         x_at = k if get(x + k * x_stride) > get(x + x_at * x_stride) else x_at
         y_at = k if get(y + k * y_stride) > get(y + y_at * y_stride) else y_at
     p_top = get(x + x_at * x_stride)
     q_top = get(y + y_at * y_stride)
+    whole = q_top * 2.0**-500
+    if q_top < 1:  # as in share_of
+        column = 2.0**500
+        whole = q_top
     for k in range(n):
         if k != x_at:
-            add_double(&p_rest, &p_lost, get(x + k * x_stride) / (p_top * 2.0**-500))
+            add_double(&p_rest, &p_lost, share_of(get(x + k * x_stride), p_top))
         if k != y_at:
-            add_double(&q_rest, &q_lost, get(y + k * y_stride) / (q_top * 2.0**-500))
+            add_double(&q_rest, &q_lost, share_of(get(y + k * y_stride), q_top))
     p_rest = (p_rest + p_lost) * 2.0**-500
     q_rest = (q_rest + q_lost) * 2.0**-500
     for k in range(n):
         u = get(x + k * x_stride)
         v = get(y + k * y_stride)
         if u > 0:  # never 0, so that v = 0 makes the result infinite
-            u = max(2.0**-1074, u / (p_top * 2.0**-500))
+            u = max(2.0**-1074, share_of(u, p_top))
         if op == KL:
             u *= (1 + q_rest) / (1 + p_rest)
-            add_double(&cost, &lost, relative_of_product(u, v, 1, q_top * 2.0**-500))
+            add_double(&cost, &lost, relative_of_product(u, v, column, whole))
         elif u > 0:
             add_double(&cost, &lost,
                        -u * (log(v / q_top) if v / q_top >= DBL_MIN else log(v) - log(q_top)))

@@ -235,6 +235,12 @@ def relative_of_product(x, row, column, whole):
 
 
 @inner
+def share_of(x, top):
+    """2**500 * x / top for x <= top; top * 2**-500 may be 0."""
+    return x * 2.0**500 / top if top < 1.0 else x / (top * 2.0**-500)
+
+
+@inner
 def rest_of(x, step, n):
     """The largest element, and the sum of the others divided by it, one after the other."""
     at = 0
@@ -243,7 +249,7 @@ def rest_of(x, step, n):
     top, rest, lost = np.float64(widen(x[at * step])), 0.0, 0.0
     for k in range(n):
         if k != at:
-            term = np.float64(widen(x[k * step])) / (top * 2.0**-500)
+            term = share_of(np.float64(widen(x[k * step])), top)
             rest, lost = add_compensated(rest, lost, term)
     return top, (rest + lost) * 2.0**-500
 
@@ -256,14 +262,15 @@ def value_beyond(of_kl, x, x_step, y, y_step, n):
     """
     apart()
     (p_top, p_rest), (q_top, q_rest) = rest_of(x, x_step, n), rest_of(y, y_step, n)
-    p_unit, q_unit = p_top * 2.0**-500, q_top * 2.0**-500
+    small = q_top < 1.0  # as in share_of
+    column, whole = (2.0**500, q_top) if small else (1.0, q_top * 2.0**-500)
     cost, lost = 0.0, 0.0
     for k in range(n):
         u, v = np.float64(widen(x[k * x_step])), np.float64(widen(y[k * y_step]))
-        share = max(LEAST_DOUBLE, u / p_unit)
+        share = max(LEAST_DOUBLE, share_of(u, p_top))
         if of_kl:
             share *= (1 + q_rest) / (1 + p_rest)
-            term = relative_of_product(share if u > 0 else 0.0, v, 1.0, q_unit)
+            term = relative_of_product(share if u > 0 else 0.0, v, column, whole)
         elif u > 0:
             ratio = v / q_top
             normal = ratio >= NORMAL_DOUBLE
