@@ -48,18 +48,6 @@ cdef inline bint is_distribution(Mass mass) noexcept nogil:
     return mass.top > 0 and mass.rest >= 0
 
 
-cdef inline void add_double(double* total, double* lost, double term) noexcept nogil:
-    """total + term, and `lost` plus what that loses (two-sum)."""
-    cdef double new = total[0] + term, back = new - total[0]
-    lost[0] += (total[0] - (new - back)) + (term - back)
-    total[0] = new
-
-
-cdef inline double settled(double total, double lost) noexcept nogil:
-    """A compensated sum. The error of an infinite one is NaN."""
-    return total if isinf(total) else total + lost
-
-
 cdef inline void add_part(
     vector[double]* low, vector[double]* high, const real* like, vector[real] part
 ) noexcept nogil:

@@ -81,8 +81,7 @@ cdef inline double sum_lanes(
     const real* like, vector[real] total, vector[real] error
 ) noexcept nogil:
     """The same over all lanes, in double. Equal lanes would round the same way in `corrected`."""
-    cdef double sum = reduce_add(total)
-    return sum if isinf(sum) else sum + reduce_add(error)
+    return settled(reduce_add(total), reduce_add(error))
 
 
 cdef inline vector[real] group_sum(

@@ -26,6 +26,18 @@ cdef struct State:
     double lost  # what rounding took away from `rest`; row_state adds it at the end
 
 
+cdef inline void add_double(double* total, double* lost, double term) noexcept nogil:
+    """total + term, and `lost` plus what that loses (two-sum)."""
+    cdef double new = total[0] + term, back = new - total[0]
+    lost[0] += (total[0] - (new - back)) + (term - back)
+    total[0] = new
+
+
+cdef inline double settled(double total, double lost) noexcept nogil:
+    """A compensated sum. The error of an infinite one is NaN."""
+    return total if isinf(total) else total + lost
+
+
 cdef inline State block_state(const real* x, Py_ssize_t n, void* exps) noexcept nogil:
     """The state of up to BLOCK elements. Their exponentials, as exp_from gives them, are kept in
     `exps`, unless it is NULL: computing them again cost 40% of a gradient of 1000 classes.
@@ -83,16 +95,13 @@ cdef inline State block_state(const real* x, Py_ssize_t n, void* exps) noexcept 
 
 cdef inline State merge(State a, State b) noexcept nogil:
     """The state of two parts together. NaN in either `rest` stays."""
-    cdef double scale = 1, term, total, back
+    cdef double scale = 1
     if b.top > a.top:
         a, b = b, a
     if a.top != b.top:
         scale = exp(b.top - a.top)
-    term = scale * (1 + b.rest)
-    total = a.rest + term
-    back = total - a.rest
-    a.lost += scale * b.lost + ((a.rest - (total - back)) + (term - back))
-    a.rest = total
+    add_double(&a.rest, &a.lost, scale * (1 + b.rest))
+    a.lost += scale * b.lost
     return a
 
 
