@@ -29,7 +29,7 @@ from numpy.typing import ArrayLike
 
 import fastce
 
-from .._inputs import attention as heads
+from .._inputs import attention as inputs
 from .._inputs import host
 from ..cross_entropy import Reduction
 from . import _blocks
@@ -322,7 +322,7 @@ def scaled_dot_product_attention(
     q, k, v = checked(q, "q"), checked(k, "k"), checked(v, "v")
     check_operands(q, k, v, enable_gqa)
     check_positions(k.shape[-2], q_offset, kv_lengths)
-    numbers = heads.numbers(scale, window, softcap, is_causal, q.shape[-1])
+    options, _ = inputs.scalar_options(scale, window, softcap, is_causal, q.shape[-1])
     lead = tuple(range(q.ndim - 2))
     queries, keys, width, values = range(q.ndim - 2, q.ndim + 2)
     mask: tuple[Any, Any] = (None, None)
@@ -343,7 +343,7 @@ def scaled_dot_product_attention(
         kv_lengths=None if kv_lengths is None else int(kv_lengths),
         split=k.numblocks[-2] > 1,
         is_causal=is_causal,
-        scale=numbers["scale"],
+        scale=options["scale"],
         window=window,
         softcap=softcap,
         enable_gqa=enable_gqa,

@@ -13,7 +13,7 @@ from ._graph import chunked, given
 
 def check_operands(q: da.Array, k: da.Array, v: da.Array, enable_gqa: bool) -> None:
     shapes = [a.shape for a in (q, k, v)]
-    inputs.check_operands([a.dtype for a in (q, k, v)], shapes)
+    inputs.check_operands((q, k, v))
     if len(set(map(len, shapes))) > 1:
         raise ValueError(f"q, k and v must have equally many axes, got shapes {shapes}")
     heads = kv_heads = 1

@@ -1,0 +1,183 @@
+"""Which queries and keys each batch entry of attention has: the kernels' ``spans``.
+
+Positions may be anything that fits int64, and windows any integer; kernels add a few of them. So
+none goes to a kernel that is beyond 2 * `FAR`: a window is cut to `FAR`, and an offset that far
+loses as much as its window has lost, since only their difference counts.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from .._runtime.options import get_validation
+from . import gpu, host
+from .gpu import DeviceArray
+
+FAR = 2**60  # twice as long as any array; sums of a few do not overflow
+Excess = tuple[int, int]  # how far a window was cut, left and right
+
+
+def per_entry(value: Any, batch: tuple[int, ...], name: str, excess: Excess = (0, 0)) -> Any:
+    """Integers for each batch entry, flat; or one int for all."""
+    if type(value) is int:
+        return max(-2 * FAR, min(2 * FAR, _nearer(value, excess)))
+    a = host.to_numpy(value, name)
+    if a.dtype.kind not in "iu":
+        raise TypeError(f"{name} must be integers, got dtype {host.described(a)}")
+    if any(excess):
+        near = [per_entry(int(n), batch, name, excess) for n in a.flat]
+        a = np.array(near, np.int64).reshape(a.shape)
+    elif a.dtype == np.uint64:
+        a = np.minimum(a, 2 * FAR)
+    try:
+        return np.broadcast_to(a.astype(np.int64).clip(-2 * FAR, 2 * FAR), batch).ravel()
+    except ValueError:
+        raise ValueError(
+            f"{name} must be one integer, or one for each batch entry {batch}, got shape {a.shape}"
+        ) from None
+
+
+def _nearer(offset: int, excess: Excess) -> int:
+    if abs(offset) <= FAR // 2:
+        return offset
+    return max(offset - excess[0], FAR // 2) if offset > 0 else min(offset + excess[1], -FAR // 2)
+
+
+def padded(
+    batch: tuple[int, ...],
+    queries: int,
+    keys: int,
+    q_offset: Any,
+    kv_lengths: Any,
+    excess: Excess,
+) -> np.ndarray:
+    """Of a padded batch."""
+    spans = np.zeros((math.prod(batch), 5), np.int64)
+    spans[:, 1] = queries
+    spans[:, 3] = keys
+    if kv_lengths is not None:
+        spans[:, 3] = per_entry(kv_lengths, batch, "kv_lengths")
+        bad = (spans[:, 3] < 0) | (spans[:, 3] > keys)
+        if bad.any():
+            wrong = np.broadcast_to(np.asarray(kv_lengths), batch).ravel()[bad.argmax()]
+            raise wrong_lengths(keys, wrong)
+    spans[:, 4] = per_entry(q_offset, batch, "q_offset", excess)
+    return spans
+
+
+def packed(
+    cu_seqlens_q: Any, cu_seqlens_k: Any, queries: int, keys: int, q_offset: Any, excess: Excess
+) -> np.ndarray:
+    """Of packed sequences."""
+    ends_q = _ends(cu_seqlens_q, queries, "cu_seqlens_q")
+    ends_k = _ends(cu_seqlens_k, keys, "cu_seqlens_k")
+    if len(ends_q) != len(ends_k):
+        raise ValueError(
+            f"cu_seqlens_q and cu_seqlens_k must be equally long, got {len(ends_q)} and "
+            f"{len(ends_k)}"
+        )
+    spans = np.empty((len(ends_q) - 1, 5), np.int64)
+    spans[:, 0], spans[:, 1] = ends_q[:-1], ends_q[1:]
+    spans[:, 2], spans[:, 3] = ends_k[:-1], ends_k[1:]
+    spans[:, 4] = per_entry(q_offset, (len(spans),), "q_offset", excess)
+    return spans
+
+
+def wrong_lengths(keys: int, got: Any) -> ValueError:
+    return ValueError(f"kv_lengths must be from 0 to the {keys} keys, got {got}")
+
+
+def _ends(cu_seqlens: Any, total: int, name: str) -> np.ndarray:
+    ends = host.to_numpy(cu_seqlens, name)
+    if ends.dtype.kind not in "iu" or ends.ndim != 1 or not ends.size:
+        raise _not_ends(name, f"{ends.dtype} of shape {ends.shape}")
+    ends = ends.astype(np.int64)
+    if ends[0] != 0 or ends[-1] != total or np.any(np.diff(ends) < 0):
+        raise ValueError(
+            f"{name} must rise from 0 to {total}, the number of rows, got {cu_seqlens!r}"
+        )
+    return ends
+
+
+def _not_ends(name: str, got: str) -> TypeError:
+    return TypeError(f"{name} must be a one-dimensional array of integers, got {got}")
+
+
+# ---- from integers on a GPU ------------------------------------------------------------------
+
+_FIELDS = {
+    "kv_lengths": "lengths",
+    "q_offset": "offsets",
+    "cu_seqlens_q": "ends_q",
+    "cu_seqlens_k": "ends_k",
+}
+
+
+def count_on_gpu(cu_seqlens_q: Any) -> int:
+    """How many sequences there are."""
+    shape = gpu.inspect_array(cu_seqlens_q, "cu_seqlens_q").shape
+    if len(shape) != 1 or not shape[0]:
+        raise _not_ends("cu_seqlens_q", f"shape {shape}")
+    return shape[0] - 1
+
+
+def on_gpu(
+    first: DeviceArray,
+    entries: int,
+    queries: int,
+    keys: int,
+    given: dict[str, tuple[Any, tuple[int, ...]]],
+    excess: Excess,
+) -> tuple[DeviceArray, Any]:
+    """Spans that the GPU makes from arguments, some of which it holds, each with the shape of its
+    integers; and the memory in use. They are not checked, but cut, unless validation is on.
+    """
+    from ..kernels.cuda import _device
+    from ..kernels.cuda._arrays import LABEL_CODES
+    from ..kernels.cuda._attention_extras import SPAN, Spans, fill_spans
+
+    fields: dict[str, int] = {}
+    kept, unchecked = [], []
+    for name, (x, shape) in given.items():
+        field, lost = _FIELDS[name], excess if name == "q_offset" else (0, 0)
+        if gpu.is_on_gpu(x) or field.startswith("ends"):
+            a = gpu.inspect_array(x, name)
+            gpu.check_device(first, a, name)
+            dense = gpu._dense(a.shape, gpu._SIZES[a.dtype])
+            if a.dtype not in gpu.INTEGERS or a.shape != shape or a.strides != dense:
+                raise TypeError(
+                    f"{name} on the GPU must be contiguous integers of shape {shape}, got "
+                    f"{a.dtype} of shape {a.shape} and strides {a.strides} bytes"
+                )
+            fields[field], fields[f"{field}_code"] = a.address, LABEL_CODES[a.dtype]
+            unchecked.append((name, a))
+            if name == "q_offset":
+                fields["left_less"], fields["right_less"] = (min(n, 2**62) for n in lost)
+        elif type(x) is int and name == "q_offset":
+            fields["offset"] = per_entry(x, shape, name, lost)
+        elif x is not None:
+            numbers = np.broadcast_to(per_entry(x, shape, name, lost), math.prod(shape))
+            if name == "kv_lengths":
+                _check_lengths(numbers, keys, repr(x))
+            kept.append(_device.upload(numbers.astype(np.int64), first.stream, first.device))
+            fields[field], fields[f"{field}_code"] = _device.address(kept[-1]), LABEL_CODES["int64"]
+    kept.append(_device.allocate(8 * SPAN * entries, first.stream, first.device))
+    address = _device.address(kept[-1])
+    fill_spans(Spans(address, entries, queries, keys, **fields), first.stream, first.device)
+    for name, a in unchecked if get_validation() else ():
+        found = np.empty(a.shape, a.dtype)
+        _device.read(a.address, found, first.stream, first.device)  # waits for the GPU
+        if name == "kv_lengths":
+            _check_lengths(found, keys, found)
+        elif name != "q_offset":
+            _ends(found, queries if name == "cu_seqlens_q" else keys, name)
+    shape, strides = (entries, SPAN), (8 * SPAN, 8)
+    return DeviceArray(address, shape, strides, "int64", first.device, first.stream), kept
+
+
+def _check_lengths(lengths: np.ndarray, keys: int, got: Any) -> None:
+    if lengths.size and (lengths.min() < 0 or lengths.max() > keys):
+        raise wrong_lengths(keys, got)
