@@ -110,7 +110,7 @@ class Machine:
             monkeypatch.setattr(_device, name, getattr(self, name))
         monkeypatch.setattr(cuda_kernels, "require", lambda: None)
         library = _gpu_arrays.Library(Array.inspect, Array.like)
-        monkeypatch.setitem(_gpu_arrays.LIBRARIES, "_gpu", library)
+        monkeypatch.setitem(_gpu_arrays.LIBRARIES, "support", library)
         forget()
         return self
 
