@@ -96,8 +96,9 @@ def scaled_dot_product_attention(
     array([[[3.],
             [3.]]])
     """
-    masks: Any = q_offset, kv_lengths, window
-    p = inputs.padded_batch(q, k, v, attn_mask, is_causal, scale, enable_gqa, *masks, softcap)
+    p = inputs.padded_batch(
+        *(q, k, v, attn_mask, is_causal, scale, enable_gqa, q_offset, kv_lengths, window, softcap)
+    )
     return _forward(p, return_lse, out)
 
 
@@ -161,8 +162,9 @@ def scaled_dot_product_attention_backward(
     >>> dv.ravel()  # two queries give a third of their attention to each
     array([0.66666667, 0.66666667, 0.66666667])
     """
-    masks: Any = q_offset, kv_lengths, window
-    p = inputs.padded_batch(q, k, v, attn_mask, is_causal, scale, enable_gqa, *masks, softcap)
+    p = inputs.padded_batch(
+        *(q, k, v, attn_mask, is_causal, scale, enable_gqa, q_offset, kv_lengths, window, softcap)
+    )
     return _backward(p, grad_out, out, lse, grad_mask)
 
 
@@ -219,8 +221,8 @@ def attention_varlen(
     >>> fastce.attention_varlen(q, k, v, [0, 2, 3], [0, 2, 3]).ravel()
     array([2., 2., 7.])
     """
-    ends: Any = cu_seqlens_q, cu_seqlens_k
-    p = inputs.packed(q, k, v, *ends, is_causal, scale, enable_gqa, q_offset, window, softcap)
+    options = is_causal, scale, enable_gqa, q_offset, window, softcap
+    p = inputs.packed(q, k, v, cu_seqlens_q, cu_seqlens_k, *options)
     return _forward(p, return_lse, out)
 
 
@@ -271,8 +273,8 @@ def attention_varlen_backward(
     >>> grads[2].ravel()
     array([1., 1., 1.])
     """
-    ends: Any = cu_seqlens_q, cu_seqlens_k
-    p = inputs.packed(q, k, v, *ends, is_causal, scale, enable_gqa, q_offset, window, softcap)
+    options = is_causal, scale, enable_gqa, q_offset, window, softcap
+    p = inputs.packed(q, k, v, cu_seqlens_q, cu_seqlens_k, *options)
     return _backward(p, grad_out, out, lse)
 
 
@@ -328,7 +330,7 @@ def _backward(
         result, grad = memory.new(p.given[i], a.shape, dtype, like=a, zero=zero)
         results.append(result)
         full_shape = p.shapes[i]
-        if p.count < 0 and not nothing and math.prod(a.shape) != math.prod(full_shape):
+        if p.sequences is None and not nothing and math.prod(a.shape) != math.prod(full_shape):
             # It was broadcast: a gradient for each place that it was used in, then their sum.
             full = memory.workspace(full_shape, dtype, like=a, zero=zero)
             sums.append((full, grad))

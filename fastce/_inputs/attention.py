@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import numbers
 import operator
@@ -11,6 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .attention_memory import Memory, memory_of
+from .attention_memory import bits as bits
+from .attention_memory import check_no_overlap as check_no_overlap
+from .attention_memory import row_contiguous as row_contiguous
 from .attention_spans import FAR, Excess
 
 Shape = tuple[int, ...]
@@ -28,14 +32,14 @@ class AttentionInputs(NamedTuple):
     options: dict[str, Any]
     shape: Shape  # of the result
     full_shape: Shape  # the same with all axes
-    count: int = -1  # of packed sequences
+    sequences: int | None = None  # packed in each array
     all_keys: bool = True  # whether each key is in a span
 
     def view(self, a: Any, shape: Shape) -> Any:
         """An array as kernels take it: broadcast to `shape`, or the same for each sequence."""
-        if self.count >= 0:
-            return self.memory.per_sequence(a, self.count)
-        return self.memory.broadcast(a, shape)
+        if self.sequences is None:
+            return self.memory.broadcast(a, shape)
+        return self.memory.per_sequence(a, self.sequences)
 
     def views(self) -> list[Any]:
         """Of q, k, v and the mask."""
@@ -63,35 +67,51 @@ def padded_batch(
     softcap: float,
 ) -> AttentionInputs:
     """As `scaled_dot_product_attention` takes them."""
-    memory, arrays = _operands(q, k, v)
-    options, excess = scalar_options(scale, window, softcap, is_causal, arrays[0].shape[-1])
-    shapes = [a.shape for a in arrays]
-    without_heads = max(map(len, shapes)) == 2
-    shapes = [shape if len(shape) > 2 else (1, *shape) for shape in shapes]
-    batch, heads, kv_heads = head_counts(shapes[0], shapes[1], shapes[2], enable_gqa)
-    if memory.groups_one_head and shapes[1][-3] == shapes[2][-3] == 1:
-        kv_heads = 1
-    (length, width), (keys, _), (_, value_width) = (shape[-2:] for shape in shapes)
-    scores, full = (*batch, heads, length, keys), (*batch, heads, length, value_width)
+    memory, arrays = _arrays(q, k, v)
+    of_q, of_k, of_v = (a.shape for a in arrays)
+    batch, shapes, full, shape = _padded_shapes(
+        of_q, of_k, of_v, bool(enable_gqa), memory.groups_one_head
+    )
+    arrays = [memory.contiguous(a, name) for a, name in zip(arrays, INPUTS, strict=False)]
+    options, excess = scalar_options(scale, window, softcap, is_causal, of_q[-1])
     mask = None
     if attn_mask is not None:
-        mask = memory.mask(attn_mask, arrays[0].dtype)
+        mask, scores = memory.mask(attn_mask, arrays[0].dtype), shapes[3]
         if not mask.shape or _broadcast([mask.shape, scores], "attn_mask and the scores") != scores:
             raise ValueError(f"attn_mask must broadcast to {scores}, got shape {mask.shape}")
-    if 0 in (heads, length) and kv_lengths is None and type(q_offset) is int:
+    if 0 in full[-3:] and kv_lengths is None and type(q_offset) is int:
         batch = (0,) * len(batch)  # there may be 2**40 entries without a query: none has a span
-    kv_shape = (*full[:-3], kv_heads, keys)
+    spans = memory.padded_spans(batch, full[-2], of_k[-2], q_offset, kv_lengths, excess)
     return AttentionInputs(
         memory,
         (q, k, v, attn_mask),
         (*arrays, mask),
-        ((*full[:-1], width), (*kv_shape, width), (*kv_shape, value_width), scores),
-        memory.padded_spans(batch, length, keys, q_offset, kv_lengths, excess),
+        shapes,
+        spans,
         options,
-        full[1:] if without_heads else full,
+        shape,
         full,
         all_keys=kv_lengths is None,
     )
+
+
+@functools.lru_cache(maxsize=256)  # a fifth of the time of a call on a few numbers
+def _padded_shapes(
+    q: Shape, k: Shape, v: Shape, enable_gqa: bool, group_one_head: bool
+) -> tuple[Shape, tuple[Shape, ...], Shape, Shape]:
+    """The batch axes, the shapes to which q, k, v and the mask are broadcast, and that of the
+    result: with all axes, and for the user.
+    """
+    check_shapes(q, k, v)
+    flat = len(q) == len(k) == len(v) == 2
+    q, k, v = (shape if len(shape) > 2 else (1, *shape) for shape in (q, k, v))
+    batch, heads, kv_heads = head_counts(q, k, v, enable_gqa)
+    if group_one_head and k[-3] == v[-3] == 1:
+        kv_heads = 1
+    rows, keys = (*batch, heads, q[-2]), (*batch, kv_heads, k[-2])
+    shapes = (*rows, q[-1]), (*keys, k[-1]), (*keys, v[-1]), (*rows, k[-2])
+    full = *rows, v[-1]
+    return batch, shapes, full, full[1:] if flat else full
 
 
 def packed(
@@ -108,8 +128,10 @@ def packed(
     softcap: float,
 ) -> AttentionInputs:
     """As `attention_varlen` takes them: each sequence is a batch entry."""
-    memory, arrays = _operands(q, k, v, key_axis=0)
+    memory, arrays = _arrays(q, k, v)
     of_q, of_k, of_v = (a.shape for a in arrays)
+    check_shapes(of_q, of_k, of_v, key_axis=0)
+    arrays = [memory.contiguous(a, name) for a, name in zip(arrays, INPUTS, strict=False)]
     if not len(of_q) == len(of_k) == len(of_v) == 3:
         raise ValueError(f"q, k and v must have 3 axes, got {_listed([of_q, of_k, of_v])}")
     if of_k[1] != of_v[1] or not of_k[1] or of_q[1] % of_k[1]:
@@ -123,25 +145,26 @@ def packed(
     spans = memory.packed_spans(cu_seqlens_q, cu_seqlens_k, of_q[0], of_k[0], q_offset, excess)
     shape = (*of_q[:2], of_v[2])
     given, shapes = (q, k, v, None), ((),) * 4
-    count = spans.shape[0]
     return AttentionInputs(
-        memory, given, (*arrays, None), shapes, spans, options, shape, shape, count
+        *(memory, given, (*arrays, None), shapes, spans, options, shape, shape),
+        sequences=spans.shape[0],
     )
 
 
-def _operands(q: Any, k: Any, v: Any, key_axis: int = -2) -> tuple[Memory, list[Any]]:
+def _arrays(q: Any, k: Any, v: Any) -> tuple[Memory, list[Any]]:
     memory = memory_of(q)
-    arrays = [memory.floating(a, name) for a, name in ((q, "q"), (k, "k"), (v, "v"))]
-    check_operands(arrays, key_axis)
-    return memory, [memory.contiguous(a, name) for a, name in zip(arrays, INPUTS, strict=False)]
+    arrays = [memory.floating(q, "q"), memory.floating(k, "k"), memory.floating(v, "v")]
+    check_dtypes(*arrays)
+    return memory, arrays
 
 
-def check_operands(arrays: Sequence[Any], key_axis: int = -2) -> None:
-    """Whether q, k and v are of one dtype, and their widths and numbers of keys fit."""
-    q, k, v = (a.shape for a in arrays)
-    dtypes = [a.dtype for a in arrays]
-    if not dtypes[0] == dtypes[1] == dtypes[2]:
-        raise TypeError(f"q, k and v must have one dtype, got {', '.join(map(str, dtypes))}")
+def check_dtypes(q: Any, k: Any, v: Any) -> None:
+    if not q.dtype == k.dtype == v.dtype:
+        raise TypeError(f"q, k and v must have one dtype, got {q.dtype}, {k.dtype}, {v.dtype}")
+
+
+def check_shapes(q: Shape, k: Shape, v: Shape, key_axis: int = -2) -> None:
+    """Whether widths and numbers of keys fit."""
     if min(len(q), len(k), len(v)) < 2:
         raise ValueError(f"q, k and v must have at least 2 axes, got shapes {_listed([q, k, v])}")
     if q[-1] != k[-1]:

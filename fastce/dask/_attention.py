@@ -13,7 +13,8 @@ from ._graph import chunked, given
 
 def check_operands(q: da.Array, k: da.Array, v: da.Array, enable_gqa: bool) -> None:
     shapes = [a.shape for a in (q, k, v)]
-    inputs.check_operands((q, k, v))
+    inputs.check_dtypes(q, k, v)
+    inputs.check_shapes(*shapes)
     if len(set(map(len, shapes))) > 1:
         raise ValueError(f"q, k and v must have equally many axes, got shapes {shapes}")
     heads = kv_heads = 1
