@@ -23,6 +23,7 @@ import fastce
 
 from .. import information as of_arrays
 from .._inputs import host
+from ..information._measure import nats_in_unit
 from . import _blocks
 from ._blocks import computed, strips, task, top_and_log_sum
 from ._graph import STATE, SUMS, axis_of, blocks, checked, expanded, is_whole, last
@@ -261,7 +262,7 @@ def _measure(
                 f"{y.chunks}"
             )
     axis = axis_of(x, axis, first)
-    of_arrays._unit(base)  # raises
+    nats_in_unit(base)  # raises
     options: Any = {"function": getattr(of_arrays, name), "base": base}
     dtype = np.result_type(*(host.compute_dtype(a.dtype) for a in arrays.values()))
     ix = tuple(range(x.ndim))
