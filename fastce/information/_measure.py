@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -35,67 +35,55 @@ def run(function: str, base: Any, *arrays: Any, **options: Any) -> None:
     compute(*arrays, unit=nats_in_unit(base), **options, threads=get_num_threads())
 
 
-def of_rows(
+def of_one(
+    function: str, name: str, x: Any, axis: int, base: Any, keepdims: bool, **options: Any
+) -> Any:
+    """A measure of each row of an array."""
+    a = floating(x, name, function)
+    layout = host.layout_of(a, axis, name)
+    rows, result = host.row_out(layout, host.compute_dtype(a.dtype))
+    run(function, base, host.rows_in(a, layout), rows, **options)
+    return finished(x, result, layout, keepdims)
+
+
+def of_two(
     function: str,
-    names: Sequence[str],
-    given: Sequence[Any],
+    p: Any,
+    q: Any,
     axis: int,
     base: Any,
     keepdims: bool,
+    names: tuple[str, str] = ("p", "q"),
     **options: Any,
 ) -> Any:
-    """A measure of the rows of one or two arrays."""
-    arrays = _alike(function, names, given)
-    dense = arrays[0]
-    if len(arrays) > 1:
-        dense = next((a for a in arrays if 0 not in a.strides), dense)
-    if len(arrays) > 1 and 0 in dense.strides:  # both are broadcast: as the result lies in memory
+    """A measure of each pair of rows of two arrays."""
+    a, b = alike(function, p, q, names)
+    dense = b if 0 in a.strides and 0 not in b.strides else a
+    layout = host.layout_of(dense, axis, names[0])
+    if 0 in dense.strides:  # both are broadcast: as the result lies in memory
         layout = host.fold(dense.shape, None, axis, names[0])
-    else:
-        layout = host.layout_of(dense, axis, names[0])
-    rows, result = host.row_out(layout, host.compute_dtype(dense.dtype))
-    run(function, base, *[host.rows_in(a, layout) for a in arrays], rows, **options)
-    return _finished(given[0], result, layout, keepdims)
+    rows, result = host.row_out(layout, host.compute_dtype(a.dtype))
+    run(function, base, host.rows_in(a, layout), host.rows_in(b, layout), rows, **options)
+    return finished(p, result, layout, keepdims)
 
 
-def of_rows_with_grad(
-    function: str,
-    names: Sequence[str],
-    given: Sequence[Any],
-    axis: int,
-    base: Any,
-    keepdims: bool,
-    out: Any,
-    all_grads: bool,
-) -> tuple[Any, ...]:
-    """The same, and its gradient with respect to the last array; or to all, that one first."""
-    arrays = _alike(function, names, given)
-    last, name = arrays[-1], names[-1]
-    host.layout_of(last, axis, name)  # raises
+def new_grad(
+    a: np.ndarray, axis: int, out: Any, name: str
+) -> tuple[np.ndarray, np.ndarray, host.Layout]:
+    """The logits, their gradient, and its layout."""
+    host.layout_of(a, axis, name)  # raises
     if out is None:
-        dense = last.flags.c_contiguous or 0 not in last.strides
-        grad = np.empty_like(last, subok=False) if dense else np.empty(last.shape, last.dtype)
+        dense = a.flags.c_contiguous or 0 not in a.strides
+        grad = np.empty_like(a, subok=False) if dense else np.empty(a.shape, a.dtype)
     else:
-        grad = host.check_out(out, last.shape, last.dtype)
-        arrays = [host.apart(a, grad) for a in arrays]
-    layout = host.layout_of(grad, axis, name)
-    rows, result = host.row_out(layout, host.compute_dtype(last.dtype))
-    grads = [grad, *(np.empty_like(grad) for _ in arrays[1:] if all_grads)]
-    outputs = [host.rows_out(g, layout) for g in grads] + [None] * (len(arrays) - len(grads))
-    run(function, base, *[host.rows_in(a, layout) for a in arrays], rows, *outputs)
-    return (
-        _finished(given[0], result, layout, keepdims),
-        host.like(given[-1], grad) if out is None else out,
-        *(host.like(given[0], g) for g in grads[1:]),
-    )
+        grad = host.check_out(out, a.shape, a.dtype)
+        a = host.apart(a, grad)
+    return a, grad, host.layout_of(grad, axis, name)
 
 
-def _alike(function: str, names: Sequence[str], given: Sequence[Any]) -> list[np.ndarray]:
-    """The arrays, of one shape and dtype."""
-    arrays = [floating(x, name, function) for x, name in zip(given, names, strict=True)]
-    if len(arrays) == 1:
-        return arrays
-    a, b = arrays
+def alike(function: str, p: Any, q: Any, names: tuple[str, str]) -> tuple[np.ndarray, np.ndarray]:
+    """Both of one shape and dtype."""
+    a, b = floating(p, names[0], function), floating(q, names[1], function)
     if a.dtype != b.dtype:
         wide = np.float64 if np.float64 in (a.dtype, b.dtype) else np.float32
         a, b = a.astype(wide, copy=False), b.astype(wide, copy=False)
@@ -108,8 +96,8 @@ def _alike(function: str, names: Sequence[str], given: Sequence[Any]) -> list[np
                 f"and {b.shape}"
             ) from None
         a, b = (v if v.shape == shape else np.broadcast_to(v, shape) for v in (a, b))
-    return [a, b]
+    return a, b
 
 
-def _finished(x: Any, result: np.ndarray, layout: host.Layout, keepdims: bool) -> Any:
+def finished(x: Any, result: np.ndarray, layout: host.Layout, keepdims: bool) -> Any:
     return host.like(x, np.expand_dims(result, layout.axis) if keepdims else result)

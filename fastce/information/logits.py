@@ -4,9 +4,11 @@ from __future__ import annotations  # help() then says ArrayLike, not what that 
 
 from typing import Any
 
+import numpy as np
 from numpy.typing import ArrayLike
 
-from ._measure import of_rows, of_rows_with_grad
+from .._inputs import host
+from ._measure import alike, finished, floating, new_grad, of_one, of_two, run
 
 _NAMES = "p_logits", "q_logits"
 
@@ -47,7 +49,7 @@ def entropy_from_logits(
     >>> print(f"{fastce.information.entropy_from_logits([50, 0, 0, 0]):.3g}")
     2.95e-20
     """
-    return of_rows("entropy_from_logits", ("logits",), (logits,), axis, base, keepdims)
+    return of_one("entropy_from_logits", "logits", logits, axis, base, keepdims)
 
 
 def entropy_from_logits_with_grad(
@@ -87,9 +89,11 @@ def entropy_from_logits_with_grad(
     (np.float64(1.0), array([0., 0.]))
     """
     name = "entropy_from_logits_with_grad"
-    return of_rows_with_grad(  # type: ignore[return-value]
-        name, ("logits",), (logits,), axis, base, keepdims, out, False
-    )
+    a, grad, layout = new_grad(floating(logits, "logits", name), axis, out, "logits")
+    rows, result = host.row_out(layout, host.compute_dtype(a.dtype))
+    run(name, base, host.rows_in(a, layout), rows, host.rows_out(grad, layout))
+    result = finished(logits, result, layout, keepdims)
+    return result, host.like(logits, grad) if out is None else out
 
 
 def kl_divergence_from_logits(
@@ -131,8 +135,8 @@ def kl_divergence_from_logits(
     >>> fastce.information.kl_divergence_from_logits([0.0, 0.0], [1.0, 1.0])
     np.float64(0.0)
     """
-    given = p_logits, q_logits
-    return of_rows("kl_divergence_from_logits", _NAMES, given, axis, base, keepdims)
+    name = "kl_divergence_from_logits"
+    return of_two(name, p_logits, q_logits, axis, base, keepdims, _NAMES)
 
 
 def kl_divergence_from_logits_with_grad(
@@ -179,5 +183,14 @@ def kl_divergence_from_logits_with_grad(
     >>> round(float(kl), 6), grad.round(6)
     (0.433781, array([ 0.380797, -0.380797]))
     """
-    name, given = "kl_divergence_from_logits_with_grad", (p_logits, q_logits)
-    return of_rows_with_grad(name, _NAMES, given, axis, base, keepdims, out, p_grad)
+    name = "kl_divergence_from_logits_with_grad"
+    p, q = alike(name, p_logits, q_logits, _NAMES)
+    q, grad, layout = new_grad(q, axis, out, "q_logits")
+    p = p if out is None else host.apart(p, grad)
+    rows, result = host.row_out(layout, host.compute_dtype(p.dtype))
+    other = np.empty_like(grad) if p_grad else None
+    grads = host.rows_out(grad, layout), None if other is None else host.rows_out(other, layout)
+    run(name, base, host.rows_in(p, layout), host.rows_in(q, layout), rows, *grads)
+    result = finished(p_logits, result, layout, keepdims)
+    results = result, host.like(q_logits, grad) if out is None else out
+    return results if other is None else (*results, host.like(p_logits, other))

@@ -6,9 +6,7 @@ from typing import Any
 
 from numpy.typing import ArrayLike
 
-from ._measure import of_rows
-
-_PQ = "p", "q"
+from ._measure import of_one, of_two
 
 
 def entropy(
@@ -58,7 +56,7 @@ def entropy(
     >>> fastce.information.entropy([[2, 1, 1], [4, 0, 0]], base=2)
     array([1.5, 0. ])
     """
-    return of_rows("entropy", ("p",), (p,), axis, base, keepdims, exponential=False)
+    return of_one("entropy", "p", p, axis, base, keepdims, exponential=False)
 
 
 def cross_entropy(
@@ -102,7 +100,7 @@ def cross_entropy(
     >>> fastce.information.cross_entropy(p, p, base=2)
     np.float64(1.5)
     """
-    return of_rows("cross_entropy_of", _PQ, (p, q), axis, base, keepdims, exponential=False)
+    return of_two("cross_entropy_of", p, q, axis, base, keepdims, exponential=False)
 
 
 def kl_divergence(
@@ -147,7 +145,7 @@ def kl_divergence(
     >>> fastce.information.kl_divergence([0.5, 0.25, 0.25], [0.25, 0.5, 0.25], base=2)
     np.float64(0.25)
     """
-    return of_rows("kl_divergence", _PQ, (p, q), axis, base, keepdims)
+    return of_two("kl_divergence", p, q, axis, base, keepdims)
 
 
 def js_divergence(
@@ -191,7 +189,7 @@ def js_divergence(
     >>> fastce.information.js_divergence([1, 0], [0, 1], base=2)
     np.float64(1.0)
     """
-    return of_rows("js_divergence", _PQ, (p, q), axis, base, keepdims)
+    return of_two("js_divergence", p, q, axis, base, keepdims)
 
 
 def perplexity(
@@ -226,5 +224,5 @@ def perplexity(
     6.0
     """
     if q is None:
-        return of_rows("entropy", ("p",), (p,), axis, None, keepdims, exponential=True)
-    return of_rows("cross_entropy_of", _PQ, (p, q), axis, None, keepdims, exponential=True)
+        return of_one("entropy", "p", p, axis, None, keepdims, exponential=True)
+    return of_two("cross_entropy_of", p, q, axis, None, keepdims, exponential=True)
