@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from . import attention_spans
 from .attention_memory import Memory, memory_of
 from .attention_memory import bits as bits
 from .attention_memory import check_no_overlap as check_no_overlap
@@ -81,7 +82,8 @@ def padded_batch(
             raise ValueError(f"attn_mask must broadcast to {scores}, got shape {mask.shape}")
     if 0 in full[-3:] and kv_lengths is None and type(q_offset) is int:
         batch = (0,) * len(batch)  # there may be 2**40 entries without a query: none has a span
-    spans = memory.padded_spans(batch, full[-2], of_k[-2], q_offset, kv_lengths, excess)
+    positions = {"kv_lengths": (kv_lengths, batch), "q_offset": (q_offset, batch)}
+    spans = memory.spans(math.prod(batch), full[-2], of_k[-2], positions, excess)
     return AttentionInputs(
         memory,
         (q, k, v, attn_mask),
@@ -142,12 +144,18 @@ def packed(
     if not enable_gqa and of_q[1] != of_k[1]:
         raise ValueError(f"q has {of_q[1]} heads, k and v have {of_k[1]}: that needs enable_gqa")
     options, excess = scalar_options(scale, window, softcap, is_causal, of_q[-1])
-    spans = memory.packed_spans(cu_seqlens_q, cu_seqlens_k, of_q[0], of_k[0], q_offset, excess)
+    count = attention_spans.count(cu_seqlens_q)
+    positions = {
+        "cu_seqlens_q": (cu_seqlens_q, (count + 1,)),
+        "cu_seqlens_k": (cu_seqlens_k, (count + 1,)),
+        "q_offset": (q_offset, (count,)),
+    }
+    spans = memory.spans(count, of_q[0], of_k[0], positions, excess)
     shape = (*of_q[:2], of_v[2])
     given, shapes = (q, k, v, None), ((),) * 4
     return AttentionInputs(
         *(memory, given, (*arrays, None), shapes, spans, options, shape, shape),
-        sequences=spans.shape[0],
+        sequences=count,
     )
 
 

@@ -17,7 +17,7 @@ from .._runtime.dispatch import gpu_kernel, kernel
 from .._runtime.options import get_allow_tf32
 from .._runtime.threads import get_num_threads
 from . import attention_spans, gpu, host
-from .attention_spans import Excess
+from .attention_spans import Excess, Given
 from .gpu import DeviceArray
 
 Shape = tuple[int, ...]
@@ -74,13 +74,7 @@ class Memory(Protocol):
     def sum_into(self, full: Any, result: Any) -> None:
         """Sum the axes of `full` along which `result` has length 1, or does not have."""
 
-    def padded_spans(
-        self, batch: Shape, queries: int, keys: int, q_offset: Any, kv_lengths: Any, excess: Excess
-    ) -> Any: ...
-
-    def packed_spans(
-        self, ends_q: Any, ends_k: Any, queries: int, keys: int, q_offset: Any, excess: Excess
-    ) -> Any: ...
+    def spans(self, entries: int, queries: int, keys: int, given: Given, excess: Excess) -> Any: ...
 
 
 def memory_of(x: Any) -> Memory:
@@ -145,8 +139,7 @@ class Host:
     num_threads = staticmethod(get_num_threads)
     floating = staticmethod(host.floating)
     compute_dtype = staticmethod(host.compute_dtype)
-    padded_spans = staticmethod(attention_spans.padded)
-    packed_spans = staticmethod(attention_spans.packed)
+    spans = staticmethod(attention_spans.on_host)
 
     def kernel(self, name: str) -> Callable[..., None]:
         return kernel("attention", name)
@@ -313,28 +306,9 @@ class GPU:
         shape = (1,) * (2 - len(full.shape)) + full.shape
         sum_members(self.broadcast(full, shape), self.broadcast(result, shape))
 
-    def padded_spans(
-        self, batch: Shape, queries: int, keys: int, q_offset: Any, kv_lengths: Any, excess: Excess
-    ) -> Any:
-        if not (gpu.is_on_gpu(q_offset) or gpu.is_on_gpu(kv_lengths)):
-            return attention_spans.padded(batch, queries, keys, q_offset, kv_lengths, excess)
-        given = {"kv_lengths": (kv_lengths, batch), "q_offset": (q_offset, batch)}
-        return self._spans(math.prod(batch), queries, keys, given, excess)
-
-    def packed_spans(
-        self, ends_q: Any, ends_k: Any, queries: int, keys: int, q_offset: Any, excess: Excess
-    ) -> Any:
-        if not any(map(gpu.is_on_gpu, (ends_q, ends_k, q_offset))):
-            return attention_spans.packed(ends_q, ends_k, queries, keys, q_offset, excess)
-        count = attention_spans.count_on_gpu(ends_q)
-        given = {
-            "cu_seqlens_q": (ends_q, (count + 1,)),
-            "cu_seqlens_k": (ends_k, (count + 1,)),
-            "q_offset": (q_offset, (count,)),
-        }
-        return self._spans(count, queries, keys, given, excess)
-
-    def _spans(self, entries: int, queries: int, keys: int, given: dict, excess: Excess) -> Any:
+    def spans(self, entries: int, queries: int, keys: int, given: Given, excess: Excess) -> Any:
+        if not any(gpu.is_on_gpu(x) for x, _ in given.values()):
+            return attention_spans.on_host(entries, queries, keys, given, excess)
         a, kept = attention_spans.on_gpu(self.first, entries, queries, keys, given, excess)
         self.kept += kept
         return self._view(a, a.shape, a.strides)

@@ -17,6 +17,7 @@ from . import gpu, host
 from .gpu import DeviceArray
 
 FAR = 2**60  # twice as long as any array; sums of a few do not overflow
+Given = dict[str, tuple[Any, tuple[int, ...]]]  # by names of parameters; and their shapes
 Excess = tuple[int, int]  # how far a window was cut, left and right
 
 
@@ -46,48 +47,44 @@ def _nearer(offset: int, excess: Excess) -> int:
     return max(offset - excess[0], FAR // 2) if offset > 0 else min(offset + excess[1], -FAR // 2)
 
 
-def padded(
-    batch: tuple[int, ...],
-    queries: int,
-    keys: int,
-    q_offset: Any,
-    kv_lengths: Any,
-    excess: Excess,
-) -> np.ndarray:
-    """Of a padded batch."""
-    spans = np.zeros((math.prod(batch), 5), np.int64)
+def count(cu_seqlens: Any) -> int:
+    """How many packed sequences there are."""
+    on_gpu = gpu.is_on_gpu(cu_seqlens)
+    shape = gpu.inspect_array(cu_seqlens, "").shape if on_gpu else np.shape(cu_seqlens)
+    if len(shape) != 1 or not shape[0]:
+        raise _not_ends("cu_seqlens_q", f"shape {shape}")
+    return shape[0] - 1
+
+
+def on_host(entries: int, queries: int, keys: int, given: Given, excess: Excess) -> np.ndarray:
+    """Spans of integers on the host."""
+    spans = np.zeros((entries, 5), np.int64)
     spans[:, 1] = queries
     spans[:, 3] = keys
-    if kv_lengths is not None:
-        spans[:, 3] = per_entry(kv_lengths, batch, "kv_lengths")
-        bad = (spans[:, 3] < 0) | (spans[:, 3] > keys)
-        if bad.any():
-            wrong = np.broadcast_to(np.asarray(kv_lengths), batch).ravel()[bad.argmax()]
-            raise wrong_lengths(keys, wrong)
-    spans[:, 4] = per_entry(q_offset, batch, "q_offset", excess)
+    for name, (x, shape) in given.items():
+        if name == "q_offset":
+            spans[:, 4] = per_entry(x, shape, name, excess)
+        elif name == "kv_lengths" and x is not None:
+            spans[:, 3] = _lengths(x, shape, keys)
+        elif name != "kv_lengths":
+            at, total = (0, queries) if name == "cu_seqlens_q" else (2, keys)
+            ends = _ends(x, total, name)
+            if len(ends) != entries + 1:
+                raise ValueError(
+                    f"cu_seqlens_q and cu_seqlens_k must be equally long, got {entries + 1} and "
+                    f"{len(ends)}"
+                )
+            spans[:, at], spans[:, at + 1] = ends[:-1], ends[1:]
     return spans
 
 
-def packed(
-    cu_seqlens_q: Any, cu_seqlens_k: Any, queries: int, keys: int, q_offset: Any, excess: Excess
-) -> np.ndarray:
-    """Of packed sequences."""
-    ends_q = _ends(cu_seqlens_q, queries, "cu_seqlens_q")
-    ends_k = _ends(cu_seqlens_k, keys, "cu_seqlens_k")
-    if len(ends_q) != len(ends_k):
-        raise ValueError(
-            f"cu_seqlens_q and cu_seqlens_k must be equally long, got {len(ends_q)} and "
-            f"{len(ends_k)}"
-        )
-    spans = np.empty((len(ends_q) - 1, 5), np.int64)
-    spans[:, 0], spans[:, 1] = ends_q[:-1], ends_q[1:]
-    spans[:, 2], spans[:, 3] = ends_k[:-1], ends_k[1:]
-    spans[:, 4] = per_entry(q_offset, (len(spans),), "q_offset", excess)
-    return spans
-
-
-def wrong_lengths(keys: int, got: Any) -> ValueError:
-    return ValueError(f"kv_lengths must be from 0 to the {keys} keys, got {got}")
+def _lengths(kv_lengths: Any, batch: tuple[int, ...], keys: int) -> Any:
+    lengths = np.asarray(per_entry(kv_lengths, batch, "kv_lengths"))
+    bad = (lengths < 0) | (lengths > keys)
+    if bad.any():
+        wrong = np.broadcast_to(lengths, batch).flat[np.broadcast_to(bad, batch).argmax()]
+        raise ValueError(f"kv_lengths must be from 0 to the {keys} keys, got {wrong}")
+    return lengths
 
 
 def _ends(cu_seqlens: Any, total: int, name: str) -> np.ndarray:
@@ -116,24 +113,16 @@ _FIELDS = {
 }
 
 
-def count_on_gpu(cu_seqlens_q: Any) -> int:
-    """How many sequences there are."""
-    shape = gpu.inspect_array(cu_seqlens_q, "cu_seqlens_q").shape
-    if len(shape) != 1 or not shape[0]:
-        raise _not_ends("cu_seqlens_q", f"shape {shape}")
-    return shape[0] - 1
-
-
 def on_gpu(
     first: DeviceArray,
     entries: int,
     queries: int,
     keys: int,
-    given: dict[str, tuple[Any, tuple[int, ...]]],
+    given: Given,
     excess: Excess,
 ) -> tuple[DeviceArray, Any]:
-    """Spans that the GPU makes from arguments, some of which it holds, each with the shape of its
-    integers; and the memory in use. They are not checked, but cut, unless validation is on.
+    """Spans that the GPU makes of integers, some of which it holds, and the memory in use. Those
+    are not checked, but cut, unless validation is on.
     """
     from ..kernels.cuda import _device
     from ..kernels.cuda._arrays import LABEL_CODES
@@ -159,9 +148,9 @@ def on_gpu(
         elif type(x) is int and name == "q_offset":
             fields["offset"] = per_entry(x, shape, name, lost)
         elif x is not None:
-            numbers = np.broadcast_to(per_entry(x, shape, name, lost), math.prod(shape))
-            if name == "kv_lengths":
-                _check_lengths(numbers, keys, repr(x))
+            lengths = name == "kv_lengths"
+            numbers = _lengths(x, shape, keys) if lengths else per_entry(x, shape, name, lost)
+            numbers = np.broadcast_to(numbers, math.prod(shape))
             kept.append(_device.upload(numbers.astype(np.int64), first.stream, first.device))
             fields[field], fields[f"{field}_code"] = _device.address(kept[-1]), LABEL_CODES["int64"]
     kept.append(_device.allocate(8 * SPAN * entries, first.stream, first.device))
@@ -171,13 +160,8 @@ def on_gpu(
         found = np.empty(a.shape, a.dtype)
         _device.read(a.address, found, first.stream, first.device)  # waits for the GPU
         if name == "kv_lengths":
-            _check_lengths(found, keys, found)
+            _lengths(found, found.shape, keys)
         elif name != "q_offset":
             _ends(found, queries if name == "cu_seqlens_q" else keys, name)
     shape, strides = (entries, SPAN), (8 * SPAN, 8)
     return DeviceArray(address, shape, strides, "int64", first.device, first.stream), kept
-
-
-def _check_lengths(lengths: np.ndarray, keys: int, got: Any) -> None:
-    if lengths.size and (lengths.min() < 0 or lengths.max() > keys):
-        raise wrong_lengths(keys, got)

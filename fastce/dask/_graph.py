@@ -33,13 +33,9 @@ def _known_chunks(x: da.Array, name: str) -> None:
 
 def axis_of(x: da.Array, axis: int, name: str) -> int:
     """`axis`, counted from 0."""
-    return host.fold((1,) * x.ndim, None, _index(axis), name).axis
-
-
-def _index(axis: Any) -> int:
     if not hasattr(axis, "__index__"):
         raise TypeError(f"axis must be an integer, got {axis!r}")
-    return axis.__index__()
+    return host.fold((1,) * x.ndim, None, axis.__index__(), name).axis
 
 
 def last(x: da.Array, axis: int) -> da.Array:
@@ -80,7 +76,7 @@ def starts(x: da.Array, axis: int) -> da.Array:
 
 
 def blocks(function: Callable, out: tuple, /, *pairs: Any, dtype: Any, **options: Any) -> da.Array:
-    """`da.blockwise` of a task of `_dask_blocks`, which is not called to see what it gives.
+    """`da.blockwise` of a task, which is not called to see what it gives.
 
     Blocks go together by their number, whatever their lengths.
     """
@@ -95,3 +91,17 @@ def blocks(function: Callable, out: tuple, /, *pairs: Any, dtype: Any, **options
         threads=dask.config.get("fastce.num-threads", 1),
         **options,
     )
+
+
+def states(function: Callable, ix: tuple, fields: int, /, *pairs: Any, **options: Any) -> da.Array:
+    """So many numbers for each block of a row, all of a row in one chunk."""
+    result = blocks(
+        function,
+        (*ix, STATE),
+        *pairs,
+        **options,
+        adjust_chunks={ix[-1]: 1},
+        new_axes={STATE: fields},
+        dtype=np.float64,
+    )
+    return result.rechunk({ix[-1]: -1})

@@ -116,18 +116,13 @@ def kl_divergence(
     Parameters
     ----------
     p, q, axis, base, keepdims
-        As for `cross_entropy`.
+        As for `cross_entropy`, and so are errors.
 
     Returns
     -------
     array
         As `entropy` returns it. Not negative; 0 where the distributions are equal; ``inf`` where
         ``p > 0`` at an outcome with ``q == 0``. Not symmetric.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `cross_entropy`.
 
     Notes
     -----
@@ -161,18 +156,13 @@ def js_divergence(
     Parameters
     ----------
     p, q, axis, base, keepdims
-        As for `cross_entropy`.
+        As for `cross_entropy`, and so are errors.
 
     Returns
     -------
     array
         As `entropy` returns it. Symmetric, from 0 for equal distributions to ``log(2)`` for those
         that have no outcome in common.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `cross_entropy`.
 
     Notes
     -----

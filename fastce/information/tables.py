@@ -62,18 +62,13 @@ def conditional_entropy(
         The axis of X, which is given, and then that of Y. ``axis=(-1, -2)`` is the entropy of
         what the rows stand for, given the column. The other axes are those of separate tables.
     base : float, optional
-        As for `entropy`.
+        As for `entropy`, and so are errors.
 
     Returns
     -------
     array
         Of the shape of `table` without `axis`. From 0, where X decides Y, to H(Y), where the two
         are independent.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `entropy`.
 
     Examples
     --------
@@ -100,17 +95,12 @@ def mutual_information(
     axis : pair of int, default (-2, -1)
         The axes of the two variables. The others are those of separate tables.
     base : float, optional
-        As for `entropy`.
+        As for `entropy`, and so are errors.
 
     Returns
     -------
     array
         Of the shape of `table` without `axis`. Not negative; 0 where the two are independent.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `entropy`.
 
     Notes
     -----
