@@ -8,6 +8,7 @@ loses as much as its window has lost, since only their difference counts.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from . import gpu, host
 from .gpu import DeviceArray
 
 FAR = 2**60  # twice as long as any array; sums of a few do not overflow
-Given = dict[str, tuple[Any, tuple[int, ...]]]  # by names of parameters; and their shapes
+Given = Mapping[str, tuple[Any, tuple[int, ...]]]  # by names of parameters; and their shapes
 Excess = tuple[int, int]  # how far a window was cut, left and right
 
 
@@ -79,10 +80,10 @@ def on_host(entries: int, queries: int, keys: int, given: Given, excess: Excess)
 
 
 def _lengths(kv_lengths: Any, batch: tuple[int, ...], keys: int) -> Any:
-    lengths = np.asarray(per_entry(kv_lengths, batch, "kv_lengths"))
+    lengths = np.broadcast_to(per_entry(kv_lengths, batch, "kv_lengths"), math.prod(batch))
     bad = (lengths < 0) | (lengths > keys)
     if bad.any():
-        wrong = np.broadcast_to(lengths, batch).flat[np.broadcast_to(bad, batch).argmax()]
+        wrong = np.broadcast_to(np.asarray(kv_lengths), batch).ravel()[bad.argmax()]
         raise ValueError(f"kv_lengths must be from 0 to the {keys} keys, got {wrong}")
     return lengths
 
