@@ -6,10 +6,10 @@
     loss = fd.cross_entropy(logits, target)  # a Dask array; nothing is computed yet
     loss.compute()
 
-Every function is lazy and gives Dask arrays. A task computes one block, or merges the few numbers
-that each block of a row has left behind; no chunk is larger than those that come in. Whole rows
-are calls of the function of the same name in `fastce`. A row whose classes lie in several chunks
-is never put together: its blocks give (max, sum) states, which are merged exactly.
+Every function is lazy and gives Dask arrays. A task computes one block, or merges a few numbers of
+each block of a row; no chunk is larger than those that come in. Blocks of whole rows are passed to
+the function of the same name in `fastce`. A row whose classes lie in several chunks is never put
+together: its blocks give (max, sum) states, which are merged exactly.
 
 Each task runs on one thread of fastce, since Dask runs as many tasks as it has threads; for more,
 ``dask.config.set({"fastce.num-threads": 4})``. The same bits for any number of workers and threads.

@@ -38,7 +38,7 @@ def scaled_dot_product_attention(
 ) -> Any:
     """`fastce.scaled_dot_product_attention` of Dask arrays: queries and keys in chunks.
 
-    Each chunk of queries meets each chunk of keys in a task of its own. The results are merged by
+    Each chunk of queries with each chunk of keys is a task. The results are merged by
     their lse, eight at a time: ``sum of exp(lse_i - lse) * out_i``.
 
     Parameters
@@ -100,12 +100,12 @@ def scaled_dot_product_attention(
     states = blocks(
         _attention_state,
         state,
-        *(q, (*lead, queries, width)),
-        *(k, (*lead, keys, width)),
-        *(v, (*lead, keys, values)),
-        *mask,
-        *(starts(q, -2), (queries,)),
-        *(starts(k, -2), (keys,)),
+        (q, (*lead, queries, width)),
+        (k, (*lead, keys, width)),
+        (v, (*lead, keys, values)),
+        mask,
+        (starts(q, -2), (queries,)),
+        (starts(k, -2), (keys,)),
         q_offset=int(q_offset),
         kv_lengths=None if kv_lengths is None else int(kv_lengths),
         split=k.numblocks[-2] > 1,

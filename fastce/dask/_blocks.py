@@ -20,11 +20,11 @@ import fastce
 from .._inputs import host
 from .._runtime.threads import threads_here
 
-STRIP = 1 << 20  # bytes of a block to take at once, so that what is computed of them stays small
+STRIP = 1 << 20  # bytes of a block to take at once, so that temporary arrays stay small
 
 
 def task(function: Callable) -> Callable:
-    """On so many threads of fastce; NaN and infinity are data, so no warnings."""
+    """A function with `threads` for fastce. NaN and infinity are data, so there are no warnings."""
 
     @functools.wraps(function)
     def limited(*arrays: Any, threads: int, **options: Any) -> Any:
@@ -42,6 +42,15 @@ def strips(x: np.ndarray) -> Iterator[Any]:
     step = max(1, STRIP * len(x) // max(1, x.nbytes))
     for start in range(0, len(x), step):
         yield slice(start, start + step)
+
+
+def in_strips(x: np.ndarray, fields: int, compute: Callable) -> np.ndarray:
+    """(..., 1, fields), of what `compute` gives for each strip."""
+    result = np.empty((*x.shape[:-1], 1, fields))
+    for at in strips(x):
+        for i, field in enumerate(compute(at)):
+            result[at][..., 0, i] = field
+    return result
 
 
 def computed(x: np.ndarray) -> np.ndarray:
@@ -71,18 +80,15 @@ def max_and_log_sum(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 @task
 def block_state(x: np.ndarray) -> np.ndarray:
     """(..., 1, 2): block_max and log_sum."""
-    result = np.empty((*x.shape[:-1], 1, 2))
-    result[..., 0], result[..., 1] = -np.inf, 0.0
-    if x.shape[-1]:
-        for at in strips(x):
-            result[at][..., 0, 0], result[at][..., 0, 1], _ = max_and_log_sum(computed(x[at]))
-    return result
+
+    def fields(at: Any) -> tuple:
+        return max_and_log_sum(computed(x[at]))[:2] if x.shape[-1] else (-np.inf, 0.0)
+
+    return in_strips(x, 2, fields)
 
 
 def merged(states: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """lse of each row, and of each of its blocks how far it is above the block's own, NaN as
-    log_softmax has it.
-    """
+    """lse of each row; and lse of the row - lse of the block, NaN where log_softmax has it."""
     block_max, log_sum = states[..., 0], states[..., 1]
     row_max = block_max.max(-1, keepdims=True)
     log_sums = (block_max - row_max) + log_sum  # of the blocks, below the row's maximum

@@ -28,7 +28,7 @@ import fastce
 
 from .._inputs import host, loss
 from ..cross_entropy import Reduction
-from ._blocks import computed, max_and_log_sum, merged, strips, task
+from ._blocks import computed, in_strips, max_and_log_sum, merged, strips, task
 from ._graph import (
     STATE,
     axis_of,
@@ -187,12 +187,12 @@ class ChunkedLossInputs:
             if t.shape != rows:
                 raise loss.wrong_labels(t.shape, "logits", logits.shape, rows)
             t = chunked(t, self.x.chunks[:-1])
-            pairs = [pair for i in self.ix[:-1] for pair in (starts(t, i), (i,))]
+            places = [(starts(t, i), (i,)) for i in self.ix[:-1]]
             return blocks(
                 _checked_labels,
                 self.ix[:-1],
-                *(t, self.ix[:-1]),
-                *pairs,
+                (t, self.ix[:-1]),
+                *places,
                 classes=self.x.shape[-1],
                 ignore_index=self.options["ignore_index"],
                 dtype=t.dtype,
@@ -225,17 +225,17 @@ class ChunkedLossInputs:
 
     def _given(self) -> list[Any]:
         """The target and the weights of each block, for `blocks`."""
-        target = self.target, self.ix[: self.target.ndim]
-        return [*target, self.weight, None if self.weight is None else self.ix[-1:]]
+        weight = self.weight, None if self.weight is None else self.ix[-1:]
+        return [(self.target, self.ix[: self.target.ndim]), weight]
 
     def _states(self) -> da.Array:
         return states(
             _loss_state,
             self.ix,
             4,
-            *(self.x, self.ix),
+            (self.x, self.ix),
             *self._given(),
-            *(starts(self.x, -1), self.ix[-1:]),
+            (starts(self.x, -1), self.ix[-1:]),
             classes=self.x.shape[-1],
             **self.options,
         )
@@ -248,19 +248,16 @@ class ChunkedLossInputs:
         rows = blocks(
             _row_weights,
             self.ix[:-1],
-            *(self.target, self.ix[:-1]),
-            *(weight, None if weight is None else self.ix[-1:]),
+            (self.target, self.ix[:-1]),
+            (weight, None if weight is None else self.ix[-1:]),
             ignore_index=self.options["ignore_index"],
             dtype=np.float64,
         )
         return rows.sum()
 
     def _per_count(self, total: Any) -> da.Array:
-        pairs = [
-            pair
-            for a in (total, self._denominator())
-            for pair in (a, () if isinstance(a, da.Array) else None)
-        ]
+        numbers = total, self._denominator()
+        pairs = [(a, () if isinstance(a, da.Array) else None) for a in numbers]
         return blocks(_quotient, (), *pairs, dtype=np.float64)
 
     def loss(self) -> da.Array:
@@ -268,7 +265,7 @@ class ChunkedLossInputs:
             rows = blocks(
                 _loss_of_rows,
                 self.ix[:-1],
-                *(self.x, self.ix),
+                (self.x, self.ix),
                 *self._given(),
                 z_loss=self.z_loss,
                 **self.options,
@@ -278,8 +275,8 @@ class ChunkedLossInputs:
             rows = blocks(
                 _merged_loss,
                 self.ix[:-1],
-                *(self._states(), (*self.ix, STATE)),
-                *((self.target, self.ix[:-1]) if self.labels else (None, None)),
+                (self._states(), (*self.ix, STATE)),
+                ((self.target, self.ix[:-1]) if self.labels else (None, None)),
                 ignore_index=self.options["ignore_index"],
                 z_loss=self.z_loss,
                 dtype=np.float64,
@@ -297,9 +294,9 @@ class ChunkedLossInputs:
             grad = blocks(
                 _gradient_of_rows,
                 self.ix,
-                *(self.x, self.ix),
+                (self.x, self.ix),
                 *self._given(),
-                *scale,
+                scale,
                 z_loss=self.z_loss,
                 **self.options,
                 dtype=self.x.dtype,
@@ -308,18 +305,18 @@ class ChunkedLossInputs:
         factor = blocks(
             _softmax_factor,
             self.ix,
-            *(self._states(), (*self.ix, STATE)),
+            (self._states(), (*self.ix, STATE)),
             z_loss=self.z_loss,
             dtype=np.float64,
         ).rechunk({self.ix[-1]: 1})
         grad = blocks(
             _split_gradient,
             self.ix,
-            *(self.x, self.ix),
-            *(factor, self.ix),
+            (self.x, self.ix),
+            (factor, self.ix),
             *self._given(),
-            *(starts(self.x, -1), self.ix[-1:]),
-            *scale,
+            (starts(self.x, -1), self.ix[-1:]),
+            scale,
             classes=self.x.shape[-1],
             **self.options,
             dtype=self.x.dtype,
@@ -427,19 +424,19 @@ def _loss_state(
     **options: Any,
 ) -> np.ndarray:
     """(..., 1, 4): block_max, log_sum, loss and target_sum."""
-    result = np.zeros((*x.shape[:-1], 1, 4))
-    result[..., 0] = -np.inf
-    if x.shape[-1]:
-        for at in strips(x):
-            block_max, log_sum, rows = max_and_log_sum(computed(x[at]))
-            parts, target_sum = _targets(rows, target[at], weight, start, **options)
-            loss = sum(
-                factor * np.asarray(fastce.cross_entropy(rows, reduction="none", **part), float)
-                for factor, part in parts
-            )
-            for i, field in enumerate((block_max, log_sum, loss, target_sum)):
-                result[at][..., 0, i] = field
-    return result
+
+    def fields(at: Any) -> tuple:
+        if not x.shape[-1]:
+            return -np.inf, 0.0, 0.0, 0.0
+        block_max, log_sum, rows = max_and_log_sum(computed(x[at]))
+        parts, target_sum = _targets(rows, target[at], weight, start, **options)
+        loss = sum(
+            factor * np.asarray(fastce.cross_entropy(rows, reduction="none", **part), float)
+            for factor, part in parts
+        )
+        return block_max, log_sum, loss, target_sum
+
+    return in_strips(x, 4, fields)
 
 
 @task

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
 import dask
@@ -11,6 +12,7 @@ import numpy as np
 
 from .._inputs import host
 
+Pair = tuple[Any, Any]  # an array and its indices
 STATE, SUMS = -1, -2  # indices of `da.blockwise` beside those of the axes, which begin at 0
 
 
@@ -75,15 +77,14 @@ def starts(x: da.Array, axis: int) -> da.Array:
     return da.from_array(np.cumsum((0, *x.chunks[axis][:-1])), chunks=1)
 
 
-def blocks(function: Callable, out: tuple, /, *pairs: Any, dtype: Any, **options: Any) -> da.Array:
-    """`da.blockwise` of a task, which is not called to see what it gives.
-
-    Blocks go together by their number, whatever their lengths.
+def blocks(task: Callable, out: tuple, /, *arrays: Pair, dtype: Any, **options: Any) -> da.Array:
+    """`da.blockwise` of a task, which is not called to see what it gives. Blocks go together by
+    their number, whatever their lengths.
     """
     return da.blockwise(
-        function,
+        task,
         out,
-        *pairs,
+        *chain(*arrays),
         dtype=dtype,
         meta=np.empty((0,) * len(out), dtype),
         align_arrays=False,
@@ -93,12 +94,12 @@ def blocks(function: Callable, out: tuple, /, *pairs: Any, dtype: Any, **options
     )
 
 
-def states(function: Callable, ix: tuple, fields: int, /, *pairs: Any, **options: Any) -> da.Array:
+def states(task: Callable, ix: tuple, fields: int, /, *arrays: Pair, **options: Any) -> da.Array:
     """So many numbers for each block of a row, all of a row in one chunk."""
     result = blocks(
-        function,
+        task,
         (*ix, STATE),
-        *pairs,
+        *arrays,
         **options,
         adjust_chunks={ix[-1]: 1},
         new_axes={STATE: fields},

@@ -54,10 +54,10 @@ def logsumexp(x: da.Array, *, axis: int = -1, keepdims: bool = False) -> da.Arra
     rows = last(x, axis)
     ix = tuple(range(x.ndim))
     if is_whole(rows):
-        result = blocks(call, ix[:-1], rows, ix, function=fastce.logsumexp, dtype=x.dtype)
+        result = blocks(call, ix[:-1], (rows, ix), function=fastce.logsumexp, dtype=x.dtype)
     else:
-        state = states(block_state, ix, 2, rows, ix), (*ix, STATE)
-        result = blocks(merged_lse, ix[:-1], *state, dtype=np.float64)
+        state = states(block_state, ix, 2, (rows, ix)), (*ix, STATE)
+        result = blocks(merged_lse, ix[:-1], state, dtype=np.float64)
         result = result.astype(x.dtype)
     return expanded(result, axis) if keepdims else result
 
@@ -120,17 +120,17 @@ def _of_elements(x: da.Array, axis: int, log: bool) -> da.Array:
     ix = tuple(range(x.ndim))
     if is_whole(rows):
         function = fastce.log_softmax if log else fastce.softmax
-        result = blocks(call, ix, rows, ix, function=function, dtype=x.dtype)
+        result = blocks(call, ix, (rows, ix), function=function, dtype=x.dtype)
     else:
-        state = states(block_state, ix, 2, rows, ix), (*ix, STATE)
-        diff = blocks(merged_diff, ix, *state, dtype=np.float64).rechunk({ix[-1]: 1})
-        result = blocks(_split_softmax, ix, *(rows, ix), *(diff, ix), log=log, dtype=x.dtype)
+        state = states(block_state, ix, 2, (rows, ix)), (*ix, STATE)
+        diff = blocks(merged_diff, ix, state, dtype=np.float64).rechunk({ix[-1]: 1})
+        result = blocks(_split_softmax, ix, (rows, ix), (diff, ix), log=log, dtype=x.dtype)
     return back(result, axis)
 
 
 @task
 def _split_softmax(x: np.ndarray, diff: np.ndarray, *, log: bool) -> np.ndarray:
-    """log_softmax or softmax of a block, given how far the row's lse is above its own, `diff`."""
+    """log_softmax or softmax of a block, given `diff`: lse of the row - lse of the block."""
     result = np.empty_like(x, subok=False)
     for at in strips(x) if x.size else ():
         _, _, rows = max_and_log_sum(computed(x[at]))

@@ -24,7 +24,7 @@ import fastce
 from .. import information as of_arrays
 from .._inputs import host
 from ..information._measure import nats_in_unit
-from ._blocks import call, computed, max_and_log_sum, strips, task
+from ._blocks import call, computed, in_strips, max_and_log_sum, task
 from ._graph import STATE, SUMS, axis_of, blocks, checked, expanded, is_whole, last, states
 
 __all__ = [
@@ -246,7 +246,7 @@ def _measure(
     dtype = np.result_type(*(host.compute_dtype(a.dtype) for a in arrays.values()))
     ix = tuple(range(x.ndim))
     rows = [last(a, axis) for a in arrays.values()]
-    pairs = [pair for a in rows for pair in (a, ix)]
+    pairs: list[tuple] = [(a, ix) for a in rows]
     if is_whole(rows[0]):
         result = blocks(call, ix[:-1], *pairs, **options, dtype=dtype)
     else:
@@ -256,11 +256,11 @@ def _measure(
             state, merge, fields = _state, _merged, len(rows) + 1
         if name == "js_divergence":
             sums = states(_masses, ix, len(rows), *pairs)
-            sums = blocks(_totals, (*ix[:-1], STATE), sums, (*ix, STATE), dtype=np.float64)
-            pairs += [sums, (*ix[:-1], SUMS)]
+            sums = blocks(_totals, (*ix[:-1], STATE), (sums, (*ix, STATE)), dtype=np.float64)
+            pairs.append((sums, (*ix[:-1], SUMS)))
             state, merge = _state_of_mixture, _merged_mixture
         merging = states(state, ix, fields, *pairs, **options), (*ix, STATE)
-        result = blocks(merge, ix[:-1], *merging, **options, dtype=np.float64).astype(dtype)
+        result = blocks(merge, ix[:-1], merging, **options, dtype=np.float64).astype(dtype)
     return expanded(result, axis) if keepdims else result
 
 
@@ -276,18 +276,9 @@ def _mass(x: np.ndarray) -> np.ndarray:
     return np.where((x.min(-1) >= 0) & (x.max(-1) < np.inf), mass, np.nan)
 
 
-def _in_strips(x: np.ndarray, fields: int, compute: Any) -> np.ndarray:
-    """(..., 1, fields), of what `compute` gives for each strip."""
-    result = np.empty((*x.shape[:-1], 1, fields))
-    for at in strips(x):
-        for i, field in enumerate(compute(at)):
-            result[at][..., 0, i] = field
-    return result
-
-
 @task
 def _masses(*arrays: np.ndarray) -> np.ndarray:
-    return _in_strips(arrays[0], len(arrays), lambda at: [_mass(a[at]) for a in arrays])
+    return in_strips(arrays[0], len(arrays), lambda at: [_mass(a[at]) for a in arrays])
 
 
 @task
@@ -304,7 +295,7 @@ def _state(*arrays: np.ndarray, function: Any, base: float | None) -> np.ndarray
         inner = function(*(a[at] for a in arrays), base=base)
         return [*masses, np.where(np.equal(masses, 0).any(axis=0), 0.0, inner)]
 
-    return _in_strips(arrays[0], len(arrays) + 1, fields)
+    return in_strips(arrays[0], len(arrays) + 1, fields)
 
 
 @task
@@ -327,7 +318,7 @@ def _state_of_mixture(
         inner = [np.where(m == 0, 0.0, m * d) for m, d in zip(masses, kl, strict=True)]
         return [*masses, (inner[0] + inner[1]) / 2]
 
-    return _in_strips(p, 3, fields)
+    return in_strips(p, 3, fields)
 
 
 @task
@@ -347,7 +338,7 @@ def _state_of_logits(*arrays: np.ndarray, function: Any, base: float | None) -> 
         sums = [field for block_max, log_sum, _ in parts for field in (block_max, log_sum)]
         return [*sums, function(*(rows for *_, rows in parts), base=base)]
 
-    return _in_strips(arrays[0], 2 * len(arrays) + 1, fields)
+    return in_strips(arrays[0], 2 * len(arrays) + 1, fields)
 
 
 @task

@@ -38,8 +38,8 @@ def entropy_from_logits(
 
     Notes
     -----
-    ``log1p(rest) + sum(p * (max - logits))``, of which no term is negative: where one logit
-    dominates, the small entropy keeps its digits.
+    ``log1p(s) + sum(p * (max - logits))`` with ``s = sum(exp(logits - max)) - 1``: no term is
+    negative, so where one logit dominates, the small entropy keeps its digits.
 
     Examples
     --------

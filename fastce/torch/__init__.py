@@ -5,9 +5,9 @@
     loss = ft.cross_entropy(model(x), target)  # in place of torch.nn.functional.cross_entropy
     loss.backward()
 
-Each has the arguments and the class axis of its namesake in `torch.nn.functional`. Tensors share
-their memory with the arrays that fastce computes on; only layouts that its kernels do not read,
-such as every second column, are copied there. Tensors on a GPU are computed there.
+Each has the arguments and the class axis of its namesake in `torch.nn.functional`. fastce computes
+in the memory of the tensors, on a GPU too; only layouts that its kernels do not read, such as every
+second column, are copied.
 
 A loss that is to be differentiated computes its gradient at once, in the same pass over memory, and
 keeps that instead of the input; but not for float16, which would round it to 0 before the factor of
@@ -96,7 +96,7 @@ def cross_entropy(
     weight : Tensor, shape (C,), optional
         A weight for each class.
     ignore_index : int, default -100
-        Rows of this class count nothing.
+        Rows of this class are left out.
     reduction : {"mean", "sum", "none"}
         As in PyTorch.
     label_smoothing : float, default 0
@@ -155,7 +155,7 @@ def linear_cross_entropy(
     Parameters
     ----------
     input : Tensor, shape (..., D)
-        What the last linear layer is given.
+        Of the last linear layer.
     linear_weight : Tensor, shape (C, D)
         That layer's weight: one row for each class.
     target : Tensor, shape (...)

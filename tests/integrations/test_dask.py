@@ -449,7 +449,7 @@ def test_threads(threads):
         del seen[:]
         graph, tasks = fd._graph, fd._blocks
         x = split(logits(), (5, C))
-        graph.blocks(tasks.call, (0, 1), x, (0, 1), function=counted, dtype=x.dtype).compute()
+        graph.blocks(tasks.call, (0, 1), (x, (0, 1)), function=counted, dtype=x.dtype).compute()
         return set(seen)
 
     assert compute() == {1}
