@@ -1,23 +1,24 @@
 # The commands of fastce. `make help` lists them.
 #
-# Everything is installed into a virtual environment of its own, .venv, and rebuilt when a
-# kernel changes. Needed: Python >= 3.11 with venv (Debian: python3-venv), and a C++ compiler.
+# Everything is installed into a virtual environment, .venv, and kernels that changed are rebuilt.
+# Needed: Python >= 3.11 with venv (Debian: python3-venv), and a C++ compiler with OpenMP.
 #
 #   PYTHON   the Python to make .venv from    make demo PYTHON=python3.12
 #   VENV     where that environment is        make test VENV=/tmp/fastce-env
-#   JOBS     processes that run tests             make test JOBS=1
+#   JOBS     processes that run tests         make test JOBS=1
 #   ARGS     more arguments to pytest or asv  make test ARGS="-k cross_entropy -x"
+#   TORCH    PyTorch of test-full, for pip    make test-full TORCH="torch==2.13.0 --index-url ..."
 #
-# What a kernel does at run time is chosen with FASTCE_BACKEND, FASTCE_ISA and
-# FASTCE_NUM_THREADS, for example: FASTCE_ISA=x86_64_v2 make test
+# docs/environment.md lists the variables of fastce, for example: FASTCE_ISA=x86_64_v2 make test
 
 PYTHON ?= python3
 VENV ?= .venv
 JOBS ?= 2
 ARGS ?=
+TORCH ?= torch==2.13.0
 
 BIN := $(VENV)/bin
-# What is imported gets its bytecode then: for all that is installed it was half of the time.
+# --no-compile: Python makes bytecode of what is imported; for all modules it was half of the time.
 INSTALL := $(BIN)/python -m pip --disable-pip-version-check --quiet install --no-compile
 SOURCES := pyproject.toml setup.py kernels/_build.py $(wildcard kernels/cython/*.pyx \
 	kernels/cython/*.pxd kernels/cython/*.pxi kernels/cython/*.h kernels/cython/_isa.py)
@@ -28,7 +29,7 @@ SOURCES := pyproject.toml setup.py kernels/_build.py $(wildcard kernels/cython/*
 help:
 	@echo "make demo      train on handwritten digits, draw the result, measure this machine"
 	@echo "make test      lint, and the fast tier of the tests: a sample of each test's cases"
-	@echo "make test-full lint, the whole test suite, the examples in the docstrings"
+	@echo "make test-full lint, every test with PyTorch and at all instruction set levels, docstrings"
 	@echo "make lint      ruff, cython-lint and mypy"
 	@echo "make docs      the guide, in docs/_build/html; a warning is an error"
 	@echo "make wheel     a manylinux wheel and an sdist, in dist"
@@ -47,9 +48,9 @@ demo: $(VENV)/demo.stamp
 test: lint
 	$(BIN)/python -m pytest --fast -n $(JOBS) --dist loadgroup $(ARGS)
 
-test-full: lint
+test-full: lint $(VENV)/full.stamp
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup $(ARGS)
-	$(BIN)/python -m pytest --doctest-modules --ignore fastce/torch --pyargs fastce  # no PyTorch
+	$(BIN)/python -m pytest --doctest-modules --pyargs fastce
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
@@ -60,6 +61,7 @@ lint: $(VENV)/dev.stamp
 docs: $(VENV)/docs.stamp
 	$(BIN)/sphinx-build --fail-on-warning --keep-going -q docs docs/_build/html
 
+wheel: export FASTCE_BUILD_ISA = all
 wheel: $(VENV)/wheel.stamp
 	rm -rf dist
 	$(BIN)/python -m build --outdir dist
@@ -93,7 +95,7 @@ gpu-sanitize: $(VENV)/dev.stamp
 	done
 
 gpu-bench: $(VENV)/dev.stamp
-	$(INSTALL) torch
+	$(INSTALL) $(TORCH)
 	$(BIN)/python bench/gpu.py $(ARGS)
 	$(BIN)/python bench/gpu_attention.py --warpgroups $(ARGS)
 
@@ -126,4 +128,12 @@ $(VENV)/wheel.stamp: $(VENV)/built.stamp
 
 $(VENV)/dev.stamp: $(VENV)/built.stamp
 	$(INSTALL) "fastce[dev,cli,bench]"
+	@touch $@
+
+# The levels that are not built yet; a compiler that fails only leaves modules out.
+$(VENV)/full.stamp: $(VENV)/dev.stamp
+	@echo "Building the kernels for all instruction set levels ..."
+	FASTCE_BUILD_ISA=all $(BIN)/python setup.py -q build_ext --inplace
+	$(BIN)/python -c 'from fastce.kernels.cython import _isa; assert _isa.built() == [*_isa.levels()]'
+	$(INSTALL) $(TORCH)
 	@touch $@
