@@ -14,7 +14,7 @@ import math
 
 import numpy as np
 import pytest
-from support import truths
+from support import truths as oracle
 from support.cases import DTYPES
 from support.truths import assert_close, compute, rounded, ulp_error
 
@@ -41,7 +41,7 @@ def big(kind):
     x = logits(kind)
     log_p = np.empty(x.shape)
     for r in range(0, len(x), 16):  # blocks that stay in the cache
-        log_p[r : r + 16] = truths.log_softmax(x[r : r + 16]).value
+        log_p[r : r + 16] = oracle.log_softmax(x[r : r + 16]).value
     return x, log_p
 
 
@@ -99,11 +99,11 @@ def test_equal_terms(backend, dtype):
     """Equal terms round the same way in each addition: plain sums were up to 49 ULP off."""
     limit = 3 if dtype == np.float64 else 2  # the reference has the exp of NumPy
     for x in equal_terms(dtype):
-        truth = truths.log_softmax(x)
+        truth = oracle.log_softmax(x)
         label = int(x.argmax())
         assert_close(fastce.log_softmax(x), truth, limit, f"log_softmax n={x.size}")
-        assert_close(fastce.logsumexp(x), truths.logsumexp(x), limit, f"logsumexp n={x.size}")
-        assert_close(fastce.softmax(x), truths.softmax(x), 4, f"softmax n={x.size}")
+        assert_close(fastce.logsumexp(x), oracle.logsumexp(x), limit, f"logsumexp n={x.size}")
+        assert_close(fastce.softmax(x), oracle.softmax(x), 4, f"softmax n={x.size}")
         loss, grad = fastce.cross_entropy_with_grad(x, label)
         assert ulp_error(loss, -truth.value[label]) <= limit
         p = np.exp(truth.value)
@@ -142,7 +142,7 @@ def test_softmax_far_below_zero(backend):
     """Rounding the inverse of the sum took the worst element to 4.16 ULP."""
     x = rng(1234).standard_normal((512, 31999)).astype(np.float32)[::32] * np.float32(5)
     x -= np.float32(300)
-    assert_close(fastce.softmax(x), truths.softmax(x), 4)
+    assert_close(fastce.softmax(x), oracle.softmax(x), 4)
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
@@ -223,7 +223,7 @@ def test_float64(op, kind, backend):
     """Against longdouble: 11 bits more."""
     x = logits(kind, (16, 32000), np.float64)
     x += rng(2).uniform(-1e-6, 1e-6, x.shape)  # not only the values that float32 has
-    truth = getattr(truths, op)(x)
+    truth = getattr(oracle, op)(x)
     assert_close(getattr(fastce, op)(x), truth, FLOAT64[op], f"{op} {kind}")
 
 
@@ -233,7 +233,7 @@ def test_float64(op, kind, backend):
 def test_short_rows_and_planes(op, kind, dtype, backend):
     """2 to 200 classes, last and not last in memory."""
     bound = SHORT[op] if dtype == np.float32 else FLOAT64[op]
-    f, truth = getattr(fastce, op), getattr(truths, op)
+    f, truth = getattr(fastce, op), getattr(oracle, op)
     for n in [*range(2, 20), 31, 32, 33, 64, 100, 127, 128, 129, 150, 200]:
         x = logits(kind, (500, n), dtype, seed=n)
         right = truth(x)
@@ -255,7 +255,7 @@ def test_half_precision_is_correctly_rounded(name, op, shape, kind, backend):
     last = np.moveaxis(x, 1, -1), np.moveaxis(result, 1, -1)
     wrong = 0
     for a, r in zip(*(np.array_split(v, 16) for v in last), strict=True):
-        truth = getattr(truths, op)(a).value
+        truth = getattr(oracle, op)(a).value
         right = rounded(truth, dtype).astype(dtype)
         off = np.abs(ordered(r) - ordered(right))
         assert off.max() <= 1
@@ -283,7 +283,7 @@ def test_half_precision_gradient(name, backend):
     for kind, axis in (KINDS[0], 1), (KINDS[1], 1), (KINDS[0], 0):
         x = logits(kind, (200, 2000), dtype, seed=4)
         target = rng(5).integers(0, 2000, 200)
-        right = truths.cross_entropy_with_grad(x, target, reduction="sum")[1].value
+        right = oracle.cross_entropy_with_grad(x, target, reduction="sum")[1].value
         a = x if axis else np.ascontiguousarray(x.T)
         grad = fastce.cross_entropy_with_grad(a, target, axis=axis, reduction="sum")[1]
         grad = grad if axis else np.ascontiguousarray(grad.T)

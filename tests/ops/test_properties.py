@@ -5,7 +5,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from support import truths
+from support import truths as oracle
 from support.cases import CASES, DTYPES
 from support.layouts import LAYOUTS
 
@@ -40,7 +40,7 @@ def close(result, truth, ulp):
     """Like `assert_close`, but for results that the dtype cannot hold."""
     value, scale = truth
     with np.errstate(over="ignore", invalid="ignore"):
-        error = truths.ulp_error(result, value, scale, truths.compute(result.dtype))
+        error = oracle.ulp_error(result, value, scale, oracle.compute(result.dtype))
     largest = np.finfo(np.float32).max if result.dtype != np.float64 else np.inf
     beyond = np.abs(np.nan_to_num(value)) > 0.49 * largest  # x - max may overflow on the way
     assert np.max(np.where(beyond, 0, error), initial=0) <= ulp
@@ -51,9 +51,9 @@ def close(result, truth, ulp):
 @pytest.mark.parametrize("op", ["logsumexp", "softmax", "log_softmax"])
 def test_truth(backend, op, drawn):
     x, axis = drawn
-    truth = getattr(truths, op)(np.moveaxis(x, axis, -1))
+    truth = getattr(oracle, op)(np.moveaxis(x, axis, -1))
     if op != "logsumexp":
-        truth = truths.Truth(*(np.moveaxis(v, -1, axis) for v in truth))
+        truth = oracle.Truth(*(np.moveaxis(v, -1, axis) for v in truth))
     result = np.asarray(getattr(fastce, op)(x, axis=axis))
     assert result.dtype == x.dtype
     # as in test_exactness.py: 4 in float32, 6 in float64
@@ -67,12 +67,12 @@ def test_a_distribution(backend, drawn):
     x, axis = drawn
     p = fastce.softmax(x, axis=axis).astype(np.float64)
     log_p = fastce.log_softmax(x, axis=axis).astype(np.float64)
-    eps = float(truths.ulp(1.0, x.dtype))
+    eps = float(oracle.ulp(1.0, x.dtype))
     assert p.min() >= 0
     assert log_p.max() <= 0
     np.testing.assert_allclose(p.sum(axis=axis), 1, atol=8 * eps + 4 * eps * x.shape[axis] ** 0.5)
     gap = np.where(p > 0, np.abs(log_p), 0) * eps  # relative, of its exp
-    tiny = float(truths.ulp(0.0, x.dtype))
+    tiny = float(oracle.ulp(0.0, x.dtype))
     assert np.all(np.abs(np.exp(log_p) - p) <= p * (8 * eps + 2 * gap) + tiny)
 
 
@@ -94,8 +94,8 @@ def assert_same_numbers(a, b, dtype):
     """To a few ULP: rows and planes may round differently."""
     a, b = a.astype(np.float64), b.astype(np.float64)
     # Subnormal numbers have only steps of one size; bfloat16 has them as float32, rounded.
-    least = 4 * float(truths.ulp(0.0, dtype))
-    np.testing.assert_allclose(a, b, rtol=12 * float(truths.ulp(1.0, dtype)), atol=least)
+    least = 4 * float(oracle.ulp(0.0, dtype))
+    np.testing.assert_allclose(a, b, rtol=12 * float(oracle.ulp(1.0, dtype)), atol=least)
 
 
 @EXAMPLES

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 import fastce
-from support import truths
+from support import truths as oracle
 from support.truths import BF16, Truth, compute
 
 DTYPES = {
@@ -72,7 +72,7 @@ class Case:
         arguments = [np.asarray(a) for a in arguments]
         shape = max((a.shape for a in arguments), key=len)
         last = [np.moveaxis(a, axis, -1) if a.shape == shape else a for a in arguments]
-        result = getattr(truths, self.op)(*last, **options)
+        result = getattr(oracle, self.op)(*last, **options)
         result = result if type(result) is tuple else (result,)
         return tuple(
             Truth(*(np.moveaxis(v, -1, axis) for v in t)) if np.ndim(t.value) == len(shape) else t
@@ -93,7 +93,7 @@ class Case:
         rows = math.prod(shape) // max(1, shape[axis])
         what = f"{self} {shape} axis={axis}"
         return max(
-            truths.assert_close(r, t, self.limit(r.dtype, rows), f"{what} result {i}")
+            oracle.assert_close(r, t, self.limit(r.dtype, rows), f"{what} result {i}")
             for i, (r, t) in enumerate(zip(results, truths, strict=True))
         )
 
@@ -117,12 +117,12 @@ def _logits(rng, shape, dtype, options):
 
 
 def _grad_and_p(rng, shape, dtype, options):
-    y = truths.softmax(2 * rng.standard_normal(shape)).value
+    y = oracle.softmax(2 * rng.standard_normal(shape)).value
     return rng.standard_normal(shape).astype(dtype), y.astype(dtype)
 
 
 def _grad_and_log_p(rng, shape, dtype, options):
-    y = truths.log_softmax(2 * rng.standard_normal(shape)).value
+    y = oracle.log_softmax(2 * rng.standard_normal(shape)).value
     return rng.standard_normal(shape).astype(dtype), y.astype(dtype)
 
 
@@ -134,13 +134,13 @@ def _labels(rng, shape, dtype, options):
 
 
 def _probabilities(rng, shape, dtype, options):
-    target = truths.softmax(2 * rng.standard_normal(shape)).value
+    target = oracle.softmax(2 * rng.standard_normal(shape)).value
     return (*_logits(rng, shape, dtype, options), target.astype(dtype))
 
 
 def _log_p_and_labels(rng, shape, dtype, options):
     logits, target = _labels(rng, shape, dtype, options)
-    return truths.log_softmax(logits).value.astype(dtype), target
+    return oracle.log_softmax(logits).value.astype(dtype), target
 
 
 def _upstream(draw):
