@@ -31,14 +31,14 @@ help:
 	@echo "make test      lint, and the fast tier of the tests: a sample of each test's cases"
 	@echo "make test-full lint, every test with PyTorch and at all instruction set levels, docstrings"
 	@echo "make lint      ruff, cython-lint and mypy"
-	@echo "make docs      the guide, in docs/_build/html; a warning is an error"
-	@echo "make wheel     a manylinux wheel and an sdist, in dist"
+	@echo "make docs      the guide, in docs/_build/html; warnings are errors"
+	@echo "make wheel     a manylinux wheel with every instruction set level, and an sdist, in dist"
 	@echo "make bench     asv: time, memory and bandwidth of the current commit"
 	@echo "make peers     a table of fastce against NumPy, SciPy, PyTorch, ... as installed"
 	@echo "make accuracy  exp and log over every float32, in ULP (some minutes)"
 	@echo "make gpu-test      the tests of the CUDA kernels on an NVIDIA GPU"
 	@echo "make gpu-sanitize  a small run of them under compute-sanitizer (of the CUDA toolkit)"
-	@echo "make gpu-bench     them against a device copy, PyTorch and Liger"
+	@echo "make gpu-bench     their speed, and that of a device copy, PyTorch and Liger"
 	@echo "make clean     remove what was built, with $(VENV)"
 
 demo: $(VENV)/demo.stamp
@@ -55,7 +55,7 @@ test-full: lint $(VENV)/full.stamp
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	PATH="$(BIN):$$PATH" cython-lint kernels/cython tests examples  # which looks for pycodestyle there
+	PATH="$(BIN):$$PATH" cython-lint kernels/cython tests examples  # it runs pycodestyle from PATH
 	$(BIN)/mypy
 
 docs: $(VENV)/docs.stamp
@@ -104,7 +104,7 @@ clean:
 	rm -rf build demo *.egg-info kernels/cython/*.cpp kernels/cython/*/*.so
 	find bench examples fastce kernels tests -name __pycache__ -prune -exec rm -rf {} +
 
-# Stamps: the package built and installed in place; then the extras, which build nothing.
+# Stamps: the package built and installed in place; then extras; then the full tier's additions.
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
