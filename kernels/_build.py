@@ -17,6 +17,7 @@ This file is run by its path, so it imports nothing of its package.
 """
 
 import os
+import re
 import runpy
 import shutil
 import sys
@@ -26,7 +27,7 @@ from pathlib import Path
 FOLDER = Path(os.path.relpath(Path(__file__).parent)) / "cython"  # setuptools wants it relative
 SOURCES = (".pyx", ".pxd", ".pxi", ".h")
 FLAGS = ["-O3", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-std=c++17", "-g0"]
-FLAGS += ["-finline-limit=20000"]
+FLAGS += ["-finline-limit=20000", "-w"]  # 3,800 warnings about the code that Cython generates
 FOR_TESTS = "._vector_math"  # left out of wheels
 
 
@@ -53,6 +54,15 @@ def _translate(package, cythonize):
     """One Extension for each .pyx, whose source is the C++ file."""
     from setuptools import Extension
 
+    def module(pyx, suffix):
+        source = str(pyx.with_suffix(suffix))
+        return Extension(
+            f"{package}.{pyx.stem}", [source], language="c++", include_dirs=[str(FOLDER)]
+        )
+
+    pyxs = sorted(FOLDER.glob("*.pyx"))
+    # Cython also compares with its own files and NumPy's, which pip installs anew for each build.
+    stale = [pyx for pyx in pyxs if _is_stale(pyx.with_suffix(".cpp"), _included(pyx))]
     with tempfile.TemporaryDirectory() as temporary:
         # Cython looks for the .pxd of a module by the module's name, but the package need not have
         # its name in the source tree: fastce.kernels lies in kernels/.
@@ -60,16 +70,29 @@ def _translate(package, cythonize):
         tree.mkdir(parents=True)
         for pxd in FOLDER.glob("*.pxd"):
             shutil.copy(pxd, tree)
-        return cythonize(
-            [
-                Extension(
-                    f"{package}.{pyx.stem}", [str(pyx)], language="c++", include_dirs=[str(FOLDER)]
-                )
-                for pyx in sorted(FOLDER.glob("*.pyx"))
-            ],
+        translated = cythonize(
+            [module(pyx, ".pyx") for pyx in stale],
             include_path=[str(FOLDER), temporary],
             nthreads=os.cpu_count() or 1,
+            force=True,
         )
+    return translated + [module(pyx, ".cpp") for pyx in pyxs if pyx not in stale]
+
+
+def _included(source):
+    """A file, its .pxd, and those that they include, directly or not."""
+    found, new = set(), {source, source.with_suffix(".pxd")}
+    while new := {path for path in new - found if path.exists()}:
+        found |= new
+        text = "".join(path.read_text() for path in new)
+        new = {FOLDER / name for name in re.findall(r'^\s*include "(.+)"', text, re.MULTILINE)}
+    return found
+
+
+def _is_stale(target, sources):
+    """Whether one of the sources has changed since the target was made."""
+    time = target.stat().st_mtime if target.exists() else -1
+    return any(os.stat(source).st_mtime > time for source in sources)
 
 
 def _extensions(modules, isa, numpy_headers):
@@ -116,7 +139,7 @@ def _build_per_level(modules, isa):
         def run(self):
             if self.in_place:  # of levels that are not built now, too: no old code runs
                 for ext in modules:
-                    if self.force or not self._is_current(ext):
+                    if self.force or _is_stale(self._file(ext), [*ext.sources, *ext.depends]):
                         self._file(ext).unlink(missing_ok=True)
             super().run()
 
@@ -136,10 +159,6 @@ def _build_per_level(modules, isa):
         def _file(self, ext):
             """What a build in place makes."""
             return FOLDER / _level(ext) / Path(self.get_ext_filename(ext.name)).name
-
-        def _is_current(self, ext):
-            times = [os.stat(source).st_mtime for source in [*ext.sources, *ext.depends]]
-            return self._file(ext).exists() and self._file(ext).stat().st_mtime >= max(times)
 
         def get_source_files(self):  # for an sdist; it would have the C++ files only
             sources = [str(path) for path in FOLDER.iterdir() if path.suffix in SOURCES]

@@ -302,3 +302,20 @@ def test_a_build_in_place_compiles_what_is_stale(build_ext, tmp_path, monkeypatc
     os.utime(tmp_path / "_build.py", (later, later))
     assert len(build()) == 7
     assert built("attention") == []
+
+
+@pytest.mark.parametrize("name", [p.name for p in (ROOT / "kernels" / "cython").glob("*.pyx")])
+def test_a_module_depends_on_what_it_includes(name):
+    """As Cython finds it."""
+    pytest.importorskip("Cython")
+    from Cython.Build.Dependencies import DependencyTree
+    from Cython.Compiler.Main import Context
+    from Cython.Compiler.Options import CompilationOptions
+
+    pyx = ROOT / "kernels" / "cython" / name
+    context = Context.from_options(CompilationOptions(include_path=[str(pyx.parent)]))
+    paths = {Path(path).resolve() for path in DependencyTree(context).all_dependencies(str(pyx))}
+    ours = {path for path in paths if path.parent == pyx.parent and path.suffix != ".h"}
+    build = runpy.run_path(str(ROOT / "kernels" / "_build.py"))
+    assert {path.resolve() for path in build["_included"](pyx)} == ours
+    assert len(ours) > 1
