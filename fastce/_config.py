@@ -12,7 +12,7 @@ from ._threads import get_num_threads
 from ._validation import get_validation
 from ._version import __version__
 
-#: Every environment variable that fastce reads, and what it does. See docs/environment.md.
+#: Every environment variable that fastce reads, and what it does. See docs/guide/environment.md.
 VARIABLES = {
     "FASTCE_BACKEND": "backend to use, without falling back: cython, numba, reference or cuda",
     "FASTCE_ISA": "instruction set level of the cython backend, instead of the processor's best",

@@ -76,7 +76,7 @@ def test_every_op_has_its_file_in_every_room(op):
         assert (ROOT / room / f"{op}.py").is_file()
     assert (KERNELS / "cython" / f"{op}.pyx").is_file()
     assert (ROOT / "tests" / f"test_{op}.py").is_file()
-    assert (ROOT / "docs" / f"{op}.md").is_file()
+    assert (ROOT / "docs" / "guide" / f"{op}.md").is_file()
 
 
 def test_ops_are_the_files_that_do_not_begin_with_an_underscore():
