@@ -59,11 +59,12 @@ def test_each_page_is_in_the_contents():
     assert named == set(PAGES) - {DOCS / "index.md"}
 
 
-@pytest.mark.parametrize("page", [*PAGES, README], ids=lambda p: p.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_lines_of_code_fit_the_page(page):
-    """100 columns, which `docs/_static/wide.css` makes room for."""
+    """See `docs/_static/wide.css`; the code of vendoring.md is that of its examples."""
+    limit = 100 if page.name == "vendoring.md" else 90
     for block in re.findall("^```\\w+\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
-        assert max(map(len, block.splitlines()), default=0) <= 100, block
+        assert max(map(len, block.splitlines()), default=0) <= limit, block
 
 
 @pytest.mark.parametrize("page", [*PAGES, README, DOCS.parent / "CONTRIBUTING.md"], ids=str)
