@@ -128,7 +128,7 @@ def picture(path: Path, found: dict[str, np.ndarray], network: Network, test: Di
     gains.plot(labels, gain, ".", color="0.6", markersize=4)
     gains.plot(labels, gain.mean(axis=1), color="C3", linewidth=2)
     gains.axhline(0, color="0.3", linewidth=1)
-    gains.set_title("noise less pixels, each draw", loc="left", weight="bold")
+    gains.set_title("gain over pixels", loc="left", weight="bold")
     for axes in curves, gains:
         axes.set(xscale="log", xlabel="labelled digits")
         axes.set_xticks(labels, labels)

@@ -135,12 +135,12 @@ def draw(path: Path, noisy: dict, rare: dict) -> None:
         axes = grid[0, i]
         for name, both in curves(p).items():
             axes.plot(p, both[i], label=name, linewidth=1.8)
-        axes.set(xlabel="p of the label", xlim=(0, 1), ylim=(0, (4.5, 1.25)[i]))
+        axes.set(xlabel="p of the label", xlim=(0, 1), ylim=(0, (6, 1.25)[i]))
         axes.set_title(what, loc="left", weight="bold")
     grid[0, 0].legend(frameon=False, fontsize=9)
     titles = (
         f"accuracy, {FLIPPED:.0%} of labels flipped",
-        f"accuracy of {len(RARE)} classes of {KEPT} digits",
+        f"accuracy, {len(RARE)} rare classes",
     )
     for axes, results, title in zip(grid[1], (noisy, rare), titles, strict=True):
         names = list(results)[::-1]

@@ -136,6 +136,6 @@ def tiles(axes: Any, images: np.ndarray, columns: int) -> None:
 
 def save(figure: Any, path: Path) -> None:
     """Write the picture, and print where it is."""
-    figure.savefig(path, dpi=90)
+    figure.savefig(path, dpi=90, pil_kwargs={"optimize": True})
     plt.close(figure)
     print(f"Picture: {path}")
