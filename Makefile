@@ -49,7 +49,7 @@ test: lint
 
 test-full: lint
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup $(ARGS)
-	$(BIN)/python -m pytest --doctest-modules --ignore fastce/torch.py --pyargs fastce  # no PyTorch
+	$(BIN)/python -m pytest --doctest-modules --ignore fastce/torch --pyargs fastce  # no PyTorch
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
@@ -85,10 +85,10 @@ gpu-test: $(VENV)/dev.stamp
 gpu-sanitize: $(VENV)/dev.stamp
 	$(HAS_GPU)
 	for tool in memcheck racecheck; do \
-		compute-sanitizer --tool $$tool --error-exitcode 1 $(BIN)/python -m pytest tests/test_cuda.py \
+		compute-sanitizer --tool $$tool --error-exitcode 1 $(BIN)/python -m pytest tests/backends/test_cuda.py \
 			-m gpu -q -k "test_cases and f32 or test_in_place or test_rows_in_kernels" || exit 1; \
 		compute-sanitizer --tool $$tool --error-exitcode 1 $(BIN)/python -m pytest -m gpu -q \
-			tests/test_cuda_attention.py -k "test_truth and not of_all or test_varlen or warpgroups" \
+			tests/backends/test_cuda_attention.py -k "test_truth and not of_all or test_varlen or warpgroups" \
 			|| exit 1; \
 	done
 

@@ -20,7 +20,7 @@ class Array:
     """Looks like a C-contiguous array on a GPU."""
 
     def __init__(self, shape, dtype, address=4096):
-        self.seen = _gpu.Seen(
+        self.seen = _gpu.DeviceArray(
             address, shape, _gpu._dense(shape, np.dtype(dtype).itemsize), dtype, 0, 0
         )
 

@@ -5,11 +5,10 @@ all CPU threads with results that are the same to the last bit for any number of
 """
 
 from . import information
-from ._config import show_config
-from ._dispatch import BackendError, available_backends, use_backend
-from ._tf32 import set_allow_tf32
-from ._threads import get_num_threads, set_num_threads
-from ._validation import set_validation
+from ._runtime.config import show_config
+from ._runtime.dispatch import BackendError, available_backends, use_backend
+from ._runtime.options import set_allow_tf32, set_validation
+from ._runtime.threads import get_num_threads, set_num_threads
 from ._version import __version__
 from .attention import (
     attention_varlen,

@@ -7,7 +7,7 @@ from typing import Any
 from numpy.typing import ArrayLike
 
 from ._curves import Curve, grad_of, loss_and_grad_of, loss_of, number_of
-from ._loss import loss_inputs
+from ._inputs.loss import loss_inputs
 from .cross_entropy import Reduction
 
 

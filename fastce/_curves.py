@@ -3,7 +3,7 @@
 import math
 from typing import Any, NamedTuple
 
-from . import _arrays
+from ._inputs import host
 
 
 class Curve(NamedTuple):
@@ -17,7 +17,7 @@ class Curve(NamedTuple):
 
 
 def number_of(value: Any, name: str, least: float = -math.inf, most: float = math.inf) -> float:
-    number = _arrays.number(value, name)
+    number = host.number(value, name)
     if math.isfinite(number) and least <= number <= most:
         return number
     wanted = ["finite"]
@@ -31,7 +31,7 @@ def loss_of(p: Any, curve: Curve, logits: Any) -> Any:
     p.kernel("robust_losses", "robust_losses")(
         p.logits, p.target, p.weight, loss_rows, **p.options, **curve._asdict()
     )
-    return _arrays.like(logits, loss)
+    return host.like(logits, loss)
 
 
 def grad_of(p: Any, curve: Curve, grad_loss: Any, logits: Any, out: Any) -> Any:
@@ -40,7 +40,7 @@ def grad_of(p: Any, curve: Curve, grad_loss: Any, logits: Any, out: Any) -> Any:
         p.grad_loss(grad_loss), p.logits, p.target, p.weight, grad_rows,
         **p.options, **curve._asdict(),
     )  # fmt: skip
-    return _arrays.like(logits, grad) if out is None else out
+    return host.like(logits, grad) if out is None else out
 
 
 def loss_and_grad_of(p: Any, curve: Curve, logits: Any, out: Any) -> tuple[Any, Any]:
@@ -49,4 +49,4 @@ def loss_and_grad_of(p: Any, curve: Curve, logits: Any, out: Any) -> tuple[Any, 
     p.kernel("robust_losses_with_grad", "robust_losses")(
         p.logits, p.target, p.weight, loss_rows, grad_rows, **p.options, **curve._asdict()
     )
-    return _arrays.like(logits, loss), _arrays.like(logits, grad) if out is None else out
+    return host.like(logits, loss), host.like(logits, grad) if out is None else out

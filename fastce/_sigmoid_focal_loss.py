@@ -6,9 +6,9 @@ from typing import Any
 
 from numpy.typing import ArrayLike
 
-from . import _arrays
 from ._curves import number_of
-from ._elementwise import element_inputs
+from ._inputs import host
+from ._inputs.elementwise import element_inputs
 from .cross_entropy import Reduction
 
 
@@ -85,7 +85,7 @@ def sigmoid_focal_loss(
     p, options = _inputs(logits, target, gamma, alpha, reduction)
     losses, loss = p.new_loss()
     p.kernel("sigmoid_focal_loss")(p.x, p.target, losses, **options)
-    return _arrays.like(logits, loss)
+    return host.like(logits, loss)
 
 
 def sigmoid_focal_loss_backward(
@@ -132,7 +132,7 @@ def sigmoid_focal_loss_backward(
     upstream = p.grad_loss(grad_loss)
     slopes, grad = p.new_grad()
     p.kernel("sigmoid_focal_loss_backward")(upstream, p.x, p.target, slopes, **options)
-    return _arrays.like(logits, grad) if out is None else out
+    return host.like(logits, grad) if out is None else out
 
 
 def sigmoid_focal_loss_with_grad(
@@ -178,4 +178,4 @@ def sigmoid_focal_loss_with_grad(
     losses, loss = p.new_loss()
     slopes, grad = p.new_grad()
     p.kernel("sigmoid_focal_loss_with_grad")(p.x, p.target, losses, slopes, **options)
-    return _arrays.like(logits, loss), _arrays.like(logits, grad) if out is None else out
+    return host.like(logits, loss), host.like(logits, grad) if out is None else out

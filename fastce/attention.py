@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from . import _arrays, _attention_gpu, _gpu, _heads
-from ._dispatch import kernel
-from ._heads import Heads
-from ._threads import get_num_threads
+from ._inputs import attention as heads
+from ._inputs import attention_gpu, gpu, host
+from ._inputs.attention import Heads
+from ._runtime.dispatch import kernel
+from ._runtime.threads import get_num_threads
 
 INPUTS = ("q", "k", "v", "mask")
 
@@ -104,24 +105,24 @@ def scaled_dot_product_attention(
         *(attn_mask, is_causal, scale, enable_gqa),
         *(q_offset, kv_lengths, window, softcap),
     )
-    if type(q) is not np.ndarray and _gpu.is_on_gpu(q):
-        call = _attention_gpu.padded_batch(q, k, v, *options)
-        return _attention_gpu.forward(call, q, return_lse, out, attn_mask)
-    arrays = _heads.operands(q, k, v)
-    p = _heads.padded_batch(*arrays, *options)
+    if type(q) is not np.ndarray and gpu.is_on_gpu(q):
+        call = attention_gpu.padded_batch(q, k, v, *options)
+        return attention_gpu.forward(call, q, return_lse, out, attn_mask)
+    arrays = heads.operands(q, k, v)
+    p = heads.padded_batch(*arrays, *options)
     squeeze = max(a.ndim for a in arrays) == 2
     shape = p.shape[1:] if squeeze else p.shape
     if out is None:
-        result = _heads.result_like(arrays[0], shape, arrays[0].dtype)
+        result = heads.result_like(arrays[0], shape, arrays[0].dtype)
     else:
-        result = _heads.check_result(out, shape, arrays[0].dtype)
-        p = p._replace(**{name: _heads.apart(getattr(p, name), result) for name in INPUTS})
-    lse = np.empty(p.shape[:-1], _arrays.compute_dtype(result.dtype)) if return_lse else None
+        result = heads.check_result(out, shape, arrays[0].dtype)
+        p = p._replace(**{name: heads.apart(getattr(p, name), result) for name in INPUTS})
+    lse = np.empty(p.shape[:-1], host.compute_dtype(result.dtype)) if return_lse else None
     _forward(p, result[None] if squeeze else result, lse)
-    result = _arrays.like(q, result) if out is None else out
+    result = host.like(q, result) if out is None else out
     if lse is None:
         return result
-    return result, _arrays.like(q, lse[0] if squeeze else lse)
+    return result, host.like(q, lse[0] if squeeze else lse)
 
 
 def scaled_dot_product_attention_backward(
@@ -188,14 +189,14 @@ def scaled_dot_product_attention_backward(
         *(attn_mask, is_causal, scale, enable_gqa),
         *(q_offset, kv_lengths, window, softcap),
     )
-    if type(q) is not np.ndarray and _gpu.is_on_gpu(q):
-        call = _attention_gpu.padded_batch(q, k, v, *options)
+    if type(q) is not np.ndarray and gpu.is_on_gpu(q):
+        call = attention_gpu.padded_batch(q, k, v, *options)
         whole = kv_lengths is None
-        return _attention_gpu.backward(
+        return attention_gpu.backward(
             call, (q, k, v), grad_out, out, lse, attn_mask, grad_mask, whole
         )
-    arrays = _heads.operands(q, k, v)
-    p = _heads.padded_batch(*arrays, *options)
+    arrays = heads.operands(q, k, v)
+    p = heads.padded_batch(*arrays, *options)
     squeeze = max(a.ndim for a in arrays) == 2
     shape = p.shape[1:] if squeeze else p.shape
     g, o, norm = _results(grad_out, out, lse, shape, shape[:-1], arrays[0].dtype)
@@ -205,12 +206,12 @@ def scaled_dot_product_attention_backward(
     if grad_mask:
         if p.mask is None or p.mask.dtype == bool:
             raise ValueError("grad_mask needs a floating attn_mask")
-        dmask = np.zeros(_arrays.to_numpy(attn_mask, "attn_mask").shape, norm.dtype)
-        mask_room = _heads.spread(dmask, p.mask.shape)
+        dmask = np.zeros(host.to_numpy(attn_mask, "attn_mask").shape, norm.dtype)
+        mask_room = heads.spread(dmask, p.mask.shape)
     grads = _backward(p, arrays, g, o, norm, mask_room)
-    results = [_arrays.like(given, grad) for given, grad in zip((q, k, v), grads, strict=True)]
+    results = [host.like(given, grad) for given, grad in zip((q, k, v), grads, strict=True)]
     if dmask is not None:
-        results.append(_arrays.like(attn_mask, _heads.cast(dmask, arrays[0].dtype)))
+        results.append(host.like(attn_mask, heads.cast(dmask, arrays[0].dtype)))
     return tuple(results)
 
 
@@ -269,23 +270,23 @@ def attention_varlen(
     """
     ends = cu_seqlens_q, cu_seqlens_k
     options: Any = is_causal, scale, enable_gqa, q_offset, window, softcap
-    if type(q) is not np.ndarray and _gpu.is_on_gpu(q):
-        call = _attention_gpu.packed(q, k, v, *ends, *options)
-        return _attention_gpu.forward(call, q, return_lse, out)
-    arrays = _heads.operands(q, k, v, 0)
-    p = _heads.packed(*arrays, *ends, *options)
+    if type(q) is not np.ndarray and gpu.is_on_gpu(q):
+        call = attention_gpu.packed(q, k, v, *ends, *options)
+        return attention_gpu.forward(call, q, return_lse, out)
+    arrays = heads.operands(q, k, v, 0)
+    p = heads.packed(*arrays, *ends, *options)
     if out is None:
-        result = _heads.result_like(arrays[0], p.shape, arrays[0].dtype)
+        result = heads.result_like(arrays[0], p.shape, arrays[0].dtype)
     else:
-        result = _heads.check_result(out, p.shape, arrays[0].dtype)
-        copies = [_heads.per_sequence(_heads.apart(a, result), len(p.spans)) for a in arrays]
+        result = heads.check_result(out, p.shape, arrays[0].dtype)
+        copies = [heads.per_sequence(heads.apart(a, result), len(p.spans)) for a in arrays]
         p = p._replace(q=copies[0], k=copies[1], v=copies[2])
-    lse = np.empty(p.shape[:-1], _arrays.compute_dtype(result.dtype)) if return_lse else None
+    lse = np.empty(p.shape[:-1], host.compute_dtype(result.dtype)) if return_lse else None
     count = len(p.spans)
-    norms = None if lse is None else _heads.per_sequence(lse, count)
-    _forward(p, _heads.per_sequence(result, count), norms)
-    result = _arrays.like(q, result) if out is None else out
-    return result if lse is None else (result, _arrays.like(q, lse))
+    norms = None if lse is None else heads.per_sequence(lse, count)
+    _forward(p, heads.per_sequence(result, count), norms)
+    result = host.like(q, result) if out is None else out
+    return result if lse is None else (result, host.like(q, lse))
 
 
 def attention_varlen_backward(
@@ -337,26 +338,26 @@ def attention_varlen_backward(
     """
     ends = cu_seqlens_q, cu_seqlens_k
     options: Any = is_causal, scale, enable_gqa, q_offset, window, softcap
-    if type(q) is not np.ndarray and _gpu.is_on_gpu(q):
-        call = _attention_gpu.packed(q, k, v, *ends, *options)
-        return _attention_gpu.backward(call, (q, k, v), grad_out, out, lse)
-    arrays = _heads.operands(q, k, v, 0)
-    p = _heads.packed(*arrays, *ends, *options)
+    if type(q) is not np.ndarray and gpu.is_on_gpu(q):
+        call = attention_gpu.packed(q, k, v, *ends, *options)
+        return attention_gpu.backward(call, (q, k, v), grad_out, out, lse)
+    arrays = heads.operands(q, k, v, 0)
+    p = heads.packed(*arrays, *ends, *options)
     g, o, norm = _results(grad_out, out, lse, p.shape, p.shape[:-1], arrays[0].dtype)
     count = len(p.spans)
-    grads = [_heads.result_like(a, a.shape, a.dtype, np.zeros) for a in arrays]
+    grads = [heads.result_like(a, a.shape, a.dtype, np.zeros) for a in arrays]
     kernel("attention", "attention_backward")(
-        *(_heads.per_sequence(a, count) for a in (g,)),
+        *(heads.per_sequence(a, count) for a in (g,)),
         *p[:4],
         p.spans,
-        _heads.per_sequence(o, count),
-        _heads.per_sequence(norm, count),
-        *(_heads.per_sequence(a, count) for a in grads),
+        heads.per_sequence(o, count),
+        heads.per_sequence(norm, count),
+        *(heads.per_sequence(a, count) for a in grads),
         None,
         **p.options,
         threads=get_num_threads(),
     )
-    return tuple(_arrays.like(given, grad) for given, grad in zip((q, k, v), grads, strict=True))
+    return tuple(host.like(given, grad) for given, grad in zip((q, k, v), grads, strict=True))
 
 
 def _results(
@@ -370,16 +371,16 @@ def _results(
     """What the backward takes from the forward, checked."""
     found = []
     for a, name in ((grad_out, "grad_out"), (out, "out")):
-        a = _arrays.floating(a, name)
+        a = host.floating(a, name)
         if a.shape != shape or a.dtype != dtype:
             raise ValueError(
                 f"{name} must have shape {shape} and dtype {dtype}, got {a.shape} and {a.dtype}"
             )
-        found.append(_heads.row_contiguous(a))
-    norm = _arrays.floating(lse, "lse")
+        found.append(heads.row_contiguous(a))
+    norm = host.floating(lse, "lse")
     if norm.shape != rows:
         raise ValueError(f"lse must have shape {rows}, got {norm.shape}")
-    return found[0], found[1], norm.astype(_arrays.compute_dtype(dtype), copy=False)
+    return found[0], found[1], norm.astype(host.compute_dtype(dtype), copy=False)
 
 
 def _forward(p: Heads, result: np.ndarray, lse: np.ndarray | None) -> None:
@@ -391,7 +392,7 @@ def _forward(p: Heads, result: np.ndarray, lse: np.ndarray | None) -> None:
         p.v,
         p.mask,
         p.spans,
-        _heads.bits(result),
+        heads.bits(result),
         lse,
         **p.options,
         threads=get_num_threads(),
@@ -408,24 +409,24 @@ def _backward(
 ) -> list[np.ndarray]:
     """Gradients in the shapes of `arrays`; an input that was broadcast gets the sum."""
     if not out.size:
-        return [_heads.result_like(a, a.shape, a.dtype, np.zeros) for a in arrays]
+        return [heads.result_like(a, a.shape, a.dtype, np.zeros) for a in arrays]
     grads, rooms = [], []
     for a, full in zip(arrays, p[:3], strict=True):
         shape = a.shape if a.size == full.size else full.shape
-        grads.append(_heads.result_like(a, shape, a.dtype, np.zeros))
-        rooms.append(_heads.spread(_heads.bits(grads[-1]), full.shape))
+        grads.append(heads.result_like(a, shape, a.dtype, np.zeros))
+        rooms.append(heads.spread(heads.bits(grads[-1]), full.shape))
     kernel("attention", "attention_backward")(
-        _heads.bits(grad_out),
+        heads.bits(grad_out),
         p.q,
         p.k,
         p.v,
         p.mask,
         p.spans,
-        _heads.bits(out),
+        heads.bits(out),
         lse,
         *rooms,
         dmask,
         **p.options,
         threads=get_num_threads(),
     )
-    return [_heads.summed(g, a.shape) for g, a in zip(grads, arrays, strict=True)]
+    return [heads.summed(g, a.shape) for g, a in zip(grads, arrays, strict=True)]

@@ -6,8 +6,8 @@ from typing import Any
 
 from numpy.typing import ArrayLike
 
-from . import _arrays
-from ._elementwise import check_smoothing, element_inputs
+from ._inputs import host
+from ._inputs.elementwise import check_smoothing, element_inputs
 from .cross_entropy import Reduction
 
 _OP = "binary_cross_entropy"
@@ -66,7 +66,7 @@ def binary_cross_entropy(
     p = element_inputs(_OP, "probs", probs, target, {"weight": weight}, reduction)
     losses, loss = p.new_loss()
     _checked(p, "binary_cross_entropy", losses, p.x, p.target, *p.weights, losses)
-    return _arrays.like(probs, loss)
+    return host.like(probs, loss)
 
 
 def binary_cross_entropy_backward(
@@ -113,7 +113,7 @@ def binary_cross_entropy_backward(
     p.kernel("binary_cross_entropy_backward")(
         upstream, p.x, p.target, *p.weights, slopes, **p.options
     )
-    return _arrays.like(probs, grad) if out is None else out
+    return host.like(probs, grad) if out is None else out
 
 
 def binary_cross_entropy_with_grad(
@@ -158,7 +158,7 @@ def binary_cross_entropy_with_grad(
     slopes, grad = p.new_grad()
     name = "binary_cross_entropy_with_grad"
     _checked(p, name, losses, p.x, p.target, *p.weights, losses, slopes)
-    return _arrays.like(probs, loss), _arrays.like(probs, grad) if out is None else out
+    return host.like(probs, loss), host.like(probs, grad) if out is None else out
 
 
 def _checked(p: Any, name: str, losses: Any, *arrays: Any) -> None:
@@ -239,7 +239,7 @@ def binary_cross_entropy_with_logits(
     p.kernel("binary_cross_entropy_with_logits")(
         p.x, p.target, *p.weights, losses, **p.options, label_smoothing=smoothing
     )
-    return _arrays.like(logits, loss)
+    return host.like(logits, loss)
 
 
 def binary_cross_entropy_with_logits_backward(
@@ -293,7 +293,7 @@ def binary_cross_entropy_with_logits_backward(
         **p.options,
         label_smoothing=smoothing,
     )
-    return _arrays.like(logits, grad) if out is None else out
+    return host.like(logits, grad) if out is None else out
 
 
 def binary_cross_entropy_with_logits_with_grad(
@@ -342,7 +342,7 @@ def binary_cross_entropy_with_logits_with_grad(
     p.kernel("binary_cross_entropy_with_logits_with_grad")(
         p.x, p.target, *p.weights, losses, slopes, **p.options, label_smoothing=smoothing
     )
-    return _arrays.like(logits, loss), _arrays.like(logits, grad) if out is None else out
+    return host.like(logits, loss), host.like(logits, grad) if out is None else out
 
 
 def _logits(

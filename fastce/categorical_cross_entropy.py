@@ -6,9 +6,9 @@ from typing import Any
 
 from numpy.typing import ArrayLike
 
-from . import _arrays, _gpu
-from ._dispatch import gpu_kernel
-from ._loss import LossInputs
+from ._inputs import gpu, host
+from ._inputs.loss import LossInputs
+from ._runtime.dispatch import gpu_kernel
 from .cross_entropy import Reduction
 
 _OP = "categorical_cross_entropy"
@@ -95,7 +95,7 @@ def categorical_cross_entropy(
     )
     loss_rows, loss = p.new_loss()
     p.kernel(_OP, _OP)(p.logits, p.target, p.weight, loss_rows, **options)
-    return _arrays.like(probs, loss)
+    return host.like(probs, loss)
 
 
 def categorical_cross_entropy_backward(
@@ -146,7 +146,7 @@ def categorical_cross_entropy_backward(
     upstream = p.grad_loss(grad_loss)
     grad_rows, grad = p.new_grad()
     p.kernel(f"{_OP}_backward", _OP)(upstream, p.logits, p.target, p.weight, grad_rows, **options)
-    return _arrays.like(probs, grad) if out is None else out
+    return host.like(probs, grad) if out is None else out
 
 
 def categorical_cross_entropy_with_grad(
@@ -197,7 +197,7 @@ def categorical_cross_entropy_with_grad(
     loss_rows, loss = p.new_loss()
     grad_rows, grad = p.new_grad()
     p.kernel(f"{_OP}_with_grad", _OP)(p.logits, p.target, p.weight, loss_rows, grad_rows, **options)
-    return _arrays.like(probs, loss), _arrays.like(probs, grad) if out is None else out
+    return host.like(probs, loss), host.like(probs, grad) if out is None else out
 
 
 def _inputs(
@@ -212,9 +212,9 @@ def _inputs(
     epsilon: float,
 ) -> tuple[LossInputs, dict[str, Any]]:
     """The inputs, checked and in canonical form, and the options of a kernel."""
-    if _gpu.is_on_gpu(probs):
+    if gpu.is_on_gpu(probs):
         gpu_kernel(_OP, _OP)  # raises, and says why
-    if not 0.0 <= _arrays.number(epsilon, "epsilon") < 0.5:
+    if not 0.0 <= host.number(epsilon, "epsilon") < 0.5:
         raise ValueError(f"epsilon must be at least 0 and less than 0.5, got {epsilon!r}")
     p = LossInputs(
         probs, target, weight, ignore_index, reduction, axis, out, label_smoothing, name="probs"

@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 from numpy.typing import ArrayLike
 
-from . import _arrays
-from ._loss import loss_inputs
+from ._inputs import host
+from ._inputs.loss import loss_inputs
 
 Reduction = Literal["none", "mean", "sum"]
 
@@ -105,8 +105,8 @@ def cross_entropy(
         label_smoothing=label_smoothing,
         z_loss=z_loss,
     )
-    loss = _arrays.like(logits, loss)
-    return (loss, _arrays.like(logits, lse)) if return_lse else loss
+    loss = host.like(logits, loss)
+    return (loss, host.like(logits, lse)) if return_lse else loss
 
 
 def cross_entropy_backward(
@@ -172,7 +172,7 @@ def cross_entropy_backward(
         label_smoothing=label_smoothing,
         z_loss=z_loss,
     )
-    return _arrays.like(logits, grad) if out is None else out
+    return host.like(logits, grad) if out is None else out
 
 
 def cross_entropy_with_grad(
@@ -234,7 +234,7 @@ def cross_entropy_with_grad(
         label_smoothing=label_smoothing,
         z_loss=z_loss,
     )
-    return _arrays.like(logits, loss), _arrays.like(logits, grad) if out is None else out
+    return host.like(logits, loss), host.like(logits, grad) if out is None else out
 
 
 def nll_loss(
@@ -279,7 +279,7 @@ def nll_loss(
     )  # fmt: skip
     loss_rows, loss = p.new_loss()
     p.kernel("nll_loss")(p.logits, p.target, p.weight, loss_rows, **p.options)
-    return _arrays.like(log_probs, loss)
+    return host.like(log_probs, loss)
 
 
 def nll_loss_backward(
@@ -328,4 +328,4 @@ def nll_loss_backward(
     p.kernel("nll_loss_backward")(
         p.grad_loss(grad_loss), p.target, p.weight, grad_rows, **p.options
     )
-    return _arrays.like(log_probs, grad) if out is None else out
+    return host.like(log_probs, grad) if out is None else out

@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from . import _arrays, _gpu, _heads
-from ._dispatch import gpu_kernel, kernel
-from ._loss import LossInputs
+from ._inputs import attention as heads
+from ._inputs import gpu, host
+from ._inputs.loss import LossInputs
+from ._runtime.dispatch import gpu_kernel, kernel
 from .cross_entropy import Reduction
 
 _OP = "linear_cross_entropy"
@@ -94,7 +95,7 @@ def linear_cross_entropy(
     )  # fmt: skip
     rows, loss = p.of_loss.new_loss()
     kernel(_OP, "linear_cross_entropy")(*p.arrays, rows.reshape(-1), **p.options)
-    return _arrays.like(input, loss)
+    return host.like(input, loss)
 
 
 def linear_cross_entropy_backward(
@@ -213,7 +214,7 @@ def linear_cross_entropy_with_grad(
     p, grads, rooms = p.with_room(out)
     rows, loss = p.of_loss.new_loss()
     kernel(_OP, "linear_cross_entropy_with_grad")(*p.arrays, rows.reshape(-1), *rooms, **p.options)
-    return _arrays.like(input, loss), *p.results(grads, out)
+    return host.like(input, loss), *p.results(grads, out)
 
 
 class _Inputs(NamedTuple):
@@ -246,7 +247,7 @@ class _Inputs(NamedTuple):
             if array is None:
                 result = np.empty(shape, self.dtype)
             else:
-                result = _arrays.check_out(array, shape, self.dtype, f"out of {name}")
+                result = host.check_out(array, shape, self.dtype, f"out of {name}")
             results.append(result)
             rooms.append(_rows_out(result, name))
         for i, one in enumerate(rooms):
@@ -263,7 +264,7 @@ class _Inputs(NamedTuple):
     def results(self, grads: list[Any], out: Any) -> Any:
         """The gradients as the user wants them."""
         return tuple(
-            array if array is not None or grad is None else _arrays.like(given, grad)
+            array if array is not None or grad is None else host.like(given, grad)
             for given, grad, array in zip(self.given, grads, out or (None,) * 3, strict=True)
         )
 
@@ -275,16 +276,16 @@ def _rows_out(result: np.ndarray, name: str) -> np.ndarray:
     """`result` as rows, a view."""
     rows = result.reshape(-1, result.shape[-1]) if result.ndim > 1 and result.size else result
     if rows.size and (
-        not np.may_share_memory(rows, result) or _heads.row_contiguous(rows) is not rows
+        not np.may_share_memory(rows, result) or heads.row_contiguous(rows) is not rows
     ):
         raise ValueError(
             f"out of {name} with shape {result.shape} and strides {result.strides} cannot be "
             "written without a copy; its rows must be contiguous and equally spaced"
         )
-    _heads.check_no_overlap(rows.shape, rows.strides, rows.itemsize)
+    heads.check_no_overlap(rows.shape, rows.strides, rows.itemsize)
     if name == "d_input":
         rows = rows.reshape(math.prod(result.shape[:-1]), result.shape[-1])
-    return _heads.bits(rows)
+    return heads.bits(rows)
 
 
 def _inputs(
@@ -299,13 +300,13 @@ def _inputs(
     z_loss: float,
     softcap: float,
 ) -> _Inputs:
-    if any(_gpu.is_on_gpu(a) for a in (input, linear_weight) if type(a) is not np.ndarray):
+    if any(gpu.is_on_gpu(a) for a in (input, linear_weight) if type(a) is not np.ndarray):
         gpu_kernel(_OP, _OP)  # raises, and says why
-    if not 0.0 <= _arrays.number(softcap, "softcap") < math.inf:
+    if not 0.0 <= host.number(softcap, "softcap") < math.inf:
         raise ValueError(f"softcap must be finite and at least 0, got {softcap!r}")
-    x = _arrays.floating(input, "input")
-    w = _arrays.floating(linear_weight, "linear_weight")
-    b = None if linear_bias is None else _arrays.floating(linear_bias, "linear_bias")
+    x = host.floating(input, "input")
+    w = host.floating(linear_weight, "linear_weight")
+    b = None if linear_bias is None else host.floating(linear_bias, "linear_bias")
     if x.ndim < 1 or w.ndim != 2 or x.shape[-1] != w.shape[1]:
         raise ValueError(
             "input and linear_weight must have shapes (..., D) and (C, D), "
@@ -319,9 +320,9 @@ def _inputs(
             "input, linear_weight and linear_bias must have the same dtype, got "
             + ", ".join(sorted(map(str, dtypes)))
         )
-    labels = target if type(target) is np.ndarray else _arrays.to_numpy(target, "target")
+    labels = target if type(target) is np.ndarray else host.to_numpy(target, "target")
     if labels.dtype.kind not in "iu":
-        raise TypeError(f"target must hold class indices, got dtype {_arrays.described(labels)}")
+        raise TypeError(f"target must hold class indices, got dtype {host.described(labels)}")
     rows, classes = x.shape[:-1], w.shape[0]
     # It stands for the logits, of which the loss only asks the shape and the dtype.
     logits = np.broadcast_to(np.zeros((), x.dtype), (*rows, classes))
@@ -329,9 +330,9 @@ def _inputs(
         logits, labels, weight, ignore_index, reduction, -1, None, label_smoothing, z_loss
     )
     arrays = (
-        _heads.bits(_heads.row_contiguous(x).reshape(math.prod(rows), x.shape[-1])),
-        _heads.bits(_heads.row_contiguous(w)),
-        None if b is None else _heads.bits(np.ascontiguousarray(b)),
+        heads.bits(heads.row_contiguous(x).reshape(math.prod(rows), x.shape[-1])),
+        heads.bits(heads.row_contiguous(w)),
+        None if b is None else heads.bits(np.ascontiguousarray(b)),
         loss.target.reshape(-1),  # type: ignore[union-attr]
         loss.weight,
     )

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from . import _arrays, _gpu
-from ._dispatch import gpu_kernel, kernel
-from ._threads import get_num_threads
+from ._inputs import gpu, host
+from ._runtime.dispatch import gpu_kernel, kernel
+from ._runtime.threads import get_num_threads
 
 
 def logsumexp(x: ArrayLike, *, axis: int = -1, keepdims: bool = False, out: Any = None) -> Any:
@@ -43,23 +43,23 @@ def logsumexp(x: ArrayLike, *, axis: int = -1, keepdims: bool = False, out: Any 
     >>> round(float(fastce.logsumexp([1000.0, 1000.0])), 6)
     1000.693147
     """
-    if type(x) is not np.ndarray and _gpu.is_on_gpu(x):
+    if type(x) is not np.ndarray and gpu.is_on_gpu(x):
         return _gpu_logsumexp(x, axis, keepdims, out)
-    a = _arrays.floating(x, "x")
-    layout = _arrays.layout_of(a, axis, "x")
+    a = host.floating(x, "x")
+    layout = host.layout_of(a, axis, "x")
     if out is not None:
         shape = layout.rest_shape
         if keepdims:
             shape = (*shape[: layout.axis], 1, *shape[layout.axis :])
-        given = _arrays.check_out(out, shape, a.dtype)
-        a = _arrays.apart(a, given)
-        rows, _ = _arrays.row_out(layout, a.dtype, given)
+        given = host.check_out(out, shape, a.dtype)
+        a = host.apart(a, given)
+        rows, _ = host.row_out(layout, a.dtype, given)
     else:
-        rows, result = _arrays.row_out(layout, a.dtype)
-    kernel("log_softmax", "logsumexp")(_arrays.rows_in(a, layout), rows, threads=get_num_threads())
+        rows, result = host.row_out(layout, a.dtype)
+    kernel("log_softmax", "logsumexp")(host.rows_in(a, layout), rows, threads=get_num_threads())
     if out is not None:
         return out
-    return _arrays.like(x, np.expand_dims(result, layout.axis) if keepdims else result)
+    return host.like(x, np.expand_dims(result, layout.axis) if keepdims else result)
 
 
 def softmax(x: ArrayLike, *, axis: int = -1, out: Any = None) -> Any:
@@ -208,61 +208,61 @@ def log_softmax_backward(grad: ArrayLike, y: ArrayLike, *, axis: int = -1, out: 
 
 def _gpu_logsumexp(x: Any, axis: int, keepdims: bool, out: Any) -> Any:
     compute = gpu_kernel("log_softmax", "logsumexp")
-    a = _gpu.floating(x, "x")
-    layout = _gpu.layout_of(a, axis, "x")
+    a = gpu.floating(x, "x")
+    layout = gpu.layout_of(a, axis, "x")
     shape = layout.rest_shape
     if keepdims:
         shape = (*shape[: layout.axis], 1, *shape[layout.axis :])
     if out is None:
-        rows, result = _gpu.new_rows(x, a, layout, a.dtype, keepdims)
+        rows, result = gpu.new_rows(x, a, layout, a.dtype, keepdims)
     else:
-        result, to = out, _gpu.check_out(out, shape, a.dtype)
-        _gpu.check_device(a, to, "out")
-        _gpu.check_apart(a, to, "x")
+        result, to = out, gpu.check_out(out, shape, a.dtype)
+        gpu.check_device(a, to, "out")
+        gpu.check_apart(a, to, "x")
         at = layout.axis
         strides = (*to.strides[:at], *to.strides[at + 1 :]) if keepdims else to.strides
         to = to._replace(shape=layout.rest_shape, strides=strides, stream=a.stream)
-        rows = _gpu.per_row(to, layout, "out")
-    compute(_gpu.planes(a, layout, "x"), rows, threads=1)
+        rows = gpu.per_row(to, layout, "out")
+    compute(gpu.planes(a, layout, "x"), rows, threads=1)
     return result
 
 
 def _map(name: str, x: Any, axis: int, out: Any) -> Any:
-    if type(x) is not np.ndarray and _gpu.is_on_gpu(x):
+    if type(x) is not np.ndarray and gpu.is_on_gpu(x):
         compute = gpu_kernel("log_softmax", name)
-        rows, result_rows, result = _gpu.map_rows(x, axis, out)
+        rows, result_rows, result = gpu.map_rows(x, axis, out)
         compute(rows, result_rows, threads=1)
         return result
-    rows, result_rows, result = _arrays.map_rows(x, axis, out)
+    rows, result_rows, result = host.map_rows(x, axis, out)
     kernel("log_softmax", name)(rows, result_rows, threads=get_num_threads())
     if out is not None:
         return out
-    return result if type(x) is np.ndarray else _arrays.like(x, result)
+    return result if type(x) is np.ndarray else host.like(x, result)
 
 
 def _map_gradient(name: str, grad: Any, y: Any, axis: int, out: Any) -> Any:
-    if type(grad) is not np.ndarray and _gpu.is_on_gpu(grad):
+    if type(grad) is not np.ndarray and gpu.is_on_gpu(grad):
         compute = gpu_kernel("log_softmax", name)
-        g_rows, y_rows, result_rows, result = _gpu.map_pairs(grad, y, axis, out)
+        g_rows, y_rows, result_rows, result = gpu.map_pairs(grad, y, axis, out)
         compute(g_rows, y_rows, result_rows, threads=1)
         return result
-    g, p = _arrays.floating(grad, "grad"), _arrays.floating(y, "y")
+    g, p = host.floating(grad, "grad"), host.floating(y, "y")
     if g.shape != p.shape or g.dtype != p.dtype:
         raise ValueError(
             "grad and y must have the same shape and dtype, got "
             f"{g.shape} {g.dtype} and {p.shape} {p.dtype}"
         )
-    _arrays.layout_of(g, axis, "grad")
+    host.layout_of(g, axis, "grad")
     if out is None:
         result = np.empty_like(p, subok=False)
     else:
-        result = _arrays.check_out(out, g.shape, g.dtype)
-        g, p = _arrays.apart(g, result), _arrays.apart(p, result)
-    layout = _arrays.map_layout(result, axis, "grad")
+        result = host.check_out(out, g.shape, g.dtype)
+        g, p = host.apart(g, result), host.apart(p, result)
+    layout = host.map_layout(result, axis, "grad")
     kernel("log_softmax", name)(
-        _arrays.rows_in(g, layout),
-        _arrays.rows_in(p, layout),
-        _arrays.rows_out(result, layout),
+        host.rows_in(g, layout),
+        host.rows_in(p, layout),
+        host.rows_out(result, layout),
         threads=get_num_threads(),
     )
-    return _arrays.like(grad, result) if out is None else out
+    return host.like(grad, result) if out is None else out

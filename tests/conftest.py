@@ -12,7 +12,7 @@ import hypothesis
 import pytest
 
 import fastce
-from fastce._dispatch import BACKENDS
+from fastce._runtime.dispatch import BACKENDS
 
 # Before Numba is imported: the most threads that it can be told to use. On two processors, too.
 os.environ.setdefault("NUMBA_NUM_THREADS", "8")

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any, NoReturn, TextIO
 
-from fastce._dispatch import kernel
-from fastce._threads import get_num_threads
+from fastce._runtime.dispatch import kernel
+from fastce._runtime.threads import get_num_threads
 from fastce._version import __version__
 
 COMMANDS = {

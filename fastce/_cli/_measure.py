@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import fastce
-from fastce._config import config
-from fastce._dispatch import kernel
+from fastce._runtime.config import config
+from fastce._runtime.dispatch import kernel
 
 from ._attention import products_call
 from ._cases import Case, is_tiny

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from importlib import metadata
 from typing import Any
 
-from fastce._config import VARIABLES, config
+from fastce._runtime.config import VARIABLES, config
 
 from . import CommandError, printable
 

@@ -24,7 +24,7 @@ from ._storage import storage_of
 # in a warp, and a block of SMALL_BLOCK threads works on several rows.
 LANES = ((16, 4), (32, 8), (64, 16), (256, 32), (1024, 128), (2048, 256), (8192, 512))
 # Lanes of longer rows, by dtype: a multiprocessor has 65536 registers, and float64 needs up to 92
-# for a thread, the others 64 at most (tests/test_ptx.py).
+# for a thread, the others 64 at most (tests/backends/test_ptx.py).
 LONGEST = {"float64": 512, "float32": 1024, "float16": 1024, "bfloat16": 1024}
 # With the curve of a robust loss, whose float64 wants up to 92 registers.
 CURVED = 512

@@ -30,7 +30,8 @@ steps of a product, with the fence before and the wait after them, are one block
 between blocks LLVM would move accumulators, and ptxas then waits after every step (warning C7515).
 
 All lanes of the warp must call. Accumulators kept in a `cuda.local.array` stay in registers if the
-loops that index it have constant bounds: they are unrolled (tests/test_ptx.py looks for spills).
+loops that index it have constant bounds: they are unrolled (tests/backends/test_ptx.py
+looks for spills).
 """
 
 from functools import cache

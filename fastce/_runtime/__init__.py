@@ -1,0 +1,1 @@
+"""Backends, threads and other settings of the process."""
