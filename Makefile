@@ -9,7 +9,7 @@
 #   ARGS     more arguments to pytest or asv  make test ARGS="-k cross_entropy -x"
 #   TORCH    PyTorch of test-full, for pip    make test-full TORCH="torch==2.13.0 --index-url ..."
 #
-# docs/environment.md lists the variables of fastce, for example: FASTCE_ISA=x86_64_v2 make test
+# docs/guide/environment.md lists the variables of fastce, for example: FASTCE_ISA=x86_64_v2 make test
 
 PYTHON ?= python3
 VENV ?= .venv

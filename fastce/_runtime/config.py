@@ -12,7 +12,7 @@ from .dispatch import available_backends, chosen_backend
 from .options import get_validation
 from .threads import get_num_threads
 
-#: Every environment variable that fastce reads, and what it does. See docs/environment.md.
+#: Every environment variable that fastce reads, and what it does. See docs/guide/environment.md.
 VARIABLES = {
     "FASTCE_BACKEND": "backend to use, without falling back: cython, numba, reference or cuda",
     "FASTCE_ISA": "instruction set level of the cython backend, instead of the processor's best",
