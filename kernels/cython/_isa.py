@@ -49,12 +49,12 @@ def supported() -> list[str]:
 def level() -> str:
     """The level to use: ``FASTCE_ISA``, else the best that the processor has."""
     names = supported()
-    wanted = os.environ.get("FASTCE_ISA")
-    if not wanted:
+    chosen = os.environ.get("FASTCE_ISA")
+    if not chosen:
         return names[-1]
-    if wanted not in names:
-        raise ValueError(f"FASTCE_ISA={wanted!r}, but this processor has {', '.join(names)}")
-    return wanted
+    if chosen not in names:
+        raise ValueError(f"FASTCE_ISA={chosen!r}, but this processor has {', '.join(names)}")
+    return chosen
 
 
 def folders() -> list[str]:

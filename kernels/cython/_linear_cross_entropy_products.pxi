@@ -133,7 +133,7 @@ cdef void fill_panels(const Block* b, const real* like, Py_ssize_t r) noexcept n
 
 # ---- the products ----------------------------------------------------------------------------
 
-cdef void logits_turn(
+cdef void logits_task(
     const Block* b, const real* w, Py_ssize_t w_row, Py_ssize_t task, void* scratch
 ) noexcept nogil:
     """A panel of logits."""
@@ -186,7 +186,7 @@ cdef void pack_rows(
                 store_wide(w, to, at + i * width, load_n(w + r * w_row + k * lane, left, 0.0), lane)
 
 
-cdef void dx_turn(
+cdef void dx_task(
     const Block* b, const real* w, Py_ssize_t w_row, Py_ssize_t task, void* scratch
 ) noexcept nogil:
     """A group of columns of dx, over all classes."""
@@ -203,7 +203,7 @@ cdef void dx_turn(
                      k > 0)
 
 
-cdef void dw_turn(
+cdef void dw_task(
     const Block* b, const real* like, void* dw, Py_ssize_t dw_row, void* dbias, Py_ssize_t task,
     bint add, void* scratch
 ) noexcept nogil:
