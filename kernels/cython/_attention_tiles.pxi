@@ -17,30 +17,19 @@ from libc.stdint cimport int64_t
 from libc.stdlib cimport calloc
 from libc.string cimport memcpy, memset
 
+include "_products.pxi"
+
 cdef extern from "products.h" nogil:
-    enum:
-        TILE_VECTORS
-        HAS_BF16_PRODUCT
-
-    ctypedef struct bf16_pair:
-        pass
-
     cdef cppclass compute[T]:  # the type in which T is computed; only pointers to it are used
         pass
 
-    void product[A, B, C](
-        const A*, Py_ssize_t, Py_ssize_t, Py_ssize_t, const B*, Py_ssize_t, Py_ssize_t, C*,
-        Py_ssize_t, Py_ssize_t, bint)
-    void load_lanes[T](const T* const*, Py_ssize_t, Py_ssize_t, vector[T]*, Py_ssize_t)
     void store_lanes[T](T* const*, Py_ssize_t, const vector[T]*, Py_ssize_t)
     vector[T] row_products[T](const T*, Py_ssize_t, Py_ssize_t, const compute[T]*, Py_ssize_t)
-    void narrow_to(bf16*, vector[float])
     vector[T] load_mask[T](const T*, const void*, bint, Py_ssize_t)
     void load_mask_lanes[T](const T*, const char* const*, bint, Py_ssize_t, Py_ssize_t, Py_ssize_t,
                             vector[T]*, Py_ssize_t)
     vector[T] where_between[T](const T*, vector[T], vector[T], vector[T], vector[T])
     vector[T] count_up[T](const T*)
-    void store_pairs[T](const T*, void*, Py_ssize_t, vector[T], vector[T], Py_ssize_t)
 
 cdef enum:
     KEYS = 96  # in a block: with 64 queries the weights take 24 KB; a multiple of TILE_ROWS

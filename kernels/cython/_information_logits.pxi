@@ -189,7 +189,7 @@ cdef inline void lane_softmax(
         largest = vmax(load_n(x + k * stride, left, 0.0), largest)
     for k in range(n):
         a = load_n(x + k * stride, left, 0.0)
-        add_to(&total, &error, x, where_equal(a, largest, zero, exp_sub(a, largest)))
+        add(&total, &error, where_equal(a, largest, zero, exp_sub(a, largest)))
         others = add_unless_equal(others, a, largest, one)
     total = (total + error) + (splat(x, n - 1) - others)
     row_max[0] = largest
@@ -218,12 +218,11 @@ cdef inline vector[real] lane_logits(
         a = load_n(x + k * stride, left, 0.0)
         p = exp_sub(a, row_max) * share
         if op == LOGITS_ENTROPY:
-            add_to(&terms, &error, x, gap_term(x, p, row_max - a))
+            add(&terms, &error, gap_term(x, p, row_max - a))
         else:
             b = load_n(y + k * stride, left, 0.0)
             log_ratio = ((a - row_max) - (b - y_max)) - shift
-            add_to(&terms, &error, x,
-                   kl_div_term_log(p, exp_sub(b, y_max) * y_share, log_ratio, &apart))
+            add(&terms, &error, kl_div_term_log(p, exp_sub(b, y_max) * y_share, log_ratio, &apart))
     terms = corrected(x, terms, error) + (shift - shift)  # NaN where there is no distribution
     if grad != NULL:
         for k in range(n):

@@ -53,7 +53,7 @@ cdef inline void add_part(
 ) noexcept nogil:
     """Add `part` to a sum in the lanes: floats as doubles, and doubles with compensation."""
     if real is double:
-        add_to(low, high, like, part)
+        add(low, high, part)
     else:
         low[0] = low[0] + low_doubles(part)
         high[0] = high[0] + high_doubles(part)

@@ -9,15 +9,6 @@ elements below the range are computed again, as such rows are.
 from libc.math cimport isnan
 
 
-cdef inline void add_to(
-    vector[real]* total, vector[real]* error, const real* like, vector[real] term
-) noexcept nogil:
-    """total + term, and `error` plus what that loses (two-sum)."""
-    cdef vector[real] new = total[0] + term, back = new - total[0]
-    error[0] = error[0] + ((total[0] - (new - back)) + (term - back))
-    total[0] = new
-
-
 cdef inline void lane_masses(
     const real* x, Py_ssize_t n, Py_ssize_t stride, Py_ssize_t left,
     vector[real]* scale, vector[real]* row_max, vector[real]* sum_others, vector[real]* least
@@ -36,7 +27,7 @@ cdef inline void lane_masses(
     row_max[0] = largest * scale[0]
     for k in range(n):
         a = load_n(x + k * stride, left, 0.0) * scale[0]
-        add_to(&total, &error, x, where_equal(a, row_max[0], zero, a))
+        add(&total, &error, where_equal(a, row_max[0], zero, a))
         others = add_unless_equal(others, a, row_max[0], one)
     total = (total + error) + row_max[0] * (splat(x, n - 1) - others)
     total = total + (row_max[0] - row_max[0])  # NaN where the largest is infinite
@@ -74,11 +65,10 @@ cdef inline vector[real] lane_values(
         u = load_n(x + k * stride, left, 0.0) * p_scale
         v = u if op == ENTROPY else load_n(y + k * stride, left, 0.0) * q_scale
         if op == ENTROPY or op == CROSS_ENTROPY:
-            add_to(&terms, &error, x,
-                   where_equal(v, q_max, zero, cross_term(x, u, v, inverse)))
+            add(&terms, &error, where_equal(v, q_max, zero, cross_term(x, u, v, inverse)))
             weight = add_unless_equal(weight, v, q_max, u)
         else:
-            add_to(&terms, &error, x, divergence_term(op, x, u, v, ratio))
+            add(&terms, &error, divergence_term(op, x, u, v, ratio))
     terms = corrected(x, terms, error)
     if op == KL or op == JS:
         u = (p_sum - p_sum) + (q_sum - q_sum)  # NaN where either is no distribution

@@ -6,7 +6,7 @@ cdef inline void panel_sum(
 ) noexcept nogil:
     """The backward ops' sum of each column, compensated; `errors` is scratch."""
     cdef Py_ssize_t w = lanes(g), vectors = (width + w - 1) // w, c, k, at, left
-    cdef vector[real] a, b, total, back
+    cdef vector[real] a
     for c in range(vectors):
         sums[c] = splat(g, 0.0)
         errors[c] = splat(g, 0.0)
@@ -17,11 +17,7 @@ cdef inline void panel_sum(
             a = load_n(g + at, left, 0.0)
             if op == SOFTMAX_BACKWARD:
                 a = a * load_n(y + at, left, 0.0)
-            b = sums[c]
-            total = a + b
-            back = total - b
-            errors[c] = errors[c] + ((b - (total - back)) + (a - back))
-            sums[c] = total
+            add(sums + c, errors + c, a)
     for c in range(vectors):
         sums[c] = corrected(g, sums[c], errors[c])
 
