@@ -11,10 +11,10 @@ threads. Three ways, which sum every number in the same order:
 - Results of 16 bits cannot be summed in. A whole head is summed in the thread's memory, if it fits;
   else dq is computed over tiles, and dk and dv once more over chunks of keys: seven products.
 
-lse is rounded to its own size: of scores around -1e9 (a mask of padding), it is the same for one
-key and for a thousand. Rows whose lse is large therefore get the maximum and the sum of their
-weights from the scores again, and sum(grad_out * out) from these weights: two products more for
-their tile.
+lse is rounded relative to its size: for scores around -1e9 (a mask of padding), it is the same with
+one key and with a thousand. For rows with a large lse, the maximum and the sum of the weights are
+therefore computed from the scores again, and sum(grad_out * out) from these weights: two products
+more for their tile.
 Rejected: the maximum and the sum as two arrays, which every caller would have to pass on.
 """
 
@@ -46,8 +46,8 @@ cdef enum:
     MEAN = 3  # sum of grad_out * out
     NORMS = 4
 
-# Of |lse|, in base 2. Its rounding changes weights by up to |lse| / 2**24 of them in float32, here
-# by 1e-5, as that of the scores does; scores of trained models stay below.
+# Of |lse|, in base 2. Its rounding changes weights relatively by up to |lse| / 2**24 in float32,
+# here by 1e-5, as that of the scores does; scores of trained models are below.
 cdef double LARGE_LSE = 256
 
 cdef int64_t DONE = 1 << 62

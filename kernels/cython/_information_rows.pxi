@@ -1,9 +1,9 @@
 """Probabilities whose outcomes are contiguous: a row in two passes, by blocks.
 
-The first pass makes the mass of a row, its largest element and the sum of the others; of two
+The first pass finds the mass of a row, its largest element and the sum of the others; with two
 distributions, of each. The second sums the terms of the formula, from the cache. Both go by blocks,
-which are merged in order, so the result does not depend on who computed them. The rare row that
-has elements below the range of its largest is computed again element by element, in double.
+which are merged in order, so the result does not depend on the threads. The rare row with elements
+far below its largest, beyond the range of the dtype, is computed again one by one, in double.
 """
 
 from libc.float cimport DBL_MIN, FLT_MIN

@@ -3,7 +3,7 @@
 What _information_rows.pxi does, with each lane a distribution of its own: the largest element, the
 sum of the others, and then the terms, in three passes down the outcomes of as many distributions as
 a vector has lanes. Sums are compensated, so that many outcomes are as exact as in rows. Lanes with
-elements below the range are computed again, as such rows are.
+elements far below their largest are computed again, as such rows are.
 """
 
 from libc.math cimport isnan

@@ -8,7 +8,7 @@ some 120 times in a row of 32000), and a maximum pass over the whole row (reads 
 A state stands for exp(row_max) * (1 + sumexp_m1). One maximal element is the 1; `sumexp_m1` is the
 sum of all others. Where one element dominates, log1p(sumexp_m1) keeps what log(1 + sumexp_m1) would
 round away.
-The states of the blocks are merged in order, so the result does not depend on who computed them.
+The states of the blocks are merged in order, so the result does not depend on the threads.
 
 All sums are compensated. Equal terms round the same way in every addition, so the errors of a plain
 sum do not cancel: 3770 elements of -11 below a 0 gave errors of 25.7 ULP in float, 33 in double.

@@ -5,8 +5,8 @@
 #include <sys/mman.h>
 #endif
 
-// To be freed with free(), or NULL. Each page of new memory is a page fault: 50 MB are 13000 of 4 KB,
-// or 25 of 2 MB.
+// To be freed with free(), or NULL. Each page of new memory is a page fault: 50 MB are 13000 pages
+// of 4 KB, or 25 of 2 MB.
 static inline void *in_huge_pages(size_t bytes) {
     const size_t page = (size_t)1 << 21;
     void *memory = NULL;

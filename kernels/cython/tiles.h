@@ -1,4 +1,5 @@
-// Rows into lanes and back: squares of as many vectors as a vector has lanes, transposed in registers.
+// Rows into lanes and back: squares of as many vectors as a vector has lanes are transposed in
+// registers.
 #pragma once
 #include "simd.h"
 

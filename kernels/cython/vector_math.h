@@ -44,8 +44,7 @@ INLINE f64v exp_tail(f64v r) {
 template <class V> INLINE V exp_sub(V x, V m) {
     typedef traits<V> t;
     m = -vmax(-vmax(m, V{} - t::largest), V{} - t::largest);
-    // What is so far below that the result is 0 comes as near as that; the next number below a
-    // huge m is farther.
+    // x below m - apart gives 0, so it is replaced by that; of a huge m the next number is farther.
     V apart = vmax(V{} - t::exp_low, vmax(m, -m) * t::two_steps);
     x = vmax(vmax(m - apart, V{} - t::largest), x);
     V d = x - m, back = d - x;
@@ -243,7 +242,7 @@ template <class V> INLINE V power_of(V x, V y) {
     V f = bits<V>(all - (k << t::mantissa)) - 1;
     V s = f / (f + 2), h = (scalar)0.5 * f * f;
     V log_2 = (f - (h - s * (h + log_tail(s * s)))) * (scalar)1.4426950408889634;
-    // Where the result is 0, any remainder will do.
+    // Where the result is 0, the remainder does not matter.
     V n = (vmax(V{} - 4 * t::bias, y * (whole + log_2)) + t::to_int) - t::to_int;
     V upper = bits<V>(bits<ints>(y) >> t::mantissa / 2 << t::mantissa / 2);
     V r = (upper * whole - n) + mul_add<scalar>(y - upper, whole, y * log_2);
