@@ -80,12 +80,14 @@ def _translate(package, cythonize):
 
 
 def _included(source):
-    """A file, its .pxd, and those that they include, directly or not."""
+    """A file, its .pxd, and those that they include or cimport from, directly or not."""
     found, new = set(), {source, source.with_suffix(".pxd")}
     while new := {path for path in new - found if path.exists()}:
         found |= new
         text = "".join(path.read_text() for path in new)
-        new = {FOLDER / name for name in re.findall(r'^\s*include "(.+)"', text, re.MULTILINE)}
+        names = re.findall(r'^\s*include "(.+)"', text, re.MULTILINE)
+        names += [f"{name}.pxd" for name in re.findall(r"^from \.(\w+) cimport", text, re.MULTILINE)]
+        new = {FOLDER / name for name in names}
     return found
 
 
