@@ -46,11 +46,11 @@ class Call(NamedTuple):
 def _heads_of(
     a: DeviceArray, shape: tuple[int, ...], strides: tuple[int, ...], first: DeviceArray
 ) -> Any:
-    from ..kernels.cuda._attention_arrays import Heads
+    from ..kernels.cuda.attention.arrays import AttentionArray
 
     tf32 = a.dtype == "float32" and get_allow_tf32()
     dtype = "tfloat32" if tf32 else a.dtype
-    return Heads(a.address, shape, strides, dtype, first.stream, a.device)
+    return AttentionArray(a.address, shape, strides, dtype, first.stream, a.device)
 
 
 def _canonical(a: DeviceArray, shape: tuple[int, ...], first: DeviceArray) -> Any:
@@ -211,8 +211,8 @@ def _spans_on_gpu(
     """Spans that the GPU makes from integers that it has, and the memory they are in."""
     from ..kernels.cuda import _device
     from ..kernels.cuda._arrays import LABEL_CODES
-    from ..kernels.cuda._attention_arrays import Heads
-    from ..kernels.cuda._attention_extras import SPAN, Spans, fill_spans
+    from ..kernels.cuda.attention.arrays import AttentionArray
+    from ..kernels.cuda.attention.extras import SPAN, Spans, fill_spans
 
     fields: dict[str, int] = {}
     kept = []
@@ -244,7 +244,9 @@ def _spans_on_gpu(
     fill_spans(Spans(address, entries, queries, keys, **fields), first.stream, first.device)
     if get_validation():
         _validate(first, fields, {name: a[0] for name, a in on_gpu.items()}, queries, keys)
-    spans = Heads(address, (entries, SPAN), (8 * SPAN, 8), "int64", first.stream, first.device)
+    spans = AttentionArray(
+        address, (entries, SPAN), (8 * SPAN, 8), "int64", first.stream, first.device
+    )
     return spans, kept
 
 
@@ -355,8 +357,8 @@ def backward(
 ) -> tuple[Any, ...]:
     """Gradients of `given`, which is q, k and v; and of the mask. `whole`: all keys are used."""
     from ..kernels.cuda import _device
-    from ..kernels.cuda._attention_arrays import Heads
-    from ..kernels.cuda._attention_extras import sum_members
+    from ..kernels.cuda.attention.arrays import AttentionArray
+    from ..kernels.cuda.attention.extras import sum_members
 
     first = call.seen[0]
     if grad_mask and (call.mask is None or call.mask.dtype == "bool"):
@@ -374,7 +376,9 @@ def backward(
             # It was broadcast: a gradient for each place it was used in, which are then added up.
             kept.append(_device.allocate(math.prod(full.shape) * size, first.stream, first.device))
             address, strides = _device.address(kept[-1]), gpu._dense(full.shape, size)
-            into = Heads(address, full.shape, strides, full.dtype, first.stream, first.device)
+            into = AttentionArray(
+                address, full.shape, strides, full.dtype, first.stream, first.device
+            )
             sums.append((into, to))
             to = into
         if i and not whole:

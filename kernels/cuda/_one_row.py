@@ -16,11 +16,11 @@ import numpy as np
 from numba import cuda, types
 from numba.cuda.extending import overload
 
-from ._loss import loss_of
-from ._math import device
+from ._math import State, device
 from ._reduce import WARP, reduce_of
+from ._softmax import softmax_of
+from ._softmax_loss.formulas import GradTerms, loss_of
 from ._storage import storage_of
-from .log_softmax import endings_of
 
 _NAMES = {types.float64: "float64", types.float32: "float32", types.float16: "float16"}
 
@@ -28,21 +28,21 @@ _NAMES = {types.float64: "float64", types.float32: "float32", types.float16: "fl
 @cache
 def _row(name):
     """The functions for one dtype; `lanes` is 32, or the number of threads of a block."""
-    storage, ending, loss = storage_of(name), endings_of(name), loss_of(name, "label")
+    storage, softmax, loss = storage_of(name), softmax_of(name), loss_of(name, "label")
     real, add_value, exp_below = storage.real, storage.add_value, storage.exp_below
-    warp_state = reduce_of(name).warp_state
-    zero, one, lowest = storage.real(0), storage.real(1), storage.real(-np.inf)
-    lse_of, rest_of = ending.logsumexp[0], ending.rest_of
-    loss_and_lse, slope = loss.loss_and_lse, loss.slope
+    warp_state, empty_state = reduce_of(name).warp_state, storage.empty_state
+    zero, one = storage.real(0), storage.real(1)
+    lse_of, sumexp_m1_of = softmax.logsumexp[0], softmax.sumexp_m1_of
+    logit_grad = loss.logit_grad
 
     @device
     def lane_state(x, lane, lanes):
-        top, below, ties = lowest, zero, zero
+        state = empty_state
         i = lane
         while i < x.shape[0]:
-            top, below, ties = add_value(real(x[i]), top, below, ties)
+            state = add_value(real(x[i]), state)
             i += lanes
-        return warp_state(top, below, ties, WARP)
+        return warp_state(state, WARP)
 
     @device
     def of_warp(x):
@@ -52,50 +52,45 @@ def _row(name):
     def of_block(x, scratch):
         thread = np.int64(cuda.threadIdx.x)
         lane, warp = thread & 31, thread >> 5
-        top, below, ties = lane_state(x, thread, np.int64(cuda.blockDim.x))
+        state = lane_state(x, thread, np.int64(cuda.blockDim.x))
         cuda.syncthreads()  # until here, others may still read what the last call left
         if lane == 0:
-            scratch[warp] = top
-            scratch[WARP + warp] = below
-            scratch[2 * WARP + warp] = ties
+            scratch[warp] = state.row_max
+            scratch[WARP + warp] = state.sumexp_below
+            scratch[2 * WARP + warp] = state.max_count
         cuda.syncthreads()
-        top, below, ties = lowest, zero, zero
+        state = empty_state
         if lane < (cuda.blockDim.x + 31) >> 5:
-            top, below, ties = scratch[lane], scratch[WARP + lane], scratch[2 * WARP + lane]
-        return warp_state(top, below, ties, WARP)
+            state = State(scratch[lane], scratch[WARP + lane], scratch[2 * WARP + lane])
+        return warp_state(state, WARP)
 
     @device
     def write_softmax(x, out, state, lane, lanes):
-        top, below, ties = state
-        share = one / (one + rest_of(top, below, ties))
+        inv_sumexp = one / (one + sumexp_m1_of(state))
         i = lane
         while i < x.shape[0]:
-            out[i] = exp_below(real(x[i]), top) * share
+            out[i] = exp_below(real(x[i]), state.row_max) * inv_sumexp
             i += lanes
 
     @device
     def write_log_softmax(x, out, state, lane, lanes):
-        top, below, ties = state
-        log_total = math.log1p(rest_of(top, below, ties))
+        log_sumexp = math.log1p(sumexp_m1_of(state))
         i = lane
         while i < x.shape[0]:
-            out[i] = (real(x[i]) - top) - log_total
+            out[i] = (real(x[i]) - state.row_max) - log_sumexp
             i += lanes
 
     @device
     def loss_of_row(x, label, state):
-        top, below, ties = state
-        return loss_and_lse(top, below, ties, zero, zero, real(x[label]), one, zero, ())[0]
+        return (state.row_max - real(x[label])) + math.log1p(sumexp_m1_of(state))
 
     @device
     def write_grad(x, label, grad, state, lane, lanes):
-        top, below, ties = state
-        rest = rest_of(top, below, ties)
-        log_total, share = math.log1p(rest), one / (one + rest)
+        sumexp_m1 = sumexp_m1_of(state)
+        terms = GradTerms(state.row_max, math.log1p(sumexp_m1), one / (one + sumexp_m1), one, zero)
         i = lane
         while i < x.shape[0]:
-            q = one if i == label else zero
-            grad[i] = slope(real(x[i]), q, top, log_total, share, one, zero)
+            grad[i] = logit_grad(real(x[i]), one if i == label else zero, terms)
             i += lanes
 
     return SimpleNamespace(
@@ -134,8 +129,7 @@ def _logsumexp_of_warp(row):
     of_warp, lse_of = row.of_warp, row.lse_of
 
     def logsumexp(x):
-        top, below, ties = of_warp(x)
-        return lse_of(top, below, ties)
+        return lse_of(of_warp(x))
 
     return logsumexp
 
@@ -144,8 +138,7 @@ def _logsumexp_of_block(row):
     of_block, lse_of = row.of_block, row.lse_of
 
     def logsumexp(x, scratch):
-        top, below, ties = of_block(x, scratch)
-        return lse_of(top, below, ties)
+        return lse_of(of_block(x, scratch))
 
     return logsumexp
 

@@ -33,8 +33,10 @@ from support.truths import compute, widen
 from test_cuda import _GPU, backend, gpu  # noqa: F401 (fixtures)
 
 import fastce
-from fastce.kernels.cuda import _device, _launch
-from fastce.kernels.cuda._attention_tiles import WIDTHS
+from fastce.kernels.cuda import _device
+from fastce.kernels.cuda._storage import storage_of
+from fastce.kernels.cuda.attention import launch
+from fastce.kernels.cuda.attention.tiles import WIDTHS
 
 attention = fastce.scaled_dot_product_attention
 attention_backward = fastce.scaled_dot_product_attention_backward
@@ -370,7 +372,7 @@ def test_tf32(gpu):
 )
 def test_warpgroups(gpu, monkeypatch, dtype, width):
     """Hopper's products, which are not used unless they are asked for."""
-    monkeypatch.setattr(_launch, "WARPGROUPS", True)
+    monkeypatch.setattr(launch, "WARPGROUPS", True)
     if _device.limits(0).capability != (9, 0):
         pytest.skip("this GPU is not of compute capability 9.0")
     if gpu.machine is None and dtype == "bf16":
@@ -474,27 +476,27 @@ def test_error_at_most_twice_that_of_pytorch(dtype, causal):
 # ---- how work is cut -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("room", [99, 163, 227])
+@pytest.mark.parametrize("available", [99, 163, 227])
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("dtype", ["float16", "tfloat32", "float32", "float64"])
-def test_tiles_fit_in_shared_memory(monkeypatch, dtype, width, room):
+def test_tiles_fit_in_shared_memory(monkeypatch, dtype, width, available):
     """Of GPUs with so many KB of it for a block."""
-    machine = sim.Machine(shared=room * 1024)
+    machine = sim.Machine(shared=available * 1024)
     monkeypatch.setattr(_device, "limits", machine.limits)
-    size = _launch.storage_of(dtype).size
+    size = storage_of(dtype).size
     for queries in 1, 60, 1000:
         p = sim.Problem(0, 0, 0, 0, width=width * size, value_width=width * size)
         p = p._replace(queries=queries, keys=1000, heads=4, group=1, entries=1)
-        tiling, _ = _launch.attention_forward(dtype, p, False, 0)
-        assert _launch.forward_shared(tiling) <= room * 1024
-        if (dtype, width, room) == ("float64", 256, 99):
+        tiling, _ = launch.forward(dtype, p, False, 0)
+        assert launch.forward_shared(tiling) <= available * 1024
+        if (dtype, width, available) == ("float64", 256, 99):
             with pytest.raises(ValueError, match=r"rows of 2048 bytes needs .* of shared memory"):
-                next(_launch.attention_backward(dtype, p, False, 0))
+                next(launch.backward(dtype, p, False, 0))
             continue
-        for tiling, _ in _launch.attention_backward(dtype, p, False, 0):
-            assert _launch.backward_shared(tiling) <= room * 1024
-        tiling = _launch.mask_gradient(dtype, p, 0)
-        assert _launch.mask_shared(tiling) <= room * 1024
+        for tiling, _ in launch.backward(dtype, p, False, 0):
+            assert launch.backward_shared(tiling) <= available * 1024
+        tiling = launch.mask_gradient(dtype, p, 0)
+        assert launch.mask_shared(tiling) <= available * 1024
 
 
 def test_keys_are_split_where_queries_are_few(gpu):

@@ -1,4 +1,4 @@
-"""CUDA kernels without a GPU: compiled to PTX, assembled, and run by `_ptx_machine`."""
+"""CUDA kernels without a GPU: compiled to PTX, assembled, and run by `ptx_machine`."""
 
 import functools
 import inspect
@@ -14,9 +14,12 @@ from fastce import kernels
 from fastce._inputs import gpu as _gpu_arrays
 from fastce._runtime import dispatch
 from fastce.kernels import cuda as cuda_kernels
-from fastce.kernels.cuda import _attention_arrays, _device, _launch
-from fastce.kernels.cuda._attention_extras import Spans
-from fastce.kernels.cuda._attention_work import Problem
+from fastce.kernels.cuda import _device, _launch
+from fastce.kernels.cuda import binary_cross_entropy as bce
+from fastce.kernels.cuda._softmax_loss.formulas import LossOptions
+from fastce.kernels.cuda.attention import arrays as attention_arrays
+from fastce.kernels.cuda.attention.extras import Spans
+from fastce.kernels.cuda.attention.work import Problem
 from support import ptx_machine
 
 # Where there is no GPU, Numba cannot know for which one to compile the functions that a kernel
@@ -43,14 +46,15 @@ def ptx_of(kernel, argument_types, cc):
     return text
 
 
-FLOATS = ("upstream", "denominator", "keep", "spread", "z_loss", "scale", "softcap", "natural")
-FLOATS += ("alpha", "gamma", "power", "epsilon", "beta")
+FLOATS = ("denominator", "scale", "softcap", "natural")
+STRUCTURES = {"p": Problem, "spans": Spans}
 
 
 def argument_types(kernel):
     """As a launch has them, by the names of the parameters."""
     names = inspect.signature(kernel.py_func).parameters
-    kinds = {"p": Problem, "spans": Spans, **dict.fromkeys(FLOATS, float)}
+    options = bce.Options if "binary" in kernel.py_func.__module__ else LossOptions
+    kinds = {**STRUCTURES, "options": options, **dict.fromkeys(FLOATS, float)}
     return tuple(kinds.get(name, int) for name in names)
 
 
@@ -110,7 +114,7 @@ class Machine:
             monkeypatch.setattr(_device, name, getattr(self, name))
         monkeypatch.setattr(cuda_kernels, "require", lambda: None)
         library = _gpu_arrays.Library(Array.inspect, Array.like)
-        monkeypatch.setitem(_gpu_arrays.LIBRARIES, "_gpu", library)
+        monkeypatch.setitem(_gpu_arrays.LIBRARIES, Array.__module__.partition(".")[0], library)
         forget()
         return self
 
@@ -119,7 +123,7 @@ def forget():
     """What was loaded is loaded again: whether there is a GPU is asked then."""
     kernels.load.cache_clear()
     _launch._plan.cache_clear()
-    _attention_arrays._tables.clear()
+    attention_arrays._tables.clear()
     dispatch._load.cache_clear()
 
 

@@ -11,12 +11,15 @@ from functools import cache
 import numpy as np
 from numba import cuda
 
-from . import _ptx
-from ._attention_backward import known_rows_of
-from ._attention_products import products_of
-from ._attention_scores import scores_of
-from ._attention_tiles import PANEL, in_line, loader_of, size_of, unrolled
-from ._attention_work import (
+from .. import _ptx
+from .._math import device
+from .._reduce import ALL
+from .._storage import storage_of
+from .backward import known_rows_of
+from .products import products_of
+from .scores import scores_of
+from .tiles import PANEL, in_line, loader_of, size_of, unrolled
+from .work import (
     OF_GRAD_OUT,
     OF_K,
     OF_Q,
@@ -30,9 +33,6 @@ from ._attention_work import (
     row_of_v,
     span,
 )
-from ._math import device
-from ._reduce import ALL
-from ._storage import storage_of
 
 
 def shared_size(tiling):

@@ -19,10 +19,13 @@ from functools import cache
 import numpy as np
 from numba import cuda
 
-from . import _ptx
-from ._attention_products import products_of
-from ._attention_scores import scores_of
-from ._attention_tiles import (
+from .. import _ptx
+from .._math import device
+from .._reduce import ALL, reduce_of
+from .._storage import storage_of
+from .products import products_of
+from .scores import scores_of
+from .tiles import (
     PANEL,
     in_line,
     loader_of,
@@ -32,7 +35,7 @@ from ._attention_tiles import (
     unrolled,
     writer_of,
 )
-from ._attention_work import (
+from .work import (
     OF_DK,
     OF_DQ,
     OF_DV,
@@ -55,9 +58,6 @@ from ._attention_work import (
     row_of_v,
     span,
 )
-from ._math import device
-from ._reduce import ALL, reduce_of
-from ._storage import storage_of
 
 # Of |lse|, in nats. Its rounding changes weights by up to |lse| / 2**24 of them in float32, here by
 # 1e-5; scores of trained models stay below.

@@ -15,11 +15,11 @@ import numpy as np
 from numba import cuda
 from numba.cuda.libdevice import dmul_rn, fmul_rn
 
-from . import _ptx
-from ._attention_tiles import row_at, unrolled, uses_tensor_cores
-from ._math import device
-from ._reduce import ALL
-from ._storage import storage_of
+from .. import _ptx
+from .._math import device
+from .._reduce import ALL
+from .._storage import storage_of
+from .tiles import row_at, unrolled, uses_tensor_cores
 
 _LOG2_E = np.float32(math.log2(math.e))
 

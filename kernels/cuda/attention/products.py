@@ -11,11 +11,11 @@ from types import SimpleNamespace
 import numpy as np
 from numba import cuda, types
 
-from . import _ptx
-from . import _tensor_cores as tensor
-from ._attention_tiles import PANEL, place_in, unrolled, uses_tensor_cores
-from ._math import device
-from ._storage import storage_of
+from .. import _ptx
+from .. import _tensor_cores as tensor
+from .._math import device
+from .._storage import storage_of
+from .tiles import PANEL, place_in, unrolled, uses_tensor_cores
 
 
 @cache

@@ -6,9 +6,10 @@ from typing import NamedTuple
 import numpy as np
 from numba import cuda
 
-from . import _attention_arrays, _device, _ptx
-from ._attention_work import SPAN
-from ._storage import load_label, storage_of
+from .. import _device, _ptx
+from .._storage import load_label, storage_of
+from .arrays import members_of
+from .work import SPAN
 
 THREADS = 128
 
@@ -109,7 +110,7 @@ def sum_members(full, out):
     """
     if 0 in out.shape:
         return
-    groups, table = _attention_arrays.members(out, out.device, axes=len(out.shape) - 2)
+    groups, table = members_of(out, out.device, axes=len(out.shape) - 2)
     rows, columns = out.shape[-2:]
     members = _device.address(table)
     arguments = full.address, out.address, members, rows, columns, out.strides[-2]

@@ -16,10 +16,12 @@ from functools import cache
 import numpy as np
 from numba import cuda
 
-from . import _ptx
-from ._attention_products import products_of
-from ._attention_scores import scores_of
-from ._attention_tiles import (
+from .. import _ptx
+from .._math import device
+from .._storage import storage_of
+from .products import products_of
+from .scores import scores_of
+from .tiles import (
     PANEL,
     in_line,
     loader_of,
@@ -30,7 +32,7 @@ from ._attention_tiles import (
     unrolled,
     writer_of,
 )
-from ._attention_work import (
+from .work import (
     OF_K,
     OF_OUT,
     OF_Q,
@@ -46,8 +48,6 @@ from ._attention_work import (
     row_of_v,
     span,
 )
-from ._math import device
-from ._storage import storage_of
 
 
 def shared_size(tiling):

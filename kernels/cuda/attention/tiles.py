@@ -17,9 +17,9 @@ from typing import NamedTuple
 import numpy as np
 from numba import cuda
 
-from . import _ptx
-from ._math import device
-from ._storage import storage_of
+from .. import _ptx
+from .._math import device
+from .._storage import storage_of
 
 WIDTHS = (32, 64, 96, 128, 192, 256)  # for which kernels are compiled
 

@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import _ptx
-from ._math import device
+from .. import _ptx
+from .._math import device
 
 SPAN = 5  # numbers for each batch entry: see kernels/__init__.py
 
