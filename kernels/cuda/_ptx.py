@@ -171,11 +171,11 @@ wait_for_copies = _statement(
 wait_for_all_copies = _statement(
     "cp.async.wait_all;", "Wait until all copies of this thread have arrived, and let it read them."
 )
-show_to_tensor_cores = _statement(
+fence_for_tensor_cores = _statement(
     "fence.proxy.async.shared::cta;",
     "What this thread wrote to shared memory, or has waited for there, is seen by Hopper's.",
 )
-stay = _statement(
+keep_branch = _statement(
     "", "Nothing, which may not be moved: so a branch that is seldom taken stays a branch."
 )
 
@@ -207,7 +207,7 @@ exp2_approx = instruction(
     "ex2.approx.ftz.f32 $0, $1;", _F, [_F], "2**x, to 2 ULP; below 2**-126 it is 0.", pure=True
 )
 # Asked anew by every call: what is made of it is not kept in registers from one use to the next.
-block_here = instruction("mov.u32 $0, %ctaid.x;", _U, [], "Number of the block.", together=True)
+block_index = instruction("mov.u32 $0, %ctaid.x;", _U, [], "Number of the block.", together=True)
 bits_to_f32 = instruction("mov.b32 $0, $1;", _F, [_U], "Float32 of these bits.", pure=True)
 f32_to_bits = instruction("mov.b32 $0, $1;", _U, [_F], "Bits of a float32.", pure=True)
 bits_to_f64 = instruction(

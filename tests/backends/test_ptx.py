@@ -28,7 +28,7 @@ from fastce.kernels.cuda.attention.backward import (
     backward_q_of,
     delta_of,
     norms_of,
-    norms_shared_size,
+    unbuffered_size,
 )
 from fastce.kernels.cuda.attention.extras import _fill_spans, _summing
 from fastce.kernels.cuda.attention.forward import forward_of, merge_of
@@ -165,7 +165,7 @@ def attention_kernels(name, width, queries, general):
     if cut["splits"] > 1:
         return  # few queries: their gradients have tiles like those of many
     of_q, of_kv = (tiling for tiling, _ in attention_launch.backward(name, p, general, 0))
-    yield "norms", of_q, norms_shared_size(of_q), norms_of(of_q)
+    yield "norms", of_q, unbuffered_size(of_q), norms_of(of_q)
     yield "gradient of q", of_q, attention_launch.backward_shared(of_q), backward_q_of(of_q)
     yield "gradient of k, v", of_kv, attention_launch.backward_shared(of_kv), backward_kv_of(of_kv)
 

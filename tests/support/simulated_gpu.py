@@ -46,7 +46,7 @@ def ptx_of(kernel, argument_types, cc):
     return text
 
 
-FLOATS = ("denominator", "scale", "softcap", "natural")
+FLOATS = ("denominator", "score_scale")
 STRUCTURES = {"p": Problem, "spans": Spans}
 
 

@@ -16,21 +16,21 @@ from .backward import (
     backward_q_of,
     delta_of,
     norms_of,
-    norms_shared_size,
+    unbuffered_size,
 )
 from .forward import forward_of, merge_of
 from .mask import mask_gradient_of
-from .scores import natural_of
+from .scores import score_scale_of
 
 
 def attention(q, k, v, mask, spans, out, lse, *, scale, left, right, softcap, threads):
     with on_device((q, k, v, mask), (out, lse), spans) as (views, spans):
         arrays = dict(zip(("q", "k", "v", "mask", "out", "lse"), views, strict=True))
         q = arrays["q"]
-        p, kept = problem_of(arrays, spans, left=left, right=right)
+        p, kept = problem_of(arrays, spans, left, right, scale, softcap)
         if p.all_rows == 0:
             return
-        general = _is_general(p, scale, softcap)
+        general = _is_general(p)
         tiling, cut = launch.forward(q.dtype, p, general, q.device)
         if cut["splits"] > 1:
             count = cut["splits"] * p.all_rows * (tiling.part * cut["parts"] + 2)
@@ -39,17 +39,16 @@ def attention(q, k, v, mask, spans, out, lse, *, scale, left, right, softcap, th
             cut["partial"] = _device.address(kept[-1])
         p = p._replace(**cut)
         shared, blocks = launch.forward_shared(tiling), launch.tiles_of(p, p.heads // p.pack)
-        numbers = float(scale), float(softcap)
-        launch.over_tiles(forward_of(tiling), tiling, shared, blocks, q, (p, *numbers))
+        launch.over_tiles(forward_of(tiling), tiling, shared, blocks, q, (p,))
         if p.splits > 1:
             launch.over_all_rows(merge_of(q.dtype, tiling.part * p.parts), p, q)
 
 
-def _is_general(p, scale, softcap):
+def _is_general(p):
     """Whether products must be made scores before anything else. Else products stand for scores:
     with a scale in this range they have the same order, and -inf stays -inf.
     """
-    return p.mask != 0 or softcap != 0 or not 2.0**-100 < scale < 2.0**100
+    return p.mask != 0 or p.softcap != 0 or not 2.0**-100 < p.scale < 2.0**100
 
 
 def attention_backward(grad_out, q, k, v, mask, spans, out, lse, dq, dk, dv, dmask, *, scale, left,
@@ -59,19 +58,18 @@ def attention_backward(grad_out, q, k, v, mask, spans, out, lse, dq, dk, dv, dma
         names = "grad_out", "q", "k", "v", "mask", "out", "lse", "dq", "dk", "dv", "dmask"
         arrays = dict(zip(names, views, strict=True))
         q = arrays["q"]
-        p, kept = problem_of(arrays, spans, left=left, right=right)
-        general = _is_general(p, scale, softcap)
+        p, kept = problem_of(arrays, spans, left, right, scale, softcap)
+        general = _is_general(p)
         size = storage_of(q.dtype).real_size
         kept.append(_device.allocate(3 * p.all_rows * size, q.stream, q.device))
         p = p._replace(delta=_device.address(kept[-1]))
-        numbers = float(scale), float(softcap)
         of_q, of_kv = launch.backward(q.dtype, p, general, q.device)
         # The gradient of a mask has a mask, so all kernels have the same unit of products.
-        launch.over_all_rows(delta_of(q.dtype), p, q, natural_of(of_q[0], scale))
+        launch.over_all_rows(delta_of(q.dtype), p, q, score_scale_of(of_q[0], p.scale))
         tiling, cut = of_q
         now = p._replace(**{**cut, "parts": 1})
-        shared, blocks = norms_shared_size(tiling), launch.tiles_of(now, p.heads)
-        launch.over_tiles(norms_of(tiling), tiling, shared, blocks, q, (now, *numbers))
+        shared, blocks = unbuffered_size(tiling), launch.tiles_of(now, p.heads)
+        launch.over_tiles(norms_of(tiling), tiling, shared, blocks, q, (now,))
         for (tiling, cut), kernel_of, heads in (
             (of_q, backward_q_of, p.heads),
             (of_kv, backward_kv_of, p.heads // max(p.group, 1)),
@@ -79,12 +77,12 @@ def attention_backward(grad_out, q, k, v, mask, spans, out, lse, dq, dk, dv, dma
             shared = launch.backward_shared(tiling)
             now = p._replace(**cut)
             blocks = launch.tiles_of(now, heads)
-            launch.over_tiles(kernel_of(tiling), tiling, shared, blocks, q, (now, *numbers))
+            launch.over_tiles(kernel_of(tiling), tiling, shared, blocks, q, (now,))
         if arrays["dmask"] is not None:
-            _mask_gradient(p, arrays["dmask"], q, numbers)
+            _mask_gradient(p, arrays["dmask"], q)
 
 
-def _mask_gradient(p, dmask, q, numbers):
+def _mask_gradient(p, dmask, q):
     if 0 in dmask.shape:
         return
     tiling = launch.mask_gradient(q.dtype, p, q.device)
@@ -98,4 +96,4 @@ def _mask_gradient(p, dmask, q, numbers):
     blocks = groups * heads * rows * columns
     shared = launch.mask_shared(tiling)
     cut = members, heads, rows, columns, keys
-    launch.over_tiles(mask_gradient_of(tiling), tiling, shared, blocks, q, (p, *numbers, *cut))
+    launch.over_tiles(mask_gradient_of(tiling), tiling, shared, blocks, q, (p, *cut))

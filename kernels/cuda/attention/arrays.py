@@ -76,7 +76,7 @@ def view(a, like=None):
     return AttentionArray(interface["data"][0], shape, tuple(strides), name, stream, device)
 
 
-def problem_of(arrays, spans, *, left, right):
+def problem_of(arrays, spans, left, right, scale, softcap):
     """The `Problem` of arrays by name, without the fields of its tiling; and the buffers that must
     be kept until it has been launched.
     """
@@ -133,6 +133,8 @@ def problem_of(arrays, spans, *, left, right):
         offset=offset,
         left=left,
         right=right,
+        scale=float(scale),
+        softcap=float(softcap),
         width=q.shape[-1] * size,
         value_width=v.shape[-1] * size,
         of_bytes=int(mask is not None and mask.dtype == "bool"),

@@ -15,8 +15,8 @@ THREADS = 128
 
 
 class Spans(NamedTuple):
-    """Where the GPU finds what batch entries have of queries and keys: addresses, or 0, of integers
-    with the code of their dtype, and what holds where there is no address.
+    """How many queries and keys batch entries have: addresses, or 0, of integers on the GPU, with
+    the code of their dtype, and numbers in place of what has no address.
     """
 
     out: int  # (entries, SPAN) int64
@@ -27,12 +27,12 @@ class Spans(NamedTuple):
     ends_q_code: int = 0
     ends_k: int = 0
     ends_k_code: int = 0
-    lengths: int = 0  # (entries): how many keys count
+    lengths: int = 0  # (entries): how many keys are used
     lengths_code: int = 0
     offsets: int = 0  # (entries): positions of the first queries
     offsets_code: int = 0
     offset: int = 0
-    # What a window has lost before it came here, up to 2**62: offsets on the GPU lose it, too.
+    # What the host subtracted from the window, up to 2**62, is subtracted from offsets here.
     left_less: int = 0
     right_less: int = 0
 
@@ -62,7 +62,7 @@ def _fill_spans(spans):
     _ptx.store_i64(to + 8, min(max(last_q, first_q), spans.queries))
     _ptx.store_i64(to + 16, first_k)
     _ptx.store_i64(to + 24, min(max(last_k, first_k), spans.keys))
-    # What `per_entry` in fastce/_heads.py does on the host: sums with `far` do not overflow.
+    # As `per_entry` of fastce on the host: sums with `far` do not overflow.
     far, half = np.int64(1 << 61), np.int64(1 << 59)
     if offset > half:
         offset = max(offset - spans.left_less, half)
@@ -105,8 +105,8 @@ def _summing(name, result):
 
 
 def sum_members(full, out):
-    """Add up what lies in one place of `out`, which is broadcast along some leading axes; `full`
-    has the same shape, dense, and may be of another dtype with the same compute type.
+    """Sum the entries of `full` that share memory in `out`, which is broadcast along some leading
+    axes. `full` has the same shape, dense, and may have another dtype with the same compute type.
     """
     if 0 in out.shape:
         return
