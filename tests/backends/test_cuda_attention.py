@@ -1,7 +1,7 @@
 """Attention's CUDA kernels, on the machine of `ptx_machine.py`, and on a GPU where there is one.
 
-Compiling takes most of the time here, some seconds for each kind of work, dtype and width; so the
-machine has a choice of the cases, and `pytest -m gpu` all of them.
+Compiling takes most of the time here, some seconds for each kernel, dtype and width; so the machine
+runs a choice of the cases, and `pytest -m gpu` all of them.
 """
 
 import itertools
@@ -30,7 +30,6 @@ from support.attention import (
 from support.attention import truth_grads as right_grads
 from support.cases import DTYPES
 from support.truths import compute, widen
-from test_cuda import _GPU, backend, gpu  # noqa: F401 (fixtures)
 
 import fastce
 from fastce.kernels.cuda import _device
@@ -61,14 +60,10 @@ QUICK = (
 )
 
 
-def pytest_generate_tests(metafunc):
-    """Where tests run, with arrays of NumPy (`backend`) and of the GPU (`gpu`)."""
-    for fixture in "backend", "gpu":
-        if fixture in metafunc.fixturenames:
-            where = [pytest.param("gpu", marks=pytest.mark.gpu)]
-            if metafunc.function is not test_truth_of_all:
-                where.insert(0, "machine")
-            metafunc.parametrize(fixture, where, indirect=True)
+@pytest.fixture
+def backend(cuda_backend):
+    """In place of all backends."""
+    return cuda_backend
 
 
 @pytest.mark.parametrize(
@@ -87,6 +82,9 @@ def test_truth_of_all(backend, shape, case, dtype):
     check(*arrays, **options)
 
 
+GPU_ONLY = (test_truth_of_all,)
+
+
 @pytest.mark.parametrize("dtype", ["f16"])
 def test_not_less_exact_than_numpy(backend, dtype):
     """The formula in the same dtype. Tensor cores round weights to 16 bits, as NumPy does here."""
@@ -96,8 +94,8 @@ def test_not_less_exact_than_numpy(backend, dtype):
     right = truth(q, k, v)[0], *right_grads(g, q, k, v)[:3]
     for ours, theirs, value in zip((out, *grads), naive(q, k, v, g), right, strict=True):
         error, theirs = (float(np.abs(widen(a) - value).max()) for a in (ours, theirs))
-        room = 4 if compute(DTYPES[dtype]) == DTYPES[dtype] else 0.25
-        assert error <= theirs + room * eps(DTYPES[dtype]) * np.abs(value).max()
+        slack = 4 if compute(DTYPES[dtype]) == DTYPES[dtype] else 0.25
+        assert error <= theirs + slack * eps(DTYPES[dtype]) * np.abs(value).max()
 
 
 def test_queries_that_see_no_key(backend):
@@ -189,8 +187,8 @@ def test_large_scores_that_are_equal(backend):
     right = np.where(np.arange(37) % 3, 0, widen(g).sum(axis=1).T / 13).T
     np.testing.assert_allclose(widen(dv)[0], right, rtol=2e-3, atol=2e-3)
     p = np.where(np.arange(37) % 3, 0, 1 / 13)
-    pulled = widen(g)[0] @ widen(v)[0].T
-    ds = p * (pulled - (p * pulled).sum(axis=1, keepdims=True))
+    dp = widen(g)[0] @ widen(v)[0].T
+    ds = p * (dp - (p * dp).sum(axis=1, keepdims=True))
     for ours, theirs in (dk, ds.sum(axis=0)[:, None] * 500), (dq, 0):
         np.testing.assert_allclose(widen(ours)[0], np.broadcast_to(theirs, ours.shape[1:]), atol=4)
 
@@ -444,9 +442,9 @@ def test_errors(gpu):
         with pytest.raises(error, match=message):
             call()
     if gpu.machine:
-        turned = gpu.put(np.zeros((2, 8, 3), np.float16)).transpose((0, 2, 1))
+        transposed = gpu.put(np.zeros((2, 8, 3), np.float16)).transpose((0, 2, 1))
         with pytest.raises(ValueError, match="must be contiguous in its last axis"):
-            attention(turned, turned, turned)
+            attention(transposed, transposed, transposed)
 
 
 @pytest.mark.gpu

@@ -13,8 +13,10 @@ import pytest
 
 pytest.importorskip("fastce.kernels.cuda", exc_type=ImportError)  # without numba-cuda
 from cuda.pathfinder import find_nvidia_binary_utility
-from support import ptx_machine
 from support import simulated_gpu as sim
+from support.ptx_machine import Launch
+from support.ptx_memory import Memory
+from support.ptx_text import Program, PTXError
 
 from fastce.kernels.cuda import _device, _launch, _loss
 from fastce.kernels.cuda import binary_cross_entropy as bce
@@ -267,11 +269,11 @@ NEIGHBOUR = "xor.b32 %r5, %r2, 128; add.s32 %r6, %r3, %r5; ld.shared.u32 %r7, [%
 
 
 def run(body, threads=64, numbers=64):
-    program = ptx_machine.Program(HEAD + body + "\nret;\n}")
-    memory = ptx_machine.Memory()
+    program = Program(HEAD + body + "\nret;\n}")
+    memory = Memory()
     address = memory.allocate(4 * numbers)
     memory.write(address, np.zeros(numbers, np.uint32))
-    ptx_machine.Launch(program, memory, 1, threads, 0, [address]).run()
+    Launch(program, memory, 1, threads, 0, [address]).run()
     out = np.empty(numbers, np.uint32)
     memory.read(address, out)
     return out
@@ -323,5 +325,5 @@ def test_machine_runs():
     ],
 )  # fmt: skip
 def test_machine_finds_mistakes(message, body):
-    with pytest.raises(ptx_machine.PTXError, match=message):
+    with pytest.raises(PTXError, match=message):
         run(body)

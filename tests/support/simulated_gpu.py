@@ -20,7 +20,9 @@ from fastce.kernels.cuda._softmax_loss.formulas import LossOptions
 from fastce.kernels.cuda.attention import arrays as attention_arrays
 from fastce.kernels.cuda.attention.extras import Spans
 from fastce.kernels.cuda.attention.work import Problem
-from support import ptx_machine
+from support.ptx_machine import Launch
+from support.ptx_memory import BASE, Memory
+from support.ptx_text import Program
 
 # Where there is no GPU, Numba cannot know for which one to compile the functions that a kernel
 # calls. What it makes of them is the same for all.
@@ -60,7 +62,7 @@ def argument_types(kernel):
 
 @functools.cache
 def program_of(kernel, argument_types):
-    return ptx_machine.Program(ptx_of(kernel, argument_types, (9, 0)))
+    return Program(ptx_of(kernel, argument_types, (9, 0)))
 
 
 _DEVICE = ("limits", "current", "allocate", "address", "upload", "read", "clear", "launch")
@@ -70,7 +72,7 @@ class Machine:
     """What `kernels.cuda._device` is, on the host. Like an H100, but for a slower clock."""
 
     def __init__(self, multiprocessors=132, shared=227 * 1024):
-        self.memory = ptx_machine.Memory()
+        self.memory = Memory()
         self._limits = SimpleNamespace(
             multiprocessors=multiprocessors, shared=shared, capability=(9, 0)
         )
@@ -107,7 +109,7 @@ class Machine:
         assert shared + program.shared_size <= self._limits.shared
         numbers = [*_device.flat(arguments)]
         assert {*map(type, numbers)} <= {int, float}
-        ptx_machine.Launch(program, self.memory, blocks, threads, shared, numbers).run()
+        Launch(program, self.memory, blocks, threads, shared, numbers).run()
 
     def install(self, monkeypatch):
         for name in _DEVICE:
@@ -162,7 +164,7 @@ class Array:
     def get(self):
         """A copy on the host."""
         memory = self.machine.memory
-        offset = self.address - ptx_machine.BASE
+        offset = self.address - BASE
         at = np.full((), offset)
         for n, step in zip(self.shape, self.strides, strict=True):
             at = at[..., None] + np.arange(n) * step
@@ -199,8 +201,8 @@ def launch_user_kernel(machine, kernel, blocks, threads, arrays):
     for a in arrays:
         size = a.dtype.itemsize
         arguments += [0, 0, a.nbytes // size, size, a.address, *a.shape, *a.strides]
-    program = ptx_machine.Program(ptx)
-    ptx_machine.Launch(program, machine.memory, blocks, threads, 0, arguments).run()
+    program = Program(ptx)
+    Launch(program, machine.memory, blocks, threads, 0, arguments).run()
 
 
 def _type_of(a):
