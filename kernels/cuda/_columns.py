@@ -1,7 +1,7 @@
-"""Columns: rows whose classes lie `inner` elements apart in memory.
+"""Columns: rows whose classes are `inner` elements apart in memory.
 
-32 threads beside each other work on 32 neighbouring columns, so that they read neighbouring
-elements; up to HEIGHT threads share a column: thread y takes the classes y, y + height, and so on.
+The 32 threads of a warp work on 32 neighbouring columns, so that they read neighbouring elements.
+Up to HEIGHT threads share a column: thread y takes the classes y, y + height, and so on.
 """
 
 from functools import cache
@@ -28,7 +28,7 @@ def first_of_column(column, inner, step):
 
 @cache
 def columns_of(name):
-    """What the threads that share a column merge; `column_state` before any sum."""
+    """Reductions over the threads of a column. `column_state` is called before any sum."""
     storage = storage_of(name)
     zero, lowest, number = storage.real(0), storage.real(-np.inf), storage.real_size
     empty_state = storage.empty_state

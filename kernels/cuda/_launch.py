@@ -17,8 +17,8 @@ from ._columns import HEIGHT, PLACES, WIDTH
 from ._reduce import SCRATCH
 from ._storage import storage_of
 
-# (words, lanes): rows of up to so many words (16 bytes each) have so many lanes. Up to 32 lanes are
-# neighbours in a warp, and a block of SMALL_BLOCK threads works on several rows.
+# (most words of a row, its lanes), where a word is 16 bytes. Up to 32 lanes are neighbours in a
+# warp, and a block of SMALL_BLOCK threads works on several rows.
 LANES = ((16, 4), (32, 8), (64, 16), (256, 32), (1024, 128), (2048, 256), (8192, 512))
 # Lanes of longer rows, by dtype: a multiprocessor has 65536 registers, and float64 needs up to 92
 # for a thread, the others 64 at most (tests/backends/test_ptx.py).
@@ -26,15 +26,15 @@ LONGEST = {"float64": 512, "float32": 1024, "float16": 1024, "bfloat16": 1024}
 # Of rows with a loss transform, whose float64 takes up to 92 registers.
 TRANSFORMED = 512
 SMALL_BLOCK = 128
-# Two blocks of so many lanes share a multiprocessor, so that one writes while the other reads.
+# Lanes of blocks of which two share a multiprocessor, so that one writes while the other reads.
 PAIRED = 512
 RESERVED = 1024  # bytes of shared memory that the driver reserves for each block
-# Rows of up to so many numbers go through tiles.
+# Most numbers in a row of the shape "tiles".
 TILE_CLASSES = 64
 TILE_ROWS = 128
 PLAIN_SHARED = 48 * 1024  # bytes that a block has without an attribute of the kernel
-# A row is split over blocks where there are fewer rows than multiprocessors, in parts of so many
-# words at least.
+# A row is split over blocks where there are fewer rows than multiprocessors, in parts of at least
+# PART_WORDS words.
 PART_WORDS = 1024
 PART_LANES = 256
 RESIDENT = 2048  # threads on one multiprocessor

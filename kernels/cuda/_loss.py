@@ -48,7 +48,7 @@ def sum_losses(sums, count, loss, denominator, stats, where):
 
 
 @cuda.jit
-def add_up(values, count, each, out, loss, loss_code, denominator, stats):
+def add_up(values, count, each, out, loss, loss_code, denominator: float, stats):
     """Sum float64 numbers; the last launch divides the sum and writes the loss."""
     begin = np.int64(cuda.blockIdx.x) * each
     end = min(begin + each, count)

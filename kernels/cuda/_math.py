@@ -35,8 +35,8 @@ def _larger_f64(a, b):
 
 @device
 def _rounding_error(x, row_max, gap):
-    """(x - row_max) - gap, where gap is the rounded x - row_max, exactly (Knuth's two-sum). Put
-    back into exp, it saves softmax 10 to 70 ULP at offsets of 100.
+    """(x - row_max) - gap, where gap is the rounded x - row_max, exactly (Knuth's two-sum). In exp,
+    it saves softmax 10 to 70 ULP at offsets of 100.
     """
     back = gap - x
     return (x - (gap - back)) - (row_max + back)
@@ -92,7 +92,7 @@ def _exp_below_half(x, row_max):
 
 @device
 def _word_f64(x):
-    """The bits that hold sign, exponent and the first of the mantissa."""
+    """The upper half of its bits: sign, exponent and the first of the mantissa."""
     return f64_to_bits(x)[1]
 
 

@@ -111,9 +111,7 @@ def _of(x):
 
 
 def _declared(make):
-    """Declares the decorated function for device code; `make(functions of the dtype)` gives what
-    it does there.
-    """
+    """Declare the decorated function for device code: there it is `make(functions of a dtype)`."""
 
     def declare(function):
         names = list(signature(function).parameters)

@@ -1,7 +1,7 @@
 """A row whose classes are neighbours in memory, read and written by a group of lanes.
 
-The words (16 bytes) that lie wholly in the row move whole; the few elements before the first and
-after the last word, the edges, move one by one, each by another lane. Lane l takes the words l,
+Aligned words (16 bytes) of the row are moved whole; the few elements before the first and after the
+last word, the edges, are moved one by one, each by another lane. Lane l takes the words l,
 l + lanes, and so on: neighbours read neighbours. Where the row, its target and its result have
 different alignments to 16 bytes, there are no words, and every element is an edge.
 
@@ -94,7 +94,7 @@ def rows_of(name):
 
     @device
     def edge(j, head, words):
-        """Which element of the row is the j-th that lies in no word."""
+        """The index in the row of the j-th edge."""
         return j if j < head else j + words * per_word
 
     @device

@@ -294,7 +294,7 @@ def kernel_of(name, form, of, grads):
         return real(load_number(options.pos_weight, at, options.pos_weight_code))
 
     @cuda.jit
-    def kernel(x, t, grad, n, options):
+    def kernel(x, t, grad, n, options: Options):
         values, targets = cuda.local.array(neighbours, kind), cuda.local.array(neighbours, kind)
         numbers = real(options.a), real(options.b), real(options.gamma)
         total = np.float64(0)

@@ -6,7 +6,7 @@ rows     Classes are neighbours in memory: a group of lanes, from 4 to a whole b
          row, in words of 16 bytes. A few long rows are shared by several blocks, in two launches.
 tiles    Classes are neighbours, and few: a block brings many rows to shared memory, where each
          of its threads works on one.
-columns  Classes lie `inner` elements apart: neighbours work on neighbouring columns, and several
+columns  Classes are `inner` elements apart: neighbours work on neighbouring columns, and several
          threads share a column.
 
 Each element is read once and written once, but for rows that do not fit in shared memory and for
@@ -198,20 +198,9 @@ def _backward(name, op):
 
     @cuda.jit
     def rows_kernel(
-        grad,
-        y,
-        out,
-        grad_step,
-        y_step,
-        out_step,
-        count,
-        n,
-        lanes,
-        parts,
-        gathered,
-        states,
-        capacity,
-    ):
+        grad, y, out, grad_step, y_step, out_step, count, n,
+        lanes, parts, gathered, states, capacity,
+    ):  # fmt: skip
         row, _, lane, group = place(lanes, np.int64(1))
         classes = n if row < count else np.int64(0)
         grad += row * grad_step * size

@@ -86,7 +86,7 @@ def backend(cuda_backend):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_cases(backend, case, dtype):
-    """A tile, rows that lie differently to 16 bytes, and columns."""
+    """A tile, rows of different alignment to 16 bytes, and columns."""
     for shape in (9, 10), (3, 131), (2, 33, 5):
         case.check(shape, DTYPES[dtype], axis=1)
 
@@ -374,7 +374,7 @@ def test_the_same_bits_again(gpu):
 def test_streams(gpu):
     """Everything is put on the stream of the first array."""
     if gpu.machine is None:
-        pytest.skip("which stream a launch was put on cannot be seen")
+        pytest.skip("the stream of a launch is unknown on a GPU")
     x = sim.put(gpu.machine, np.zeros((4, 9), np.float32), stream=77)
     fastce.softmax(x)
     fastce.cross_entropy_with_grad(x, gpu.put(np.arange(4)))

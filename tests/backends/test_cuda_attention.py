@@ -36,6 +36,7 @@ from fastce.kernels.cuda import _device
 from fastce.kernels.cuda._storage import storage_of
 from fastce.kernels.cuda.attention import launch
 from fastce.kernels.cuda.attention.tiles import WIDTHS
+from fastce.kernels.cuda.attention.work import Problem
 
 attention = fastce.scaled_dot_product_attention
 attention_backward = fastce.scaled_dot_product_attention_backward
@@ -276,7 +277,7 @@ def test_gradients_of_what_is_broadcast(gpu):
 
 @pytest.mark.parametrize("order", [(0, 2, 1, 3), (2, 1, 0, 3)])
 def test_any_order_of_axes(gpu, order):
-    """Results lie in memory as q does."""
+    """Results have the memory layout of q."""
     if gpu.machine is None:
         pytest.skip("Numba's arrays are copied to the GPU in C order only")
     rng = np.random.default_rng(0)
@@ -294,7 +295,7 @@ def test_any_order_of_axes(gpu, order):
 
 
 def test_batch_axes_that_do_not_fold(gpu):
-    """Where one step from entry to entry does not tell where they are."""
+    """The step from entry to entry is not the same for all."""
     if gpu.machine is None:
         pytest.skip("Numba's arrays are copied to the GPU in C order only")
     rng = np.random.default_rng(0)
@@ -483,7 +484,7 @@ def test_tiles_fit_in_shared_memory(monkeypatch, dtype, width, available):
     monkeypatch.setattr(_device, "limits", machine.limits)
     size = storage_of(dtype).size
     for queries in 1, 60, 1000:
-        p = sim.Problem(0, 0, 0, 0, width=width * size, value_width=width * size)
+        p = Problem(0, 0, 0, 0, width=width * size, value_width=width * size)
         p = p._replace(queries=queries, keys=1000, heads=4, group=1, entries=1)
         tiling, _ = launch.forward(dtype, p, False, 0)
         assert launch.forward_shared(tiling) <= available * 1024
@@ -499,7 +500,7 @@ def test_tiles_fit_in_shared_memory(monkeypatch, dtype, width, available):
 
 def test_keys_are_split_where_queries_are_few(gpu):
     if gpu.machine is None:
-        pytest.skip("what was launched cannot be seen")
+        pytest.skip("launches are unknown on a GPU")
     q, k = (gpu.put(np.zeros((1, 4, n, 32), ml_dtypes.bfloat16)) for n in (1, 2000))
     attention(q, k, k)
     split, merge = gpu.machine.launches

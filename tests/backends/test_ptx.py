@@ -35,6 +35,7 @@ from fastce.kernels.cuda.attention.backward import (
 from fastce.kernels.cuda.attention.extras import _fill_spans, _summing
 from fastce.kernels.cuda.attention.forward import forward_of, merge_of
 from fastce.kernels.cuda.attention.mask import mask_gradient_of
+from fastce.kernels.cuda.attention.work import Problem
 
 DTYPES = ("float64", "float32", "float16", "bfloat16")
 ARCHITECTURES = ((8, 0), (9, 0))
@@ -160,7 +161,7 @@ ATTENTION = (
 def attention_kernels(name, width, queries, general):
     """(what it is, tiling, bytes of shared memory, kernel) of a forward and its gradients."""
     size = storage_of(name).size
-    p = sim.Problem(0, 0, 0, 0, width=width * size, value_width=width * size)
+    p = Problem(0, 0, 0, 0, width=width * size, value_width=width * size)
     p = p._replace(queries=queries, keys=4096, heads=32, group=1, entries=2)
     tiling, cut = attention_launch.forward(name, p, general, 0)
     yield "forward", tiling, attention_launch.forward_shared(tiling), forward_of(tiling)
@@ -233,7 +234,7 @@ def test_resources_of_warpgroups(monkeypatch, tmp_path, width, which):
 @pytest.mark.parametrize("cc", ARCHITECTURES, ids=lambda cc: f"sm_{cc[0]}{cc[1]}")
 def test_resources_around_attention(monkeypatch, cc):
     monkeypatch.setattr(_device, "limits", sim.Machine().limits)
-    p = sim.Problem(0, 0, 0, 0, width=256, value_width=256)
+    p = Problem(0, 0, 0, 0, width=256, value_width=256)
     tiling = attention_launch.mask_gradient("bfloat16", p, 0)
     for most, kernel in (
         (255, mask_gradient_of(tiling)),

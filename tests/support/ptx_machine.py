@@ -2,9 +2,8 @@
 
 All threads of all blocks go through the text together, each instruction one NumPy operation over
 the threads that execute it: of all threads that can go on, those that are furthest behind. Threads
-meet again where their paths do, and wait at barriers as on hardware. Times here say nothing about
-those on a GPU, nor is anything seen of what `ptxas` makes of the text. But it is stricter than
-hardware:
+meet again where their paths do, and wait at barriers as on hardware. It models neither the time
+that a GPU takes nor what `ptxas` makes of the text. But it is stricter than hardware:
 
 - every access of memory is checked (`ptx_memory.py`);
 - the lanes that a shuffle names must all take part, and the threads of a block in its barrier;
@@ -257,8 +256,8 @@ class Launch:
             group = self.thread // size
             there = self.waits & (self.place == place)
             named = slice(None) if size == 32 else alive  # a shuffle names all lanes of the warp
-            wanted = np.bincount(group[named], minlength=group[-1] + 1)
-            complete = np.bincount(group[there], minlength=group[-1] + 1) == wanted
+            expected = np.bincount(group[named], minlength=group[-1] + 1)
+            complete = np.bincount(group[there], minlength=group[-1] + 1) == expected
             go = np.flatnonzero(there & complete[group])
             if not len(go):
                 continue
@@ -290,7 +289,7 @@ class Launch:
                 return values
             if values.itemsize == np.dtype(kind).itemsize:
                 return values.view(kind)
-            return values.astype(kind)  # a wider register, of which the low bits are meant
+            return values.astype(kind)  # the low bits of a wider register
         if operand in self.program.shared:
             return np.full(len(now), self.program.shared[operand], kind)
         if operand.startswith("0f"):
@@ -390,11 +389,11 @@ class Launch:
         to, source = one.operands
         type = modes[-1]
         if source.startswith("{"):
-            low, high = (self._get(s.strip(), "b32", now) for s in source.strip("{}").split(","))
+            low, high = (self._get(s, "b32", now) for s in _listed(source))
             both = low.astype(np.uint64) | high.astype(np.uint64) << np.uint64(32)
             self._set(to, both, now)
         elif to.startswith("{"):
-            low, high = (s.strip() for s in to.strip("{}").split(","))
+            low, high = _listed(to)
             both = self._get(source, "b64", now)
             self._set(low, (both & np.uint64(0xFFFFFFFF)).astype(np.uint32), now)
             self._set(high, (both >> np.uint64(32)).astype(np.uint32), now)
@@ -492,7 +491,7 @@ class Launch:
         self._set(to, chosen, now)
 
     def _checked(self, shared, where, size, text, now, reading):
-        """The memory that is meant, and the places in it, once they are found to be allowed."""
+        """The memory that is accessed, and the checked places in it."""
         if not shared:
             return self.memory, self.memory.check(where, size, text, reading)
         threads, blocks = self.thread[now], self.block[now]
@@ -501,7 +500,7 @@ class Launch:
     def _do_ld(self, one, modes, now):
         to, address = one.operands
         type = modes[-1]
-        registers = [r.strip() for r in to.strip("{}").split(",")]
+        registers = _listed(to)
         where, is_parameter = self._address(address, now)
         if is_parameter:
             self._set(to, np.full(len(now), where).view(TYPES[type]), now)
@@ -520,7 +519,7 @@ class Launch:
     def _do_st(self, one, modes, now):
         address, source = one.operands
         type = modes[-1]
-        registers = [r.strip() for r in source.strip("{}").split(",")]
+        registers = _listed(source)
         where, _ = self._address(address, now)
         item = np.dtype(TYPES[type]).itemsize
         size = item * len(registers)
@@ -533,7 +532,7 @@ class Launch:
             space.store(at, values, i * item)
 
     def _do_cp(self, one, modes, now):
-        """cp.async: at once, but nobody may read it before the thread has waited."""
+        """cp.async: at once, but it may not be read before the thread has waited."""
         threads = self.thread[now]
         if modes[1] == "commit_group":
             self.shared.group[threads] += 1
@@ -590,7 +589,7 @@ class Launch:
             self._set(register, pairs[:, i].reshape(-1), now)
 
     def _do_mma(self, one, modes, now):
-        """D = A B + C of whole warps. The PTX ISA says which lane has what."""
+        """D = A B + C of whole warps, in the fragments of the PTX ISA."""
         d, a, b, c = map(_listed, one.operands)
         shape, kind = modes[2], modes[-2]
         if modes[3:5] != ["row", "col"] or shape not in ("m16n8k16", "m16n8k8"):
@@ -625,10 +624,10 @@ class Launch:
             raise PTXError(f"a shuffle that this machine does not know: {one.text}")
         to, _, valid = to.partition("|")
         values = self._get(source, "b32", now)
-        everyone = np.zeros(self.count, np.uint32)
-        everyone[now] = values
+        all_values = np.zeros(self.count, np.uint32)
+        all_values[now] = values
         partner = self.thread[now] ^ self._get(lanes, "u32", now).astype(np.int64)
-        self._set(to, everyone[partner], now)
+        self._set(to, all_values[partner], now)
         if valid:
             self._set(valid, np.ones(len(now), bool), now)
 

@@ -1,6 +1,6 @@
 """Global and shared memory of the machine of `ptx_machine.py`. They check every access.
 
-- It must lie in memory that was allocated, be aligned, and read only what has been written.
+- It must be in memory that was allocated, aligned, and read only what has been written.
 - Two threads of a block that touch the same byte of shared memory, one of them writing, must have a
   barrier between them.
 """
@@ -24,7 +24,7 @@ class Memory:
     def allocate(self, size):
         """The address of so many bytes, which begin at a multiple of 256 as on hardware."""
         begin = self.end
-        self.end += -(-(size + 64) // 256) * 256  # with a gap that belongs to nobody
+        self.end += -(-(size + 64) // 256) * 256  # with a gap behind it
         while self.end > len(self.bytes):
             for name in ("bytes", "allocated", "written"):
                 old = getattr(self, name)

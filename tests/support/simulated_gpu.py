@@ -1,4 +1,4 @@
-"""CUDA kernels without a GPU: compiled to PTX, assembled, and run by `ptx_machine`."""
+"""CUDA kernels without a GPU: compiled to PTX, assembled, and run by `ptx_machine.py`."""
 
 import functools
 import inspect
@@ -15,11 +15,7 @@ from fastce._inputs import gpu as _gpu_arrays
 from fastce._runtime import dispatch
 from fastce.kernels import cuda as cuda_kernels
 from fastce.kernels.cuda import _device, _launch
-from fastce.kernels.cuda import binary_cross_entropy as bce
-from fastce.kernels.cuda._softmax_loss.formulas import LossOptions
 from fastce.kernels.cuda.attention import arrays as attention_arrays
-from fastce.kernels.cuda.attention.extras import Spans
-from fastce.kernels.cuda.attention.work import Problem
 from support.ptx_machine import Launch
 from support.ptx_memory import BASE, Memory
 from support.ptx_text import Program
@@ -48,16 +44,10 @@ def ptx_of(kernel, argument_types, cc):
     return text
 
 
-FLOATS = ("denominator", "score_scale")
-STRUCTURES = {"p": Problem, "spans": Spans}
-
-
 def argument_types(kernel):
-    """As a launch has them, by the names of the parameters."""
-    names = inspect.signature(kernel.py_func).parameters
-    options = bce.Options if "binary" in kernel.py_func.__module__ else LossOptions
-    kinds = {**STRUCTURES, "options": options, **dict.fromkeys(FLOATS, float)}
-    return tuple(kinds.get(name, int) for name in names)
+    """As a launch has them: parameters without an annotation are integers."""
+    parameters = inspect.signature(kernel.py_func).parameters.values()
+    return tuple(int if p.annotation is p.empty else p.annotation for p in parameters)
 
 
 @functools.cache
@@ -151,7 +141,7 @@ class Array:
             self.address, self.shape, self.strides, _gpu_arrays._name(self.dtype), 0, self.stream
         )
 
-    def like(self, seen, shape, dtype):
+    def like(self, first, shape, dtype):
         return Array(self.machine, shape, _gpu_arrays._numpy_dtype(dtype), stream=self.stream)
 
     def transpose(self, axes):

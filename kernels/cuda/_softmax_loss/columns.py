@@ -1,4 +1,4 @@
-"""Losses where classes lie apart in memory: see `_columns.py`."""
+"""Losses where classes are apart in memory: see `_columns.py`."""
 
 from functools import cache
 
@@ -14,6 +14,7 @@ from .formulas import (
     LABELS,
     PROBABILITIES,
     VALID,
+    LossOptions,
     Sums,
     grad_scale_of,
     loss_of,
@@ -41,7 +42,7 @@ def columns_kernel_of(name, mode, grads):
 
     @cuda.jit
     def columns_kernel(
-        logits, target, grad, step, target_step, grad_step, count, n, options, inner
+        logits, target, grad, step, target_step, grad_step, count, n, options: LossOptions, inner
     ):  # fmt: skip
         column = np.int64(cuda.blockIdx.x) * WIDTH + cuda.threadIdx.x
         height, y_thread = cuda.blockDim.y, np.int64(cuda.threadIdx.y)

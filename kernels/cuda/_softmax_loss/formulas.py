@@ -67,7 +67,7 @@ class Sums(NamedTuple):
 
 
 class GradTerms(NamedTuple):
-    """What the gradient of a row is made of, beside its logits and target."""
+    """What the gradient of a logit takes beside the logit and its q."""
 
     row_max: float
     log_sumexp: float  # log of the sum of exp(x - row_max)

@@ -1,4 +1,4 @@
-"""Which kernels compute a loss, and with what."""
+"""The launch of a loss: its plan, options and kernels."""
 
 from functools import cache
 from types import SimpleNamespace

@@ -17,7 +17,7 @@ from .._reduce import SCRATCH, reduce_of
 from .._rows import Part, place, rows_of, share, writer_of
 from .._softmax import softmax_of
 from .._storage import storage_of
-from .formulas import IGNORED, PROBABILITIES, VALID, Sums, grad_scale_of, loss_of
+from .formulas import IGNORED, PROBABILITIES, VALID, LossOptions, Sums, grad_scale_of, loss_of
 
 
 @cache
@@ -81,7 +81,7 @@ def rows_kernel_of(name, mode, grads):
 
     @cuda.jit
     def rows_kernel(
-        logits, target, grad, step, target_step, grad_step, count, n, options,
+        logits, target, grad, step, target_step, grad_step, count, n, options: LossOptions,
         lanes, parts, gathered, states, capacity,
     ):  # fmt: skip
         row, part, lane, group = place(lanes, parts)
@@ -203,7 +203,7 @@ def dense_rows_kernel_of(name, mode, grads):
 
     @cuda.jit
     def dense_rows_kernel(
-        logits, target, grad, step, target_step, grad_step, count, n, options,
+        logits, target, grad, step, target_step, grad_step, count, n, options: LossOptions,
         lanes, parts, gathered, states, capacity,
     ):  # fmt: skip
         row, _, lane, _ = place(lanes, np.int64(1))

@@ -9,7 +9,7 @@ from .. import _ptx
 from .._reduce import SCRATCH, reduce_of
 from .._storage import storage_of
 from .._tiles import tiles_of
-from .formulas import IGNORED, LABELS, PROBABILITIES, VALID, grad_scale_of, loss_of
+from .formulas import IGNORED, LABELS, PROBABILITIES, VALID, LossOptions, grad_scale_of, loss_of
 
 
 @cache
@@ -34,7 +34,8 @@ def tiles_kernel_of(name, mode, grads):
 
     @cuda.jit
     def tiles_kernel(
-        logits, target, grad, step, target_step, grad_step, count, n, options, inverse, pitch
+        logits, target, grad, step, target_step, grad_step, count, n, options: LossOptions,
+        inverse, pitch,
     ):  # fmt: skip
         thread = np.int64(cuda.threadIdx.x)
         begin = np.int64(cuda.blockIdx.x) * cuda.blockDim.x

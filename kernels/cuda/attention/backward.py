@@ -44,6 +44,7 @@ from .work import (
     OF_K,
     OF_Q,
     OF_V,
+    Problem,
     bounds,
     locate,
     row_number,
@@ -100,7 +101,7 @@ def delta_of(name):
     zero, warp_sum = storage.real(0), reduce_of(name).warp_sum
 
     @cuda.jit
-    def delta(p, score_scale):
+    def delta(p: Problem, score_scale: float):
         lane = np.int64(cuda.threadIdx.x) & 31
         at = np.int64(cuda.blockIdx.x) * (cuda.blockDim.x >> 5) + (cuda.threadIdx.x >> 5)
         if at >= p.all_rows:
@@ -194,8 +195,8 @@ def key_limiter_of(tiling):
 
 @cache
 def norm_loader_of(tiling):
-    """`load(p, norms, limits, entry, head, row, span)`, where rows are queries: what is known of
-    the rows of a lane before any product, `norm_at` and the keys that they see.
+    """`load(p, norms, limits, entry, head, row, span)`, where rows are queries: `norm_at` of the rows
+    of a lane, and the keys that they see.
     """
     storage, limit_keys = storage_of(tiling.dtype), key_limiter_of(tiling)
     get_number, number, zero = storage.get_number, storage.real_size, storage.real(0)
@@ -277,7 +278,7 @@ def norms_of(tiling):
     add_all, store_all = unrolled(lane_rows, add), unrolled(lane_rows, store_norms)
 
     @cuda.jit
-    def norms(p):
+    def norms(p: Problem):
         _, _, entry, head, tile = locate(p, rows, np.int64(1), 0)
         span = span_of(p, entry)
         first = tile * rows
@@ -368,7 +369,7 @@ def backward_q_of(tiling):
     load_norms = norm_loader_of(tiling)
 
     @cuda.jit
-    def backward_q(p):
+    def backward_q(p: Problem):
         part, _, entry, head, tile = locate(p, rows, np.int64(1), 0)
         span = span_of(p, entry)
         first = tile * rows
@@ -485,7 +486,7 @@ def backward_kv_of(tiling):
         load_numbers(norms + 2 * columns * number, norm_at(p, 0, at, number), number, left)
 
     @cuda.jit
-    def backward_kv(p):
+    def backward_kv(p: Problem):
         part, _, entry, kv_head, tile = locate(p, rows, np.int64(1), 2)
         span = span_of(p, entry)
         first = tile * rows

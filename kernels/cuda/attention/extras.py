@@ -38,7 +38,7 @@ class Spans(NamedTuple):
 
 
 @cuda.jit
-def _fill_spans(spans):
+def _fill_spans(spans: Spans):
     i = np.int64(cuda.blockIdx.x) * cuda.blockDim.x + cuda.threadIdx.x
     if i >= spans.entries:
         return

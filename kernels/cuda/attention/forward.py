@@ -36,6 +36,7 @@ from .work import (
     OF_OUT,
     OF_Q,
     OF_V,
+    Problem,
     bounds,
     locate,
     row_number,
@@ -140,7 +141,7 @@ def forward_of(tiling):
     store_all, limit_all = unrolled(lane_rows, store_partial), unrolled(lane_rows, limit_keys)
 
     @cuda.jit
-    def forward(p):
+    def forward(p: Problem):
         part, split, entry, head, tile = locate(p, rows, p.pack, 0)
         span = span_of(p, entry)
         first, all_rows = tile * rows, span.queries * p.pack
@@ -249,7 +250,7 @@ def merge_of(name, width):
     zero, lowest = real(0), real(-np.inf)
 
     @cuda.jit
-    def merge(p):
+    def merge(p: Problem):
         lane = np.int64(cuda.threadIdx.x) & 31
         at = np.int64(cuda.blockIdx.x) * (cuda.blockDim.x >> 5) + (cuda.threadIdx.x >> 5)
         if at >= p.all_rows:

@@ -81,7 +81,7 @@ def _fitting(tiling, shared_of, device):
 
 
 def _tiling(table, hopper, parts, shared_of, dtype, width, rows, general, device):
-    """The tiling of a kernel's work: of many rows for warpgroups, where there is one."""
+    """The tiling of a kernel: for warpgroups where there is one, and many rows."""
     size = storage_of(dtype).size
     part = width // -(-width // parts[size])
     limits = _device.limits(device)
@@ -142,7 +142,7 @@ def _cut(p, tiling, count, pack):
 
 
 def tiles_of(p, heads):
-    """The number of blocks of a kernel that works on the tiles of so many heads."""
+    """The number of blocks of a kernel that works on the tiles of `heads` heads."""
     return p.parts * p.splits * p.tiles * heads * (1 if p.packed else p.entries)
 
 

@@ -20,7 +20,7 @@ from .backward import unbuffered_size as shared_size  # noqa: F401 (of a block)
 from .products import products_of
 from .scores import scores_of
 from .tiles import PANEL, place_of_row, size_of, unrolled
-from .work import bounds, row_of_dmask, span_of
+from .work import Problem, bounds, row_of_dmask, span_of
 
 
 @cache
@@ -79,7 +79,7 @@ def mask_gradient_of(tiling):
     add_rows, sum_all_columns = unrolled(lane_rows, add_row), unrolled(per_row, sum_columns)
 
     @cuda.jit
-    def mask_gradient(p, members, head_blocks, row_blocks, key_blocks, keys_there):
+    def mask_gradient(p: Problem, members, head_blocks, row_blocks, key_blocks, keys_there):
         b = np.int64(cuda.blockIdx.x)
         key_block = b % key_blocks
         b //= key_blocks

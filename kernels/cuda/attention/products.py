@@ -1,5 +1,5 @@
 """The products of a warp with tiles: S += A B', rows of one with rows of another, and O += P B,
-where P is what the first product has left in the lanes.
+where the lanes hold P as they do the first product.
 
 There are four kinds: 16 bits, 16 bits of Hopper's warpgroups, tf32, and ordinary units, for float32
 and float64. `tiles.py` has the layout of tiles and of accumulators.

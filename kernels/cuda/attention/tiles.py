@@ -104,7 +104,7 @@ def place_of_row(columns):
 
 @device
 def place_in(rows, row, chunk):
-    """The offset, in a tile of so many rows, of the 16 bytes at place `chunk` of a row."""
+    """The offset, in a tile of `rows` rows, of the 16 bytes at place `chunk` of a row."""
     return np.int32((chunk >> 3) * (PANEL * rows) + PANEL * row + (((chunk & 7) ^ (row & 7)) << 4))
 
 

@@ -158,7 +158,7 @@ def divided(a, b):
 
 @device
 def locate(p, rows, per_row, which):
-    """(part, split, entry, head, tile) of this block, in tiles of so many rows.
+    """(part, split, entry, head, tile) of this block, in tiles of `rows` rows.
 
     Neighbouring blocks have neighbouring tiles of one head, the last ones first, which under
     causality have the most keys. `per_row` rows belong to one query (or key); `which` is the place

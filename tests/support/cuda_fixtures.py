@@ -1,5 +1,5 @@
-"""Fixtures of the tests of CUDA kernels, which run on the machine of `support/ptx_machine.py`, and
-with `pytest -m gpu` on a GPU.
+"""Fixtures of the tests of CUDA kernels, which run on the machine of `ptx_machine.py`, and with
+`pytest -m gpu` on a GPU. Loaded by tests/conftest.py.
 """
 
 import numpy as np
