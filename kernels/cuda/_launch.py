@@ -1,7 +1,7 @@
 """Launch configurations, in tables: which kernel, and how many threads. Those of attention are in
 `attention/launch.py`.
 
-The numbers are estimated for an H100, not measured yet: see `docs/gpu.md`. The reasons:
+The numbers are estimated for an H100, not measured yet: see `docs/guide/gpu.md`. The reasons:
 
 - About 40 KB of loads under way on each multiprocessor hide the latency of memory (0.8 us at
   33 bytes per ns), so 2048 threads with one or two words each, or a copy to shared memory.

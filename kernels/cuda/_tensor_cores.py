@@ -94,10 +94,10 @@ def descriptor(address, panel):
 def warpgroup_mma(kind, columns, offsets, *, from_registers):
     """`multiply(acc, a, b)`: acc += A B, of 64 rows by `columns` float32, over steps of 16.
 
-    ``kind`` is "f16" or "bf16"; `offsets` are, for each step, the bytes from their descriptors to its
-    parts of A and of B. `b` is a descriptor of the columns of B, which are contiguous, and `a` one
-    of the rows of A. With `from_registers`, `b` is one of the rows of B, and `a` an array with four
-    registers for each step (and no offset).
+    ``kind`` is "f16" or "bf16"; `offsets` are, for each step, the bytes from the descriptors to the
+    step's parts of A and B. `b` is a descriptor of the columns of B, which are contiguous, and `a`
+    one of the rows of A. With `from_registers`, `b` is one of the rows of B, and `a` an array with
+    four registers for each step (and no offset).
     """
     count = columns // 2
     registers = 4 * len(offsets) if from_registers else 1

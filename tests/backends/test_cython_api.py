@@ -350,10 +350,12 @@ def rows_in_prange(cython_api):
 
 @pytest.mark.parametrize("level", _isa.supported())
 def test_the_same_bits(user, level):
+    if level not in _isa.built():
+        pytest.skip(f"{level} was not built; `make test-full` builds all levels")
     result = python(user, "-c", START + "test_cython_api.compare(cython_api)", FASTCE_ISA=level)
     assert result.returncode == 0, result.stderr
     folders = re.findall("^loaded (.+)$", result.stdout, re.MULTILINE)
-    below = _isa.supported()[_isa.supported().index(level) - 1]
+    below = [name for name in _isa.built() if name not in _isa.ONLY][-1]
     assert folders == [level if op in _isa.ONLY.get(level, OPS) else below for op in OPS]
     (compared,) = re.findall("^compared (.+)$", result.stdout, re.MULTILINE)
     declared = {name for op in OPS for name in functions_of(op)}
@@ -362,9 +364,9 @@ def test_the_same_bits(user, level):
 
 def test_levels_differ(user):
     """Else the test above would not notice which one is called."""
-    both = _isa.supported()[:2]
+    both = [name for name in _isa.supported() if name in _isa.built()][:2]
     if len(both) < 2:
-        pytest.skip("this processor has one level")
+        pytest.skip("one level was built")
     code = START + "print(test_cython_api.rows_in_prange(cython_api)[1].tobytes().hex())"
     a, b = (python(user, "-c", code, FASTCE_ISA=level).stdout for level in both)
     assert len(a) == len(b) > 50 * 300 * 4

@@ -195,8 +195,8 @@ def key_limiter_of(tiling):
 
 @cache
 def norm_loader_of(tiling):
-    """`load(p, norms, limits, entry, head, row, span)`, where rows are queries: `norm_at` of the rows
-    of a lane, and the keys that they see.
+    """`load(p, norms, limits, entry, head, row, span)`, where rows are queries: `norm_at` of the
+    rows of a lane, and the keys that they see.
     """
     storage, limit_keys = storage_of(tiling.dtype), key_limiter_of(tiling)
     get_number, number, zero = storage.get_number, storage.real_size, storage.real(0)

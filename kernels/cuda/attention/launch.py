@@ -1,6 +1,6 @@
 """Launch configurations of attention, in tables.
 
-The numbers are estimated for an H100, not measured yet: see `docs/gpu.md`.
+The numbers are estimated for an H100, not measured yet: see `docs/guide/gpu.md`.
 """
 
 from .. import _device
