@@ -5,13 +5,12 @@ Up to HEIGHT threads share a column: thread y takes the classes y, y + height, a
 """
 
 from functools import cache
-from types import SimpleNamespace
 
 import numpy as np
 from numba import cuda
 
 from . import _ptx
-from ._math import State, add_compensated, device
+from ._math import State, add_compensated, device, namespace
 from ._storage import storage_of
 
 WIDTH, HEIGHT = 32, 16
@@ -86,6 +85,4 @@ def columns_of(name):
             max_count += part.max_count
         return State(row_max, sumexp_below + error, max_count)
 
-    return SimpleNamespace(
-        gather_column=gather_column, column_sum=column_sum, column_state=column_state
-    )
+    return namespace(gather_column, column_sum, column_state)

@@ -15,6 +15,12 @@ from ._ptx import bits_to_f32, bits_to_f64, f32_to_bits, f64_to_bits, max_nan_f3
 device = cuda.jit(device=True, forceinline=True)
 
 
+def namespace(*functions, **others):
+    """Functions by their names, and others by the names that are given."""
+    named = {getattr(f, "py_func", f).__name__: f for f in functions}
+    return SimpleNamespace(**named, **others)
+
+
 class State(NamedTuple):
     """The softmax of the elements read so far; (-inf, 0, 0) where there are none.
 
@@ -221,13 +227,10 @@ def math_of(real, half):
         down, up = fsub_rd(a, b), fsub_ru(a, b)
         return up if f32_to_bits(down) & 1 == 0 else down
 
-    return SimpleNamespace(
-        adder_of=adder_of,
-        difference=difference,
+    return namespace(
+        *(adder_of, difference, add_value, rescaled),
         maximum=maximum,
         exp_below=exp_below,
         empty_state=State(real(-np.inf), zero, zero),
         power=_power_of(real),
-        add_value=add_value,
-        rescaled=rescaled,
     )

@@ -9,13 +9,12 @@ Warps of a block meet in the first SCRATCH bytes of the shared memory that the l
 """
 
 from functools import cache
-from types import SimpleNamespace
 
 import numpy as np
 from numba import cuda
 
 from . import _ptx
-from ._math import State, device
+from ._math import State, device, namespace
 from ._storage import storage_of
 
 WARP = 32
@@ -105,10 +104,4 @@ def reduce_of(name):
             state = State(get(0, lane), get(1, lane), get(2, lane))
         return warp_state(state, WARP)
 
-    return SimpleNamespace(
-        warp_sum=warp_sum,
-        warp_state=warp_state,
-        group_sum=group_sum,
-        group_state=group_state,
-        block_max=block_max,
-    )
+    return namespace(warp_sum, warp_state, group_sum, group_state, block_max)

@@ -13,14 +13,13 @@ less 208 KB each are 40 of 50 MB on an H100).
 """
 
 from functools import cache
-from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
 from numba import cuda
 
 from . import _ptx
-from ._math import State, device
+from ._math import State, device, namespace
 from ._reduce import reduce_of
 from ._storage import storage_of
 
@@ -71,12 +70,7 @@ def rows_of(name):
     """Functions on rows of one dtype."""
     storage = storage_of(name)
     size, per_word, kind = storage.size, storage.per_word, storage.type
-    load, unpack, store, store_word = (
-        storage.load,
-        storage.unpack,
-        storage.store,
-        storage.store_word,
-    )
+    load, unpack = storage.load, storage.unpack
     maximum, rescaled, add_value = storage.maximum, storage.rescaled, storage.add_value
     add_values, empty_state = storage.adder_of(per_word), storage.empty_state
     group_state = reduce_of(name).group_state
@@ -164,17 +158,7 @@ def rows_of(name):
         put_number(states + (3 * part + 1) * number, state.sumexp_below)
         put_number(states + (3 * part + 2) * number, state.max_count)
 
-    return SimpleNamespace(
-        split=split,
-        edge=edge,
-        gather=gather,
-        read_states=read_states,
-        write_state=write_state,
-        load=load,
-        unpack=unpack,
-        store=store,
-        store_word=store_word,
-    )
+    return namespace(split, edge, gather, read_states, write_state)
 
 
 @cache
@@ -184,8 +168,8 @@ def writer_of(name, value):
     """
     rows, storage = rows_of(name), storage_of(name)
     size, per_word, kind = storage.size, storage.per_word, storage.type
-    edge, unpack, store_word = rows.edge, rows.unpack, rows.store_word
-    load, store = rows.load, rows.store
+    edge, unpack, store_word = rows.edge, storage.unpack, storage.store_word
+    load, store = storage.load, storage.store
 
     @device
     def write_word(word, address, row_max, a):

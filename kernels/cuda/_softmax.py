@@ -2,11 +2,10 @@
 
 import math
 from functools import cache
-from types import SimpleNamespace
 
 import numpy as np
 
-from ._math import device
+from ._math import device, namespace
 from ._storage import storage_of
 
 
@@ -53,10 +52,9 @@ def softmax_of(name):
     def scaled_value(x, row_max, factor):
         return exp_below(x, row_max) * factor
 
-    return SimpleNamespace(
-        sumexp_m1_of=sumexp_m1_of,
+    return namespace(
+        *(sumexp_m1_of, scaled_value),
         logsumexp=(lse_of, None),
         log_softmax=(log_sumexp_of, log_softmax_value),
         softmax=(sumexp_of, softmax_value),
-        scaled_value=scaled_value,
     )

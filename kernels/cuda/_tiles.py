@@ -6,12 +6,11 @@ rows in step have no bank conflicts. Numbers lie there in the type of computatio
 """
 
 from functools import cache
-from types import SimpleNamespace
 
 import numpy as np
 from numba import cuda
 
-from ._math import State, add_compensated, device
+from ._math import State, add_compensated, device, namespace
 from ._storage import storage_of
 
 
@@ -67,4 +66,4 @@ def tiles_of(name):
                 sumexp_below, error = add_compensated(sumexp_below, error, e)
         return State(row_max, sumexp_below + error, max_count)
 
-    return SimpleNamespace(load_tile=load_tile, store_tile=store_tile, row_state=row_state)
+    return namespace(load_tile, store_tile, row_state)

@@ -265,12 +265,8 @@ def kernel_of(name, form, of, grads):
     storage, element = storage_of(name), _element_of(name, form)
     size, kind, real = storage.size, storage.type, storage.real
     neighbours, words = _neighbours_of(name, form), form != FOCAL_POWER
-    load, unpack, store, store_word = (
-        storage.load,
-        storage.unpack,
-        storage.store,
-        storage.store_word,
-    )
+    load, unpack = storage.load, storage.unpack
+    store, store_word = storage.store, storage.store_word
     put_number, number = storage.put_number, storage.real_size
     one = real(1)
 

@@ -151,12 +151,8 @@ def _backward(name, op):
     is_log = op == "log_softmax_backward"
     size, per_word, number = storage.size, storage.per_word, storage.real_size
     kind, zero, exp_below = storage.type, storage.real(0), storage.exp_below
-    load, store, unpack, store_word = (
-        storage.load,
-        storage.store,
-        storage.unpack,
-        storage.store_word,
-    )
+    load, store = storage.load, storage.store
+    unpack, store_word = storage.unpack, storage.store_word
     shared_load, shared_store = storage.shared_load, storage.shared_store
     split, edge = rows.split, rows.edge
     group_sum, column_sum = reduce_of(name).group_sum, columns_of(name).column_sum

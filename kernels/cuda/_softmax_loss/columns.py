@@ -33,11 +33,8 @@ def columns_kernel_of(name, mode, grads):
     load_target, target_size = loss.load_target, loss.target_size
     target_prob, add_element = loss.target_prob, loss.add_element
     rescaled_sums, loss_and_lse = loss.rescaled_sums, loss.loss_and_lse
-    transformed_prob, grad_terms, logit_grad = (
-        loss.transformed_prob,
-        loss.grad_terms,
-        loss.logit_grad,
-    )
+    transformed_prob, grad_terms = loss.transformed_prob, loss.grad_terms
+    logit_grad = loss.logit_grad
     is_probs, is_pick, is_label = mode in PROBABILITIES, mode == "pick", mode in LABELS
 
     @cuda.jit

@@ -17,13 +17,12 @@ gathered along with the state; a label's own part is added to them at the end.
 
 import math
 from functools import cache
-from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
 
 from .._loss import denominator_of, grad_loss_of
-from .._math import State, device
+from .._math import State, device, namespace
 from .._softmax import softmax_of
 from .._storage import load_label, load_number, storage_of
 from .loss_transform import transform_loss
@@ -251,19 +250,9 @@ def loss_of(name, mode):
             put_number(options.lse + row * number, lse)
         return np.float64(loss)
 
-    return SimpleNamespace(
-        label_of=label_of,
-        put_row=put_row,
-        target_prob=target_prob,
-        load_target=load_target,
-        target_size=target_size,
-        label_prob=label_prob,
+    return namespace(
+        *(label_of, label_prob, load_target, target_prob, put_row, loss_and_lse),
+        *(add_gap, add_element, rescaled_sums, transformed_prob, grad_terms, logit_grad),
         no_sums=Sums(zero, zero),
-        add_gap=add_gap,
-        add_element=add_element,
-        rescaled_sums=rescaled_sums,
-        loss_and_lse=loss_and_lse,
-        transformed_prob=transformed_prob,
-        grad_terms=grad_terms,
-        logit_grad=logit_grad,
+        target_size=target_size,
     )

@@ -6,13 +6,12 @@ of each class, read a row twice.
 """
 
 from functools import cache
-from types import SimpleNamespace
 
 import numpy as np
 from numba import cuda
 
 from .. import _ptx
-from .._math import device
+from .._math import device, namespace
 from .._reduce import SCRATCH, reduce_of
 from .._rows import Part, place, rows_of, share, writer_of
 from .._softmax import softmax_of
@@ -54,7 +53,7 @@ def writing_of(name):
         j = y if y < head else y - words * per_word
         return j < edges and j % lanes == lane
 
-    return SimpleNamespace(fill=fill, is_owner=is_owner)
+    return namespace(fill, is_owner)
 
 
 @cache
@@ -64,12 +63,8 @@ def rows_kernel_of(name, mode, grads):
     real, size, per_word, number = storage.real, storage.size, storage.per_word, storage.real_size
     zero, nan = real(0), real(np.nan)
     empty_state, no_sums = storage.empty_state, loss.no_sums
-    load, store, put_number, get_number = (
-        storage.load,
-        storage.store,
-        storage.put_number,
-        storage.get_number,
-    )
+    load, store = storage.load, storage.store
+    put_number, get_number = storage.put_number, storage.get_number
     split, gather, group_state = rows.split, rows.gather, reduce_of(name).group_state
     read_states, write_state = rows.read_states, rows.write_state
     write = writer_of(name, softmax_of(name).scaled_value)

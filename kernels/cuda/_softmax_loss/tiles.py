@@ -24,11 +24,8 @@ def tiles_kernel_of(name, mode, grads):
     target_size = loss.target_size
     label_of, label_prob, put_row = loss.label_of, loss.label_prob, loss.put_row
     target_prob, add_gap, loss_and_lse = loss.target_prob, loss.add_gap, loss.loss_and_lse
-    transformed_prob, grad_terms, logit_grad = (
-        loss.transformed_prob,
-        loss.grad_terms,
-        loss.logit_grad,
-    )
+    transformed_prob, grad_terms = loss.transformed_prob, loss.grad_terms
+    logit_grad = loss.logit_grad
     sum_f64 = reduce_of("float64").group_sum
     is_probs, is_pick, is_label = mode in PROBABILITIES, mode == "pick", mode in LABELS
 

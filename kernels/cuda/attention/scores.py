@@ -9,14 +9,13 @@ On tensor cores, weights are ``ex2.approx`` of differences of products, which ar
 
 import math
 from functools import cache
-from types import SimpleNamespace
 
 import numpy as np
 from numba import cuda
 from numba.cuda.libdevice import dmul_rn, fmul_rn
 
 from .. import _ptx
-from .._math import device
+from .._math import device, namespace
 from .._reduce import ALL
 from .._storage import storage_of
 from .tiles import place_of_row, row_at, unrolled, uses_tensor_cores
@@ -205,17 +204,9 @@ def scores_of(tiling):
 
     grads_of_columns = unrolled(tiles, grads_of_column)
 
-    return SimpleNamespace(
-        scales_of=scales_of,
-        weight=weight,
-        finish=finish,
-        keep_limits=keep_limits,
-        max_of_row=max_of_row,
-        shared_sum=shared_sum,
-        weights=weights,
-        normalized_weight=normalized_weight,
-        log_of=log_of,
-        softcap_slopes=softcap_slopes,
+    return namespace(
+        *(scales_of, weight, weights, finish, keep_limits, max_of_row, shared_sum),
+        *(normalized_weight, log_of, softcap_slopes),
         grads_of_rows=grads_of_rows,
         grads_of_columns=grads_of_columns,
     )
