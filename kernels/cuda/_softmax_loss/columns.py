@@ -18,6 +18,7 @@ from .formulas import (
     Sums,
     grad_scale_of,
     loss_of,
+    writes_loss,
 )
 
 
@@ -29,12 +30,11 @@ def columns_kernel_of(name, mode, grads):
     empty_state, no_sums = storage.empty_state, loss.no_sums
     gather_column, column_state = columns.gather_column, columns.column_state
     column_sum, warp_sum_f64 = columns.column_sum, reduce_of("float64").warp_sum
-    label_of, label_prob, put_row = loss.label_of, loss.label_prob, loss.put_row
+    label_of, label_prob, put_loss = loss.label_of, loss.label_prob, loss.put_loss
     load_target, target_size = loss.load_target, loss.target_size
     target_prob, add_element = loss.target_prob, loss.add_element
-    rescaled_sums, loss_and_lse = loss.rescaled_sums, loss.loss_and_lse
-    transformed_prob, grad_terms = loss.transformed_prob, loss.grad_terms
-    logit_grad = loss.logit_grad
+    rescaled_sums, transformed_prob = loss.rescaled_sums, loss.transformed_prob
+    grad_terms, logit_grad = loss.grad_terms, loss.logit_grad
     is_probs, is_pick, is_label = mode in PROBABILITIES, mode == "pick", mode in LABELS
 
     @cuda.jit
@@ -72,9 +72,8 @@ def columns_kernel_of(name, mode, grads):
                 sums = Sums(column_sum(sums.gap_sum), column_sum(sums.prob_sum))
             state = column_total
         value = np.float64(0)
-        if live and y_thread == 0 and (options.loss != 0 or options.sums != 0 or options.lse != 0):
-            row_loss, row_lse = loss_and_lse(state, sums, x_y, q_y, options)
-            value = put_row(column, label_status, row_loss, row_lse, options)
+        if live and y_thread == 0 and writes_loss(options):
+            value = put_loss(column, label_status, state, sums, x_y, q_y, options)
         if options.sums != 0 and y_thread == 0:  # which is one warp
             value = warp_sum_f64(value, WIDTH)
             if cuda.threadIdx.x == 0:

@@ -94,6 +94,11 @@ def grad_scale_of(options, row):
     return grad_loss_of(options, row) / denominator_of(options.denominator, options.stats)
 
 
+@device
+def writes_loss(options):
+    return options.loss != 0 or options.sums != 0 or options.lse != 0
+
+
 @cache
 def loss_of(name, mode):
     """Functions for one dtype and one mode."""
@@ -239,8 +244,9 @@ def loss_of(name, mode):
         return read_label(target, row, options.label_code, n, options.ignore_index)
 
     @device
-    def put_row(row, label_status, loss, lse, options):
+    def put_loss(row, label_status, state, sums, x_y, q_y, options):
         """Write the lse of a row and, if every row has its own place, its loss; return the loss."""
+        loss, lse = loss_and_lse(state, sums, x_y, q_y, options)
         if label_status != VALID:
             loss, lse = zero if label_status == IGNORED else nan, nan
         if options.loss != 0:
@@ -251,7 +257,7 @@ def loss_of(name, mode):
         return np.float64(loss)
 
     return namespace(
-        *(label_of, label_prob, load_target, target_prob, put_row, loss_and_lse),
+        *(label_of, label_prob, load_target, target_prob, put_loss),
         *(add_gap, add_element, rescaled_sums, transformed_prob, grad_terms, logit_grad),
         no_sums=Sums(zero, zero),
         target_size=target_size,

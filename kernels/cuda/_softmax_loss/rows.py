@@ -16,7 +16,16 @@ from .._reduce import SCRATCH, reduce_of
 from .._rows import Part, place, rows_of, share, writer_of
 from .._softmax import softmax_of
 from .._storage import storage_of
-from .formulas import IGNORED, PROBABILITIES, VALID, LossOptions, Sums, grad_scale_of, loss_of
+from .formulas import (
+    IGNORED,
+    PROBABILITIES,
+    VALID,
+    LossOptions,
+    Sums,
+    grad_scale_of,
+    loss_of,
+    writes_loss,
+)
 
 
 @cache
@@ -69,8 +78,8 @@ def rows_kernel_of(name, mode, grads):
     read_states, write_state = rows.read_states, rows.write_state
     write = writer_of(name, softmax_of(name).scaled_value)
     fill, is_owner = writing_of(name).fill, writing_of(name).is_owner
-    label_of, label_prob, put_row = loss.label_of, loss.label_prob, loss.put_row
-    loss_and_lse, transformed_prob = loss.loss_and_lse, loss.transformed_prob
+    label_of, label_prob, put_loss = loss.label_of, loss.label_prob, loss.put_loss
+    transformed_prob = loss.transformed_prob
     grad_terms, logit_grad = loss.grad_terms, loss.logit_grad
     is_pick, is_transformed = mode == "pick", mode == "transform"
 
@@ -118,10 +127,8 @@ def rows_kernel_of(name, mode, grads):
                 if part == 0:
                     put_number(states + (3 * parts * count + row) * number, x_y)
             return
-        writes_loss = options.loss != 0 or options.sums != 0 or options.lse != 0
-        if lane == 0 and part == 0 and row < count and writes_loss:
-            value, row_lse = loss_and_lse(state, no_sums, x_y, q_y, options)
-            value = put_row(row, label_status, value, row_lse, options)
+        if lane == 0 and part == 0 and row < count and writes_loss(options):
+            value = put_loss(row, label_status, state, no_sums, x_y, q_y, options)
             if options.sums != 0:
                 _ptx.store_f64(options.sums + 8 * row, value)
         if grads:
@@ -157,11 +164,10 @@ def dense_rows_kernel_of(name, mode, grads):
     split, edge = rows.split, rows.edge
     group_state, group_sum = reduce_of(name).group_state, reduce_of(name).group_sum
     fill, is_owner = writing_of(name).fill, writing_of(name).is_owner
-    label_of, label_prob, put_row = loss.label_of, loss.label_prob, loss.put_row
+    label_of, label_prob, put_loss = loss.label_of, loss.label_prob, loss.put_loss
     target_prob, add_element = loss.target_prob, loss.add_element
-    rescaled_sums, loss_and_lse = loss.rescaled_sums, loss.loss_and_lse
-    transformed_prob, grad_terms = loss.transformed_prob, loss.grad_terms
-    logit_grad = loss.logit_grad
+    rescaled_sums, transformed_prob = loss.rescaled_sums, loss.transformed_prob
+    grad_terms, logit_grad = loss.grad_terms, loss.logit_grad
     load_target, target_size = loss.load_target, loss.target_size
     is_probs, is_wide = mode in PROBABILITIES, mode == "wide"
 
@@ -237,10 +243,8 @@ def dense_rows_kernel_of(name, mode, grads):
         row_state = group_state(state, lanes)
         sums = rescaled_sums(sums, state, row_state.row_max)
         sums = Sums(group_sum(sums.gap_sum, lanes), group_sum(sums.prob_sum, lanes))
-        writes_loss = options.loss != 0 or options.sums != 0 or options.lse != 0
-        if lane == 0 and row < count and writes_loss:
-            value, row_lse = loss_and_lse(row_state, sums, x_y, q_y, options)
-            value = put_row(row, label_status, value, row_lse, options)
+        if lane == 0 and row < count and writes_loss(options):
+            value = put_loss(row, label_status, row_state, sums, x_y, q_y, options)
             if options.sums != 0:
                 _ptx.store_f64(options.sums + 8 * row, value)
         if grads:

@@ -9,7 +9,16 @@ from .. import _ptx
 from .._reduce import SCRATCH, reduce_of
 from .._storage import storage_of
 from .._tiles import tiles_of
-from .formulas import IGNORED, LABELS, PROBABILITIES, VALID, LossOptions, grad_scale_of, loss_of
+from .formulas import (
+    IGNORED,
+    LABELS,
+    PROBABILITIES,
+    VALID,
+    LossOptions,
+    grad_scale_of,
+    loss_of,
+    writes_loss,
+)
 
 
 @cache
@@ -22,8 +31,8 @@ def tiles_kernel_of(name, mode, grads):
     load_tile, store_tile, row_state = tiles.load_tile, tiles.store_tile, tiles.row_state
     load_target_tile = tiles_of("float32").load_tile if mode == "wide" else load_tile
     target_size = loss.target_size
-    label_of, label_prob, put_row = loss.label_of, loss.label_prob, loss.put_row
-    target_prob, add_gap, loss_and_lse = loss.target_prob, loss.add_gap, loss.loss_and_lse
+    label_of, label_prob, put_loss = loss.label_of, loss.label_prob, loss.put_loss
+    target_prob, add_gap = loss.target_prob, loss.add_gap
     transformed_prob, grad_terms = loss.transformed_prob, loss.grad_terms
     logit_grad = loss.logit_grad
     sum_f64 = reduce_of("float64").group_sum
@@ -66,9 +75,8 @@ def tiles_kernel_of(name, mode, grads):
                     t_k = shared_load(np.uint32(at + to_t))
                     q = target_prob(t_k, k, options)
                     sums = add_gap(shared_load(np.uint32(at)), q, state.row_max, sums)
-            if options.loss != 0 or options.sums != 0 or options.lse != 0:
-                row_loss, row_lse = loss_and_lse(state, sums, x_y, q_y, options)
-                value = put_row(row, label_status, row_loss, row_lse, options)
+            if writes_loss(options):
+                value = put_loss(row, label_status, state, sums, x_y, q_y, options)
             if grads:
                 grad_scale = real(grad_scale_of(options, row))
                 fill_value = zero if label_status == IGNORED else nan
