@@ -9,17 +9,7 @@ from .. import _ptx
 from .._columns import WIDTH, columns_of, first_of_column
 from .._reduce import reduce_of
 from .._storage import storage_of
-from .formulas import (
-    IGNORED,
-    LABELS,
-    PROBABILITIES,
-    VALID,
-    LossOptions,
-    Sums,
-    grad_scale_of,
-    loss_of,
-    writes_loss,
-)
+from .formulas import IGNORED, VALID, LossOptions, Sums, grad_scale_of, loss_of, writes_loss
 
 
 @cache
@@ -35,7 +25,7 @@ def columns_kernel_of(name, mode, grads):
     target_prob, add_element = loss.target_prob, loss.add_element
     rescaled_sums, transformed_prob = loss.rescaled_sums, loss.transformed_prob
     grad_terms, logit_grad = loss.grad_terms, loss.logit_grad
-    is_probs, is_pick, is_label = mode in PROBABILITIES, mode == "pick", mode in LABELS
+    is_probs, is_pick, is_label = loss.is_probs, loss.is_pick, loss.is_label
 
     @cuda.jit
     def columns_kernel(

@@ -261,4 +261,7 @@ def loss_of(name, mode):
         *(add_gap, add_element, rescaled_sums, transformed_prob, grad_terms, logit_grad),
         no_sums=Sums(zero, zero),
         target_size=target_size,
+        is_probs=is_probs,
+        is_pick=is_pick,
+        is_label=mode in LABELS,
     )

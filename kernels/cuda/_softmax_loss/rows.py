@@ -16,16 +16,7 @@ from .._reduce import SCRATCH, reduce_of
 from .._rows import Part, place, rows_of, share, writer_of
 from .._softmax import softmax_of
 from .._storage import storage_of
-from .formulas import (
-    IGNORED,
-    PROBABILITIES,
-    VALID,
-    LossOptions,
-    Sums,
-    grad_scale_of,
-    loss_of,
-    writes_loss,
-)
+from .formulas import IGNORED, VALID, LossOptions, Sums, grad_scale_of, loss_of, writes_loss
 
 
 @cache
@@ -81,7 +72,7 @@ def rows_kernel_of(name, mode, grads):
     label_of, label_prob, put_loss = loss.label_of, loss.label_prob, loss.put_loss
     transformed_prob = loss.transformed_prob
     grad_terms, logit_grad = loss.grad_terms, loss.logit_grad
-    is_pick, is_transformed = mode == "pick", mode == "transform"
+    is_pick, is_transformed = loss.is_pick, mode == "transform"
 
     @cuda.jit
     def rows_kernel(
@@ -169,7 +160,7 @@ def dense_rows_kernel_of(name, mode, grads):
     rescaled_sums, transformed_prob = loss.rescaled_sums, loss.transformed_prob
     grad_terms, logit_grad = loss.grad_terms, loss.logit_grad
     load_target, target_size = loss.load_target, loss.target_size
-    is_probs, is_wide = mode in PROBABILITIES, mode == "wide"
+    is_probs, is_wide = loss.is_probs, mode == "wide"
 
     @device
     def unpack_target(t_words, w, t):

@@ -9,16 +9,7 @@ from .. import _ptx
 from .._reduce import SCRATCH, reduce_of
 from .._storage import storage_of
 from .._tiles import tiles_of
-from .formulas import (
-    IGNORED,
-    LABELS,
-    PROBABILITIES,
-    VALID,
-    LossOptions,
-    grad_scale_of,
-    loss_of,
-    writes_loss,
-)
+from .formulas import IGNORED, VALID, LossOptions, grad_scale_of, loss_of, writes_loss
 
 
 @cache
@@ -36,7 +27,7 @@ def tiles_kernel_of(name, mode, grads):
     transformed_prob, grad_terms = loss.transformed_prob, loss.grad_terms
     logit_grad = loss.logit_grad
     sum_f64 = reduce_of("float64").group_sum
-    is_probs, is_pick, is_label = mode in PROBABILITIES, mode == "pick", mode in LABELS
+    is_probs, is_pick, is_label = loss.is_probs, loss.is_pick, loss.is_label
 
     @cuda.jit
     def tiles_kernel(
