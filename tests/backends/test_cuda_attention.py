@@ -495,7 +495,7 @@ def test_tiles_fit_in_shared_memory(monkeypatch, dtype, width, available):
         for tiling, _ in launch.backward(dtype, p, False, 0):
             assert launch.backward_shared(tiling) <= available * 1024
         tiling = launch.mask_gradient(dtype, p, 0)
-        assert launch.mask_shared(tiling) <= available * 1024
+        assert launch.unbuffered_size(tiling) <= available * 1024
 
 
 def test_keys_are_split_where_queries_are_few(gpu):

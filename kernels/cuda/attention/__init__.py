@@ -94,6 +94,6 @@ def _mask_gradient(p, dmask, q):
     groups, table = members_of(dmask, q.device)
     members = _device.address(table)
     blocks = groups * heads * rows * columns
-    shared = launch.mask_shared(tiling)
+    shared = unbuffered_size(tiling)
     cut = members, heads, rows, columns, keys
     launch.over_tiles(mask_gradient_of(tiling), tiling, shared, blocks, q, (p, *cut))

@@ -6,8 +6,8 @@ The numbers are estimated for an H100, not measured yet: see `docs/guide/gpu.md`
 from .. import _device
 from .._storage import storage_of
 from .backward import shared_size as backward_shared
+from .backward import unbuffered_size
 from .forward import shared_size as forward_shared
-from .mask import shared_size as mask_shared
 from .tiles import Tiling, uses_tensor_cores, width_of
 
 # Of the forward, by the bytes of a number: (most rows, (most numbers in a row, (warps, row_tiles,
@@ -131,7 +131,7 @@ def mask_gradient(dtype, p, device):
     size = storage_of(dtype).size
     width = width_of(p.width // size, p.value_width // size)
     tiling = Tiling(dtype, width, width, 4, 1, 16 if size == 8 else 32, True)
-    return _fitting(tiling, mask_shared, device)
+    return _fitting(tiling, unbuffered_size, device)
 
 
 def _cut(p, tiling, count, pack):

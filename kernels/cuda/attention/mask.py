@@ -16,7 +16,6 @@ from .._math import device
 from .._reduce import ALL
 from .._storage import storage_of
 from .backward import key_lines, mask_lines_of, norm_loader_of, pair_loaders_of, query_lines
-from .backward import unbuffered_size as shared_size  # noqa: F401 (of a block)
 from .products import products_of
 from .scores import scores_of
 from .tiles import PANEL, place_of_row, size_of, unrolled
