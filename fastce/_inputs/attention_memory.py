@@ -247,7 +247,7 @@ class GPU:
         return mask
 
     def _view(self, a: DeviceArray, shape: Shape, strides: Shape) -> Any:
-        from ..kernels.cuda._attention_arrays import Heads as AttentionArray
+        from ..kernels.cuda.attention.arrays import AttentionArray
 
         tf32 = a.dtype == "float32" and get_allow_tf32()
         dtype = "tfloat32" if tf32 else a.dtype
@@ -301,7 +301,7 @@ class GPU:
         return a
 
     def sum_into(self, full: DeviceArray, result: DeviceArray) -> None:
-        from ..kernels.cuda._attention_extras import sum_members
+        from ..kernels.cuda.attention.extras import sum_members
 
         shape = (1,) * (2 - len(full.shape)) + full.shape
         sum_members(self.broadcast(full, shape), self.broadcast(result, shape))
