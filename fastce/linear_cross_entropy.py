@@ -218,7 +218,7 @@ class LinearInputs(Targets):
     """
 
     file = function = _OP
-    axes = 1
+    one = (1,)
 
     def __init__(
         self,

@@ -8,8 +8,6 @@ an error on a GPU.
 import math
 from typing import Any
 
-import numpy as np
-
 from .._runtime.options import get_validation
 from . import host
 from .loss import LossCall, check_reduction
@@ -19,7 +17,7 @@ from .memory import memory_of
 class ElementInputs(LossCall):
     """A call on numbers and a target for each."""
 
-    axes = 1
+    one = (1,)
     file = "binary_cross_entropy"
 
     def __init__(
@@ -78,11 +76,7 @@ class ElementInputs(LossCall):
         if weight is None:
             return None
         w = self.separate(self.memory.floating(weight, name, self.first), name)
-        try:
-            fits = np.broadcast_shapes(w.shape, self.shape) == self.shape
-        except ValueError:
-            fits = False
-        if not fits:
+        if w.shape != self.shape and not broadcasts(w.shape, self.shape):
             raise ValueError(
                 f"{name} must have a shape that broadcasts to that of {self.name}, {self.shape}, "
                 f"got {w.shape}"
@@ -114,16 +108,12 @@ class ProbabilityInputs(ElementInputs):
     def run(self, suffix: str, *arrays: Any) -> None:
         # A bad one makes its loss NaN, and so the sum, where that can be read, and `out` is not
         # written by then. Only a NaN is worth another pass over the numbers.
-        late = (
-            suffix != "_backward"
-            and self.out is None
-            and self.reduction != "none"
-            and self.memory.READABLE
-        )
+        late = self.out is None and self.reduction != "none" and suffix != "_backward"
+        late = late and self.memory.READABLE
         if not late:
             self.check_probabilities()
-        super().run(suffix, *arrays)
-        if late and math.isnan(arrays[len(self.inputs)][0]):
+        self.memory.kernel(self.file, self.function + suffix)(*arrays, **self.options)
+        if late and math.isnan(arrays[2 + len(self.weights)][0]):
             self.check_probabilities()
 
     def check_probabilities(self) -> None:
@@ -137,6 +127,12 @@ class ProbabilityInputs(ElementInputs):
             place = host.place_of(at, self.shape, self.order)
             value = self.memory.element(self.x, at, self.first.dtype)
             raise bad_probability(self.name, place, value)
+
+
+def broadcasts(weight: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    """Whether an array of the first shape broadcasts to the second one."""
+    pairs = zip(reversed(weight), reversed(shape), strict=False)
+    return len(weight) <= len(shape) and all(n in (1, own) for n, own in pairs)
 
 
 def shared_axes(weight: tuple[int, ...], shape: tuple[int, ...], order: host.Order) -> int:

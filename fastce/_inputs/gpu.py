@@ -399,8 +399,8 @@ def vector_in(a: DeviceArray, dtype: Any, name: str = "") -> Any:
     return rows_in(a, layout_of(a, 0, name), name)
 
 
-def one(a: DeviceArray, axes: int, dtype: Any) -> Any:
-    return _view(a, (1,) * axes)
+def number_in(a: DeviceArray, shape: tuple[int, ...], dtype: Any) -> Any:
+    return _view(a, shape)
 
 
 # ---- canonical form of elementwise ops -------------------------------------------------------
@@ -459,6 +459,11 @@ def allocate(
         folded = empty(first.owner, first, tuple(shape[i] for i in order), dtype)
         result = permuted(folded, tuple(int(i) for i in np.argsort(order)))
     return inspect_array(result, "result", first=first), result
+
+
+def new_number(shape: tuple[int, ...], dtype: str, first: Any = None) -> tuple[Any, Any]:
+    a, result = allocate((), dtype, None, first)
+    return _view(a, shape), result
 
 
 def permuted(x: Any, axes: tuple[int, ...]) -> Any:

@@ -233,8 +233,9 @@ def target_dtype(target: np.dtype, logits: np.dtype) -> np.dtype:
 
 def target_in(t: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
     """A target of numbers, for an input of this dtype: converted where kernels do not take it."""
-    to = target_dtype(t.dtype, dtype) if is_floating(t.dtype) else dtype
-    return t.astype(to, copy=False)
+    if t.dtype == dtype:
+        return t
+    return t.astype(target_dtype(t.dtype, dtype) if is_floating(t.dtype) else dtype)
 
 
 # ---- canonical form --------------------------------------------------------------------------
@@ -366,9 +367,9 @@ def vector_in(a: np.ndarray, dtype: np.dtype, name: str = "") -> np.ndarray:
     return np.ascontiguousarray(a, dtype)
 
 
-def one(a: np.ndarray, axes: int, dtype: np.dtype) -> np.ndarray:
-    """An array of one number, with as many axes: a view where it has this dtype."""
-    return np.ascontiguousarray(a.reshape((1,) * axes), dtype)
+def number_in(a: np.ndarray, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An array of one number, in this shape."""
+    return np.ascontiguousarray(a.reshape(shape), dtype)
 
 
 # ---- canonical form of elementwise ops -------------------------------------------------------
@@ -402,7 +403,7 @@ def period_in(
     """Weights of elements of this shape, without the first `same` axes of `order`, along which
     they repeat.
     """
-    whole = np.broadcast_to(w, shape)
+    whole = w if w.shape == shape else np.broadcast_to(w, shape)
     whole = whole if order is None else whole.transpose(order)
     if not whole.size:
         return np.ones(1, dtype)
@@ -435,6 +436,14 @@ def allocate(
     else:
         a = np.empty([shape[i] for i in order], dtype).transpose(np.argsort(order))
     return a, a
+
+
+def new_number(
+    shape: tuple[int, ...], dtype: np.dtype, first: Any = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Memory for one number: in this shape, and as the user sees it."""
+    a = np.empty(shape, dtype)
+    return a, a.reshape(())
 
 
 def check_out(

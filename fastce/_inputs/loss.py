@@ -31,10 +31,11 @@ def check_z_loss(z_loss: float) -> float:
 
 
 def check_ignore_index(ignore_index: Any) -> int:
-    try:
-        ignore_index = int(operator.index(ignore_index))  # of a bool, a bool
-    except TypeError:
-        raise TypeError(f"ignore_index must be an integer, got {ignore_index!r}") from None
+    if type(ignore_index) is not int:
+        try:
+            ignore_index = int(operator.index(ignore_index))  # of a bool, a bool
+        except TypeError:
+            raise TypeError(f"ignore_index must be an integer, got {ignore_index!r}") from None
     if not -(2**63) <= ignore_index < 2**63:
         raise ValueError(f"ignore_index must fit 64 bits, got {ignore_index}")
     return ignore_index
@@ -104,7 +105,7 @@ class LossCall(ABC):
     out_array: Any  # `out`, as `memory` takes it
     reduction: str
     dtype: Any  # of the loss
-    axes: int  # of a loss in canonical form
+    one: tuple[int, ...]  # shape of a single loss in canonical form
     file: str  # of the kernels
     function: str  # name of the forward kernel there
     options: dict[str, Any]
@@ -134,8 +135,7 @@ class LossCall(ABC):
         """Memory for the loss: in canonical form, and as the user sees it."""
         if self.reduction == "none":
             return self.new_losses()
-        loss, result = self.memory.allocate((), self.dtype, None, self.first)
-        return self.memory.one(loss, self.axes, self.dtype), result
+        return self.memory.new_number(self.one, self.dtype, self.first)
 
     @property
     @abstractmethod
@@ -161,7 +161,7 @@ class LossCall(ABC):
             return g
         reduced = self.reduction != "none"
         if not g.shape or (reduced and math.prod(g.shape) == 1):
-            return self.memory.one(self.separate(g, "grad_loss"), self.axes, self.dtype)
+            return self.memory.number_in(self.separate(g, "grad_loss"), self.one, self.dtype)
         if reduced:
             raise ValueError(
                 f"grad_loss must be a scalar for reduction={self.reduction!r}, got shape {g.shape}"
@@ -179,7 +179,7 @@ class Targets(LossCall):
     Without `take_target` or `take_labels` there is no target, and every row counts.
     """
 
-    axes = 2
+    one: tuple[int, ...] = (1, 1)
 
     def __init__(
         self,
@@ -206,7 +206,8 @@ class Targets(LossCall):
 
     def take_target(self, target: Any, weight: Any) -> None:
         """A target of class indices or probabilities, with weights of classes."""
-        self.weight = self.per_class(weight, "weight")
+        if weight is not None:
+            self.weight = self.per_class(weight, "weight")
         t = self.memory.inspect(target, "target", self.first)
         if self.memory.is_integer(t.dtype):
             self._labels(t)
@@ -215,7 +216,8 @@ class Targets(LossCall):
 
     def take_labels(self, target: Any, weight: Any, op: str) -> None:
         """The same for an op that takes no probabilities."""
-        self.weight = self.per_class(weight, "weight")
+        if weight is not None:
+            self.weight = self.per_class(weight, "weight")
         t = self.memory.inspect(target, "target", self.first)
         if not self.memory.is_integer(t.dtype):
             raise TypeError(
@@ -225,8 +227,6 @@ class Targets(LossCall):
 
     def per_class(self, weight: Any, name: str) -> Any:
         """One number for each class, in canonical form."""
-        if weight is None:
-            return None
         w = self.memory.floating(weight, name, self.first)
         if w.shape != (self.classes,):
             raise ValueError(
@@ -247,14 +247,14 @@ class Targets(LossCall):
         On a GPU that sum stays there, and labels are only looked at with validation on: the host
         would have to wait.
         """
-        mean = self.reduction == "mean"
-        check = self.memory.READABLE or get_validation()
+        memory, mean = self.memory, self.reduction == "mean"
+        check = memory.READABLE or get_validation()
         if not (mean or check):
             return
         classes, ignore_index = self.classes, self.options["ignore_index"]
         # Kept until the kernels that read it have been launched.
-        stats, self._stats = self.memory.new_stats(2, self.first)
-        self.memory.kernel("cross_entropy", "scan_target")(
+        stats, self._stats = memory.new_stats(2, self.first)
+        memory.kernel("cross_entropy", "scan_target")(
             self.target,
             self.weight,
             stats,
@@ -262,13 +262,11 @@ class Targets(LossCall):
             ignore_index=ignore_index,
             threads=self.options["threads"],
         )
-        if check and (found := self.memory.read(stats))[0] >= 0:
-            place, label = self.memory.bad_label(
-                t, int(found[0]), self.layout, classes, ignore_index
-            )
+        if check and (row := memory.read(stats)[0]) >= 0:
+            place, label = memory.bad_label(t, int(row), self.layout, classes, ignore_index)
             raise bad_label(place, label, classes, ignore_index)
         if mean:
-            self.options["denominator"] = stats[1] if self.memory.READABLE else stats
+            self.options["denominator"] = stats[1] if memory.READABLE else stats
 
     def _probabilities(self, t: Any) -> None:
         if not self.memory.is_floating(t.dtype):
@@ -319,7 +317,7 @@ class LossInputs(Targets):
             self.out_array = shaped = memory.check_out(out, x.shape, x.dtype, first=x)
             x = memory.apart(x, shaped, name)
         layout = memory.layout_of(shaped, axis, name)
-        super().__init__(memory, x, x.shape, layout, ignore_index, reduction, name)
+        Targets.__init__(self, memory, x, x.shape, layout, ignore_index, reduction, name)
 
     @property
     def inputs(self) -> tuple[Any, ...]:
@@ -327,7 +325,7 @@ class LossInputs(Targets):
 
     def run(self, suffix: str, *arrays: Any) -> None:
         if self.classes or not self._run_without_classes(suffix, arrays):
-            super().run(suffix, *arrays)
+            self.memory.kernel(self.file, self.function + suffix)(*arrays, **self.options)
 
     def _run_without_classes(self, suffix: str, arrays: tuple[Any, ...]) -> bool:
         """Whether there is nothing left to compute. A kernel would loop over up to 2**40 rows, each
