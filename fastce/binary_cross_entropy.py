@@ -49,7 +49,8 @@ def binary_cross_entropy(
         For a number that is no probability. It names the first one. (On a GPU its loss becomes NaN
         instead, see `set_validation`.) NaN is let through.
     TypeError, ValueError
-        For shapes, dtypes or options that do not fit. The message shows what was received.
+        For shapes, dtypes or options that do not fit, before anything is written. The message
+        shows what was received.
 
     Notes
     -----
@@ -80,7 +81,7 @@ def binary_cross_entropy_backward(
     grad_loss : array_like
         Gradient with respect to the loss: a scalar, or for ``reduction="none"`` one per element.
     probs, target, weight, reduction
-        As given to `binary_cross_entropy`.
+        As for `binary_cross_entropy`, with the same errors.
     out : array, optional
         Memory for the gradient: shape and dtype of `probs`. It may be `probs` itself.
 
@@ -89,11 +90,6 @@ def binary_cross_entropy_backward(
     array
         Of the shape and dtype of `probs`: ``grad_loss * w * (p - t) / max(p * (1 - p), 1e-12)``.
         It knows nothing of the bound of the logarithms, as in PyTorch.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `binary_cross_entropy`; nothing is written then.
 
     Examples
     --------
@@ -117,22 +113,14 @@ def binary_cross_entropy_with_grad(
     Parameters
     ----------
     probs, target, weight, reduction
-        As for `binary_cross_entropy`.
+        As for `binary_cross_entropy`, with the same errors.
     out : array, optional
         Memory for the gradient: shape and dtype of `probs`. It may be `probs` itself.
 
     Returns
     -------
-    loss : scalar or array
-        As `binary_cross_entropy` returns it.
-    grad : array
-        Of the shape and dtype of `probs`. For ``reduction="none"``, the gradient of each element's
-        own loss.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `binary_cross_entropy`; nothing is written then.
+    loss, grad : scalar or array, and array
+        As from `binary_cross_entropy` and, for a `grad_loss` of 1, `binary_cross_entropy_backward`.
 
     Examples
     --------
@@ -187,7 +175,8 @@ def binary_cross_entropy_with_logits(
     Raises
     ------
     TypeError, ValueError
-        For shapes, dtypes or options that do not fit. The message shows what was received.
+        For shapes, dtypes or options that do not fit, before anything is written. The message
+        shows what was received.
 
     Notes
     -----
@@ -228,7 +217,7 @@ def binary_cross_entropy_with_logits_backward(
     grad_loss : array_like
         Gradient with respect to the loss: a scalar, or for ``reduction="none"`` one per element.
     logits, target, weight, pos_weight, label_smoothing, reduction
-        As given to `binary_cross_entropy_with_logits`.
+        As for `binary_cross_entropy_with_logits`, with the same errors.
     out : array, optional
         Memory for the gradient: shape and dtype of `logits`. It may be `logits` itself.
 
@@ -238,11 +227,6 @@ def binary_cross_entropy_with_logits_backward(
         Of the shape and dtype of `logits`:
         ``grad_loss * w * ((1 - t') * sigmoid(x) - v * t' * sigmoid(-x))``, in the terms of
         `binary_cross_entropy_with_logits`. Without weights that is ``sigmoid(x) - t'``.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `binary_cross_entropy_with_logits`; nothing is written then.
 
     Examples
     --------
@@ -270,23 +254,16 @@ def binary_cross_entropy_with_logits_with_grad(
     Parameters
     ----------
     logits, target, weight, pos_weight, label_smoothing, reduction
-        As for `binary_cross_entropy_with_logits`.
+        As for `binary_cross_entropy_with_logits`, with the same errors.
     out : array, optional
         Memory for the gradient: shape and dtype of `logits`. ``out=logits`` overwrites the
         logits, which is fastest and allocates nothing.
 
     Returns
     -------
-    loss : scalar or array
-        As `binary_cross_entropy_with_logits` returns it.
-    grad : array
-        Of the shape and dtype of `logits`. For ``reduction="none"``, the gradient of each
-        element's own loss.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `binary_cross_entropy_with_logits`; nothing is written then.
+    loss, grad : scalar or array, and array
+        As from `binary_cross_entropy_with_logits` and, for a `grad_loss` of 1,
+        `binary_cross_entropy_with_logits_backward`.
 
     Examples
     --------

@@ -66,7 +66,8 @@ def categorical_cross_entropy(
     IndexError
         For a label that is neither a class nor `ignore_index`. It names the first bad one.
     TypeError, ValueError
-        For shapes, dtypes or options that do not fit. The message shows what was received.
+        For shapes, dtypes or options that do not fit, before anything is written. The message
+        shows what was received.
     BackendError
         For arrays on a GPU: there are no kernels for them yet.
 
@@ -112,7 +113,7 @@ def categorical_cross_entropy_backward(
     grad_loss : array_like
         Gradient with respect to the loss: a scalar, or for ``reduction="none"`` one per row.
     probs, target, weight, ignore_index, reduction, label_smoothing, epsilon, axis
-        As given to `categorical_cross_entropy`.
+        As for `categorical_cross_entropy`, with the same errors.
     out : array, optional
         Memory for the gradient: shape and dtype of `probs`. It may be `probs` itself.
 
@@ -122,11 +123,6 @@ def categorical_cross_entropy_backward(
         Of the shape and dtype of `probs`: ``grad_loss * (sum(u * q) / s - u * q / p)``, in the
         terms of `categorical_cross_entropy`, where u is 1 for a class within the bounds of the clip
         or exactly on one of them, and 0 for a class that is clipped.
-
-    Raises
-    ------
-    IndexError, TypeError, ValueError, BackendError
-        As `categorical_cross_entropy`; nothing is written then.
 
     Examples
     --------
@@ -156,23 +152,16 @@ def categorical_cross_entropy_with_grad(
     Parameters
     ----------
     probs, target, weight, ignore_index, reduction, label_smoothing, epsilon, axis
-        As for `categorical_cross_entropy`.
+        As for `categorical_cross_entropy`, with the same errors.
     out : array, optional
         Memory for the gradient: shape and dtype of `probs`. ``out=probs`` overwrites the
         probabilities, which allocates nothing.
 
     Returns
     -------
-    loss : scalar or array
-        As `categorical_cross_entropy` returns it.
-    grad : array
-        Of the shape and dtype of `probs`. For ``reduction="none"``, the gradient of each row's own
-        loss.
-
-    Raises
-    ------
-    IndexError, TypeError, ValueError, BackendError
-        As `categorical_cross_entropy`; nothing is written then.
+    loss, grad : scalar or array, and array
+        As from `categorical_cross_entropy` and, for a `grad_loss` of 1,
+        `categorical_cross_entropy_backward`.
 
     Examples
     --------

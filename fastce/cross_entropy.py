@@ -70,7 +70,8 @@ def cross_entropy(
         For a label that is neither a class nor `ignore_index`. It names the first bad one. (On a
         GPU its row becomes NaN instead, see `set_validation`.)
     TypeError, ValueError
-        For shapes, dtypes or options that do not fit. The message shows what was received.
+        For shapes, dtypes or options that do not fit, before anything is written. The message
+        shows what was received.
 
     Notes
     -----
@@ -119,7 +120,7 @@ def cross_entropy_backward(
     grad_loss : array_like
         Gradient with respect to the loss: a scalar, or for ``reduction="none"`` one per row.
     logits, target, weight, ignore_index, reduction, label_smoothing, z_loss, axis
-        As given to `cross_entropy`.
+        As for `cross_entropy`, with the same errors.
     lse : array_like, optional
         What ``cross_entropy(..., return_lse=True)`` returned. Its shape is checked, its values are
         not used: rounded to one number it would cost digits, and save no pass over the row.
@@ -132,11 +133,6 @@ def cross_entropy_backward(
         Of the shape and dtype of `logits`:
         ``grad_loss * ((sum(q) + 2 * z_loss * lse) * softmax(x) - q)``, in the terms of
         `cross_entropy`.
-
-    Raises
-    ------
-    IndexError, TypeError, ValueError
-        As `cross_entropy`; nothing is written then.
 
     Examples
     --------
@@ -167,23 +163,15 @@ def cross_entropy_with_grad(
     Parameters
     ----------
     logits, target, weight, ignore_index, reduction, label_smoothing, z_loss, axis
-        As for `cross_entropy`.
+        As for `cross_entropy`, with the same errors.
     out : array, optional
         Memory for the gradient: shape and dtype of `logits`. ``out=logits`` overwrites the
         logits, which is fastest and allocates nothing.
 
     Returns
     -------
-    loss : scalar or array
-        As `cross_entropy` returns it.
-    grad : array
-        Of the shape and dtype of `logits`. For ``reduction="none"``, the gradient of each
-        row's own loss.
-
-    Raises
-    ------
-    IndexError, TypeError, ValueError
-        As `cross_entropy`; nothing is written then.
+    loss, grad : scalar or array, and array
+        As from `cross_entropy` and, for a `grad_loss` of 1, `cross_entropy_backward`.
 
     Examples
     --------
@@ -254,7 +242,7 @@ def nll_loss_backward(
     grad_loss : array_like
         Gradient with respect to the loss: a scalar, or for ``reduction="none"`` one per row.
     log_probs, target, weight, ignore_index, reduction, axis
-        As given to `nll_loss`. Only the shape and dtype of `log_probs` matter.
+        As for `nll_loss`, with the same errors. Only the shape and dtype of `log_probs` are used.
     out : array, optional
         Memory for the gradient: shape and dtype of `log_probs`. It may be `log_probs` itself.
 
@@ -262,11 +250,6 @@ def nll_loss_backward(
     -------
     array
         ``-grad_loss * weight[y]`` at the target class of each row, and 0 elsewhere.
-
-    Raises
-    ------
-    IndexError, TypeError, ValueError
-        As `cross_entropy`.
 
     Examples
     --------

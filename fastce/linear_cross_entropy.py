@@ -70,7 +70,8 @@ def linear_cross_entropy(
     IndexError
         For a label that is neither a class nor `ignore_index`. It names the first bad one.
     TypeError, ValueError
-        For shapes, dtypes or options that do not fit. The message shows what was received.
+        For shapes, dtypes or options that do not fit, before anything is written. The message
+        shows what was received.
     BackendError
         For arrays on a GPU: there are no kernels for them yet.
 
@@ -123,7 +124,7 @@ def linear_cross_entropy_backward(
     grad_loss : array_like
         Gradient with respect to the loss: a scalar, or for ``reduction="none"`` one per row.
     input, linear_weight, target, linear_bias, weight, ignore_index, reduction, label_smoothing
-        As given to `linear_cross_entropy`, and so are `z_loss` and `softcap`.
+        As for `linear_cross_entropy`, and so are `z_loss` and `softcap`; with the same errors.
     out : tuple of three arrays or None, optional
         Memory for the gradients, see `linear_cross_entropy_with_grad`.
 
@@ -131,11 +132,6 @@ def linear_cross_entropy_backward(
     -------
     d_input, d_linear_weight, d_linear_bias : arrays
         See `linear_cross_entropy_with_grad`.
-
-    Raises
-    ------
-    IndexError, TypeError, ValueError, BackendError
-        As `linear_cross_entropy`; nothing is written then.
 
     Examples
     --------
@@ -172,7 +168,7 @@ def linear_cross_entropy_with_grad(
     Parameters
     ----------
     input, linear_weight, target, linear_bias, weight, ignore_index, reduction, label_smoothing
-        As for `linear_cross_entropy`, and so are `z_loss` and `softcap`.
+        As for `linear_cross_entropy`, and so are `z_loss` and `softcap`; with the same errors.
     out : tuple of three arrays or None, optional
         Memory for `d_input`, `d_linear_weight` and `d_linear_bias`; None is a new array. They must
         have contiguous rows; an input that overlaps one is copied.
@@ -190,11 +186,6 @@ def linear_cross_entropy_with_grad(
         Of the shape and dtype of `linear_bias`; None where that is.
 
         For ``reduction="none"`` these are the gradients of the sum of the losses.
-
-    Raises
-    ------
-    IndexError, TypeError, ValueError, BackendError
-        As `linear_cross_entropy`; nothing is written then.
 
     Examples
     --------

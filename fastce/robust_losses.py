@@ -38,7 +38,6 @@ def _inputs(
     axis: Any,
     out: Any,
 ) -> LossInputs:
-    """A call of the kernels of this transform; a target of None is left out."""
     p = LossInputs("robust_losses", "robust_losses", logits, ignore_index, reduction, axis, out)
     p.options |= transform._asdict()
     if target is not None or op != "confidence_penalty":
@@ -66,7 +65,7 @@ def focal_loss(
     Parameters
     ----------
     logits, target, ignore_index, reduction, axis
-        As for `cross_entropy`, but `target` holds class indices.
+        As for `cross_entropy`, with the same errors, but `target` holds class indices only.
     gamma : float, default 2
         At least 0; 0 is cross-entropy.
     alpha : float or array_like, optional
@@ -77,11 +76,6 @@ def focal_loss(
     -------
     scalar, or array of the shape of `logits` without `axis` for ``reduction="none"``
         float64 for float64 logits, else float32. The mean over no row at all is NaN.
-
-    Raises
-    ------
-    IndexError, TypeError, ValueError
-        As `cross_entropy`; TypeError for a target that is not of integers.
 
     References
     ----------
@@ -187,7 +181,7 @@ def generalized_cross_entropy(
     Parameters
     ----------
     logits, target, weight, ignore_index, reduction, axis
-        As for `cross_entropy`, but `target` holds class indices.
+        As for `cross_entropy`, with the same errors, but `target` holds class indices only.
     q : float, default 0.7
         From 0, which is cross-entropy, to 1, which is half of the mean absolute error.
 
@@ -195,11 +189,6 @@ def generalized_cross_entropy(
     -------
     scalar, or array of the shape of `logits` without `axis` for ``reduction="none"``
         float64 for float64 logits, else float32. The mean over no row at all is NaN.
-
-    Raises
-    ------
-    IndexError, TypeError, ValueError
-        As `cross_entropy`; TypeError for a target that is not of integers.
 
     References
     ----------
@@ -212,7 +201,7 @@ def generalized_cross_entropy(
     >>> round(float(fastce.generalized_cross_entropy([[0.0, 0.0]], [0], q=1.0)), 6)
     0.5
     """
-    return _generalized(q, logits, target, weight, ignore_index, reduction, axis, None).loss()
+    return _general(q, logits, target, weight, ignore_index, reduction, axis, None).loss()
 
 
 def generalized_cross_entropy_backward(
@@ -238,9 +227,7 @@ def generalized_cross_entropy_backward(
     >>> fastce.generalized_cross_entropy_backward(1.0, [[0.0, 0.0]], [0], q=1.0).round(6)
     array([[-0.25,  0.25]])
     """
-    return _generalized(q, logits, target, weight, ignore_index, reduction, axis, out).grad(
-        grad_loss
-    )
+    return _general(q, logits, target, weight, ignore_index, reduction, axis, out).grad(grad_loss)
 
 
 def generalized_cross_entropy_with_grad(
@@ -266,12 +253,10 @@ def generalized_cross_entropy_with_grad(
     >>> round(float(loss), 6), grad.round(6)
     (0.5, array([[-0.25,  0.25]]))
     """
-    return _generalized(
-        q, logits, target, weight, ignore_index, reduction, axis, out
-    ).loss_and_grad()
+    return _general(q, logits, target, weight, ignore_index, reduction, axis, out).loss_and_grad()
 
 
-def _generalized(q: Any, *arguments: Any) -> LossInputs:
+def _general(q: Any, *arguments: Any) -> LossInputs:
     transform = LossTransform(q=check_number(q, "q", 0, 1))
     return _inputs("generalized_cross_entropy", transform, *arguments)
 
@@ -296,7 +281,7 @@ def symmetric_cross_entropy(
     Parameters
     ----------
     logits, target, weight, ignore_index, reduction, axis
-        As for `cross_entropy`, but `target` holds class indices.
+        As for `cross_entropy`, with the same errors, but `target` holds class indices only.
     alpha, beta : float, default 0.1 and 1
         Factors of the cross-entropy and of the reverse one; at least 0.
     log_zero : float, default -4
@@ -306,11 +291,6 @@ def symmetric_cross_entropy(
     -------
     scalar, or array of the shape of `logits` without `axis` for ``reduction="none"``
         float64 for float64 logits, else float32. The mean over no row at all is NaN.
-
-    Raises
-    ------
-    IndexError, TypeError, ValueError
-        As `cross_entropy`; TypeError for a target that is not of integers.
 
     References
     ----------
@@ -412,7 +392,7 @@ def poly_cross_entropy(
     Parameters
     ----------
     logits, target, weight, ignore_index, reduction, axis
-        As for `cross_entropy`, but `target` holds class indices.
+        As for `cross_entropy`, with the same errors, but `target` holds class indices only.
     epsilon : float, default 1
         At least -1; 0 is cross-entropy.
 
@@ -420,11 +400,6 @@ def poly_cross_entropy(
     -------
     scalar, or array of the shape of `logits` without `axis` for ``reduction="none"``
         float64 for float64 logits, else float32. The mean over no row at all is NaN.
-
-    Raises
-    ------
-    IndexError, TypeError, ValueError
-        As `cross_entropy`; TypeError for a target that is not of integers.
 
     References
     ----------
@@ -519,8 +494,8 @@ def confidence_penalty(
     Parameters
     ----------
     logits, target, weight, ignore_index, reduction, axis
-        As for `cross_entropy`, but `target` holds class indices. Without
-        a target it is the entropy alone, of every row.
+        As for `cross_entropy`, with the same errors, but `target` holds class indices only.
+        Without a target it is the entropy alone, of every row.
     beta : float, default 0.1
         Factor of the entropy; a negative one rewards confidence.
 
@@ -528,11 +503,6 @@ def confidence_penalty(
     -------
     scalar, or array of the shape of `logits` without `axis` for ``reduction="none"``
         float64 for float64 logits, else float32. The mean over no row at all is NaN.
-
-    Raises
-    ------
-    IndexError, TypeError, ValueError
-        As `cross_entropy`; TypeError for a target that is not of integers.
 
     References
     ----------
@@ -641,7 +611,8 @@ def sigmoid_focal_loss(
     Raises
     ------
     TypeError, ValueError
-        For shapes, dtypes or options that do not fit. The message shows what was received.
+        For shapes, dtypes or options that do not fit, before anything is written. The message
+        shows what was received.
 
     Notes
     -----
