@@ -286,14 +286,9 @@ def _probabilities(
 
 
 def _logits(
-    logits: Any,
-    target: Any,
-    weight: Any,
-    pos_weight: Any,
-    label_smoothing: Any,
-    reduction: str,
+    logits: Any, target: Any, weight: Any, pos_weight: Any, label_smoothing: Any, reduction: str,
     out: Any = None,
-) -> ElementInputs:
+) -> ElementInputs:  # fmt: skip
     smoothing = check_smoothing(label_smoothing)
     weights = {"weight": weight, "pos_weight": pos_weight}
     op = "binary_cross_entropy_with_logits"

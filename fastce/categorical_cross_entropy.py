@@ -176,16 +176,9 @@ def categorical_cross_entropy_with_grad(
 
 
 def _inputs(
-    probs: Any,
-    target: Any,
-    weight: Any,
-    ignore_index: Any,
-    reduction: str,
-    axis: Any,
-    label_smoothing: Any,
-    epsilon: Any,
-    out: Any = None,
-) -> LossInputs:
+    probs: Any, target: Any, weight: Any, ignore_index: Any, reduction: str, axis: Any,
+    label_smoothing: Any, epsilon: Any, out: Any = None,
+) -> LossInputs:  # fmt: skip
     op = "categorical_cross_entropy"
     p = LossInputs(op, op, probs, ignore_index, reduction, axis, out, "probs")
     if not 0.0 <= host.number(epsilon, "epsilon") < 0.5:

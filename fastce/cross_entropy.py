@@ -265,16 +265,9 @@ def nll_loss_backward(
 
 
 def _inputs(
-    logits: Any,
-    target: Any,
-    weight: Any,
-    ignore_index: Any,
-    reduction: str,
-    label_smoothing: Any,
-    z_loss: Any,
-    axis: Any,
-    out: Any = None,
-) -> LossInputs:
+    logits: Any, target: Any, weight: Any, ignore_index: Any, reduction: str, label_smoothing: Any,
+    z_loss: Any, axis: Any, out: Any = None,
+) -> LossInputs:  # fmt: skip
     p = LossInputs("cross_entropy", "cross_entropy", logits, ignore_index, reduction, axis, out)
     p.options["label_smoothing"] = check_smoothing(label_smoothing)
     p.options["z_loss"] = check_z_loss(z_loss)
@@ -283,14 +276,9 @@ def _inputs(
 
 
 def _nll_inputs(
-    log_probs: Any,
-    target: Any,
-    weight: Any,
-    ignore_index: Any,
-    reduction: str,
-    axis: Any,
+    log_probs: Any, target: Any, weight: Any, ignore_index: Any, reduction: str, axis: Any,
     out: Any = None,
-) -> LossInputs:
+) -> LossInputs:  # fmt: skip
     p = LossInputs(
         "cross_entropy", "nll_loss", log_probs, ignore_index, reduction, axis, out, "log_probs"
     )

@@ -212,19 +212,10 @@ class LinearInputs(Targets):
     one = (1,)
 
     def __init__(
-        self,
-        input: Any,
-        linear_weight: Any,
-        target: Any,
-        linear_bias: Any,
-        weight: Any,
-        ignore_index: Any,
-        reduction: str,
-        label_smoothing: Any,
-        z_loss: Any,
-        softcap: Any,
+        self, input: Any, linear_weight: Any, target: Any, linear_bias: Any, weight: Any,
+        ignore_index: Any, reduction: str, label_smoothing: Any, z_loss: Any, softcap: Any,
         out: Any = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         for a in input, linear_weight:
             memory_of(a, _OP)  # raises for arrays on a GPU
         if not 0.0 <= host.number(softcap, "softcap") < math.inf:

@@ -28,16 +28,9 @@ class LossTransform(NamedTuple):
 
 
 def _inputs(
-    op: str,
-    transform: LossTransform,
-    logits: Any,
-    target: Any,
-    weight: Any,
-    ignore_index: Any,
-    reduction: str,
-    axis: Any,
-    out: Any,
-) -> LossInputs:
+    op: str, transform: LossTransform, logits: Any, target: Any, weight: Any, ignore_index: Any,
+    reduction: str, axis: Any, out: Any,
+) -> LossInputs:  # fmt: skip
     p = LossInputs("robust_losses", "robust_losses", logits, ignore_index, reduction, axis, out)
     p.options |= transform._asdict()
     if target is not None or op != "confidence_penalty":
@@ -143,15 +136,9 @@ def focal_loss_with_grad(
 
 
 def _focal(
-    logits: Any,
-    target: Any,
-    gamma: Any,
-    alpha: Any,
-    ignore_index: Any,
-    reduction: str,
-    axis: Any,
+    logits: Any, target: Any, gamma: Any, alpha: Any, ignore_index: Any, reduction: str, axis: Any,
     out: Any = None,
-) -> LossInputs:
+) -> LossInputs:  # fmt: skip
     number = alpha is None or isinstance(alpha, Real)
     transform = LossTransform(
         gamma=check_number(gamma, "gamma", 0),

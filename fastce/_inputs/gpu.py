@@ -1,9 +1,9 @@
 """Arrays on a GPU: from what a user passes to what the cuda kernels take, and back.
 
-The same functions as in `host`, see `memory.Memory`; but nothing is copied and nobody waits: what
-the kernels cannot take as it lies is an error. Each library's arrays are known by two functions in
-`LIBRARIES`; what is not there but has ``__cuda_array_interface__``, or DLPack, is viewed through
-cuda.core. Nothing here is imported before an array is seen that needs it.
+The same functions as in `host`, see `memory.Memory`; but nothing is copied, and the host does not
+wait: what the kernels cannot take as it lies is an error. `LIBRARIES` has two functions for the
+arrays of each library; others are viewed by ``__cuda_array_interface__``, or by DLPack through
+cuda.core. A library is imported only for its arrays.
 """
 
 from __future__ import annotations
@@ -93,9 +93,9 @@ def inspect(x: Any, name: str, first: Any = None) -> DeviceArray:
     return inspect_array(x, name, True, first)
 
 
-def empty(x: Any, seen: DeviceArray, shape: tuple[int, ...], dtype: str) -> Any:
+def empty(x: Any, a: DeviceArray, shape: tuple[int, ...], dtype: str) -> Any:
     """A new array of the kind of `x`, on its GPU."""
-    return LIBRARIES.get(_root(x), _ANY).empty(x, seen, shape, dtype)
+    return LIBRARIES.get(_root(x), _ANY).empty(x, a, shape, dtype)
 
 
 # ---- libraries -------------------------------------------------------------------------------
@@ -134,7 +134,7 @@ def _inspect_torch(x: Any) -> DeviceArray:
     )
 
 
-def _empty_torch(x: Any, seen: DeviceArray, shape: tuple[int, ...], dtype: str) -> Any:
+def _empty_torch(x: Any, a: DeviceArray, shape: tuple[int, ...], dtype: str) -> Any:
     import torch
 
     return torch.empty(shape, dtype=getattr(torch, dtype), device=x.device)
@@ -148,7 +148,7 @@ def _inspect_cupy(x: Any) -> DeviceArray:
     return DeviceArray(x.data.ptr, x.shape, x.strides, _name(x.dtype), x.device.id, stream)
 
 
-def _empty_cupy(x: Any, seen: DeviceArray, shape: tuple[int, ...], dtype: str) -> Any:
+def _empty_cupy(x: Any, a: DeviceArray, shape: tuple[int, ...], dtype: str) -> Any:
     import cupy
 
     with x.device:
@@ -163,10 +163,10 @@ def _inspect_numba(x: Any) -> DeviceArray:
     return DeviceArray(address, x.shape, x.strides, _name(x.dtype), device, stream)
 
 
-def _empty_numba(x: Any, seen: DeviceArray, shape: tuple[int, ...], dtype: str) -> Any:
+def _empty_numba(x: Any, a: DeviceArray, shape: tuple[int, ...], dtype: str) -> Any:
     from numba import cuda
 
-    with cuda.gpus[seen.device]:
+    with cuda.gpus[a.device]:
         return cuda.device_array(shape, _numpy_dtype(dtype), stream=getattr(x, "stream", 0))
 
 
@@ -207,9 +207,9 @@ def _inspect_any(x: Any) -> DeviceArray:
     )
 
 
-def _empty_any(x: Any, seen: DeviceArray, shape: tuple[int, ...], dtype: str) -> Any:
+def _empty_any(x: Any, a: DeviceArray, shape: tuple[int, ...], dtype: str) -> Any:
     if not hasattr(x, "__array_namespace__"):
-        return _empty_numba(x, seen, shape, dtype)
+        return _empty_numba(x, a, shape, dtype)
     return x.__array_namespace__().empty(shape, dtype=_numpy_dtype(dtype), device=x.device)
 
 
