@@ -29,7 +29,7 @@ class LossTransform(NamedTuple):
 
 def _inputs(
     op: str, transform: LossTransform, logits: Any, target: Any, weight: Any, ignore_index: Any,
-    reduction: str, axis: Any, out: Any,
+    reduction: str, axis: Any, out: Any = None,
 ) -> LossInputs:  # fmt: skip
     p = LossInputs("robust_losses", "robust_losses", logits, ignore_index, reduction, axis, out)
     p.options |= transform._asdict()
@@ -188,7 +188,7 @@ def generalized_cross_entropy(
     >>> round(float(fastce.generalized_cross_entropy([[0.0, 0.0]], [0], q=1.0)), 6)
     0.5
     """
-    return _general(q, logits, target, weight, ignore_index, reduction, axis, None).loss()
+    return _general(q, logits, target, weight, ignore_index, reduction, axis).loss()
 
 
 def generalized_cross_entropy_backward(
@@ -290,7 +290,7 @@ def symmetric_cross_entropy(
     2.069315
     """
     return _symmetric(
-        alpha, beta, log_zero, logits, target, weight, ignore_index, reduction, axis, None
+        alpha, beta, log_zero, logits, target, weight, ignore_index, reduction, axis
     ).loss()
 
 
@@ -399,7 +399,7 @@ def poly_cross_entropy(
     >>> round(float(fastce.poly_cross_entropy([[0.0, 0.0]], [0])), 6)
     1.193147
     """
-    return _poly(epsilon, logits, target, weight, ignore_index, reduction, axis, None).loss()
+    return _poly(epsilon, logits, target, weight, ignore_index, reduction, axis).loss()
 
 
 def poly_cross_entropy_backward(
@@ -502,7 +502,7 @@ def confidence_penalty(
     >>> round(float(fastce.confidence_penalty([[0.0, 0.0]], [0], beta=0.5)), 6)
     0.346574
     """
-    return _penalty(beta, logits, target, weight, ignore_index, reduction, axis, None).loss()
+    return _penalty(beta, logits, target, weight, ignore_index, reduction, axis).loss()
 
 
 def confidence_penalty_backward(
