@@ -278,7 +278,7 @@ def test_validation_raises(gpu):
     out = gpu.put(np.full((3, 5), 7, np.float32))
     fastce.set_validation(True)
     try:
-        with pytest.raises(IndexError, match="target of row 1 is 5, out of range for 5 classes"):
+        with pytest.raises(IndexError, match=r"target\[1\] is 5, out of range for 5 classes"):
             fastce.cross_entropy_with_grad(x, labels, reduction="sum", out=out)
     finally:
         fastce.set_validation(False)
@@ -340,7 +340,7 @@ def test_errors(gpu):
          lambda: fastce.softmax(there_labels)),
         (ValueError, r"target of class indices must have shape \(3,\)",
          lambda: fastce.cross_entropy(there, gpu.put(np.zeros(4, int)))),
-        (ValueError, "must have the shape and dtype of logits",
+        (ValueError, "target must have the dtype of logits, float32, or an integer one",
          lambda: fastce.cross_entropy(there, gpu.put(np.zeros((3, 5))))),
         (ValueError, r"weight must have shape \(5,\)",
          lambda: fastce.cross_entropy(there, there_labels, weight=gpu.put(np.ones(3)))),
