@@ -57,8 +57,8 @@ class ElementInputs(LossCall):
 
     def _target(self, target: Any) -> Any:
         t = self.memory.inspect(target, "target", self.first)
-        numbers = self.memory.is_floating(t.dtype) or self.memory.is_integer(t.dtype)
-        if not (numbers or t.dtype == "bool"):
+        other = t.dtype != self.first.dtype
+        if other and not self._holds_numbers(t.dtype):
             raise TypeError(
                 "target must hold numbers from 0 to 1, got dtype " + self.memory.described(t)
             )
@@ -66,10 +66,15 @@ class ElementInputs(LossCall):
             raise ValueError(
                 f"target must have the shape of {self.name}, {self.shape}, got {t.shape}"
             )
-        t = self.memory.target_in(t, self.first.dtype, self.name)
+        if other:
+            t = self.memory.target_in(t, self.first.dtype, self.name)
         if self.out_array is not None:
             t = self.memory.apart(t, self.out_array, "target")
         return self.memory.flat_in(t, self.order, "target")
+
+    def _holds_numbers(self, dtype: Any) -> bool:
+        memory = self.memory
+        return memory.is_floating(dtype) or memory.is_integer(dtype) or dtype == "bool"
 
     def _weight(self, weight: Any, name: str) -> Any:
         """One row of weights, which repeats."""
@@ -109,11 +114,10 @@ class ProbabilityInputs(ElementInputs):
         # A bad one makes its loss NaN, and so the sum, where that can be read, and `out` is not
         # written by then. Only a NaN is worth another pass over the numbers.
         late = self.out is None and self.reduction != "none" and suffix != "_backward"
-        late = late and self.memory.READABLE
-        if not late:
+        if not (late := late and self.memory.READABLE):
             self.check_probabilities()
         self.memory.kernel(self.file, self.function + suffix)(*arrays, **self.options)
-        if late and math.isnan(arrays[2 + len(self.weights)][0]):
+        if late and math.isnan(arrays[3].item()):  # after x, target and weight
             self.check_probabilities()
 
     def check_probabilities(self) -> None:

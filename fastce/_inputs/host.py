@@ -233,9 +233,8 @@ def target_dtype(target: np.dtype, logits: np.dtype) -> np.dtype:
 
 def target_in(t: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
     """A target of numbers, for an input of this dtype: converted where kernels do not take it."""
-    if t.dtype == dtype:
-        return t
-    return t.astype(target_dtype(t.dtype, dtype) if is_floating(t.dtype) else dtype)
+    to = target_dtype(t.dtype, dtype) if is_floating(t.dtype) else dtype
+    return t.astype(to, copy=False)
 
 
 # ---- canonical form --------------------------------------------------------------------------
