@@ -5,31 +5,29 @@ the terms of the formula, from the cache. Blocks are merged in order, in float64
 compensation. The rare row that has elements below the range of its largest is computed again,
 element by element.
 
-A mass (top, rest, power, lost, least) stands for the sum (top + rest + lost) * 2**power: top the
-largest element, rest all the others, `lost` what rounding that lost; `least` is the smallest
-element above 0, as it is. `rest` is NaN where one is negative, NaN or infinite.
 """
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 
-from ._math import (
+from .._jit_options import internal
+from .._math import (
     add_compensated,
     add_in_any_order,
-    apart,
     as_int,
     bits,
     cast,
     compensated,
     constants,
+    kl_div_term,
     log,
     mul_add,
-    relative,
+    no_inline,
 )
-from ._parts import inner
-from ._rows import LANES, floats, maximum
-from ._storage import stack_like, widen
+from .._rows import LANES, floats, maximum
+from .._storage import stack_like, widen
 
 # Elements of a block, which are added in their own type, LANES sums side by side: four terms each.
 # Equal terms are all rounded in the same direction, and 32 of them were 12 ULP off. Adding floats
@@ -39,14 +37,14 @@ NORMAL_DOUBLE, LEAST_DOUBLE = 2.0**-1022, 2.0**-1074
 NOTHING = -10000  # power of a sum of zeros: less than any other
 
 
-@inner
+@internal
 def lanes_of(totals):
     """`totals` as LANES sums of a block, all 0."""
     totals[:] = constants(totals[0]).zero
     return totals
 
 
-@inner
+@internal
 def folded(totals):
     """Their sum, by halves: that of equal numbers is exact."""
     half = LANES
@@ -57,65 +55,99 @@ def folded(totals):
     return np.float64(totals[0])
 
 
-@inner
+def sums_of(term):
+    """A function that sums term(x[i], y[i], arguments) over a block, in the type of x."""
+
+    @internal
+    def sums(x, y, arguments):
+        no_inline()
+        totals = lanes_of(stack_like(x, LANES))
+        for at in range(0, x.size, LANES):
+            u, v = x[at : at + LANES], y[at : at + LANES]
+            if u.size == LANES:
+                for i in range(LANES):
+                    totals[i] += term(u[i], v[i], arguments)
+            else:
+                for i in range(u.size):
+                    totals[i] += term(u[i], v[i], arguments)
+        return folded(totals)
+
+    return sums
+
+
+# ---- the mass of a row -----------------------------------------------------------------------
+
+
+class Mass(NamedTuple):
+    """Of a sum: (largest + others + lost) * 2**power, and the smallest element."""
+
+    largest: float
+    others: float  # the sum of all other elements; NaN where one is negative, NaN or infinite
+    power: int
+    lost: float  # what rounding `others` lost
+    least: float  # the smallest element above 0, not divided by 2**power
+
+
+@internal
 def is_distribution(mass):
-    return mass[0] > 0 and mass[1] >= 0
+    return mass.largest > 0 and mass.others >= 0
 
 
-@inner
+@internal
 def block_mass(x):
     """Of floats."""
-    apart()
+    no_inline()
     t = constants(x[0])
     largest, least = maximum(x), as_int(x[0], t.magnitude)
     for i in range(x.size):  # bits of a number that is not negative are ordered as it is
         least = min(least, as_int(x[i], t.magnitude if x[i] == t.zero else bits(x[i])))
     if least < 0 or not largest <= t.largest:
-        return 0.0, math.nan, NOTHING, 0.0, math.inf
+        return Mass(0.0, math.nan, NOTHING, 0.0, math.inf)
     power, scale = NOTHING, t.one
     if largest > t.zero:
         most = t.bias - 1  # whose power of two and its inverse are normal
         power = max(-most, min(most, math.frexp(np.float64(largest))[1] - 1))
         scale = cast(largest, math.ldexp(1.0, -power))
-    top, ties, totals = largest * scale, t.zero, lanes_of(stack_like(x, LANES))
+    scaled, max_count, totals = largest * scale, t.zero, lanes_of(stack_like(x, LANES))
     for at in range(0, x.size, LANES):
         line = x[at : at + LANES]
         if line.size == LANES:
             for i in range(LANES):
                 a = line[i] * scale
-                totals[i] += t.zero if a == top else a
-                ties = add_in_any_order(ties, t.one if a == top else t.zero)
+                totals[i] += t.zero if a == scaled else a
+                max_count = add_in_any_order(max_count, t.one if a == scaled else t.zero)
         else:
             for i in range(line.size):
                 a = line[i] * scale
-                totals[i] += t.zero if a == top else a
-                ties = add_in_any_order(ties, t.one if a == top else t.zero)
-    rest = folded(totals) + np.float64(top) * (np.float64(ties) - 1)
+                totals[i] += t.zero if a == scaled else a
+                max_count = add_in_any_order(max_count, t.one if a == scaled else t.zero)
+    others = folded(totals) + np.float64(scaled) * (np.float64(max_count) - 1)
     smallest = np.float64(bits(least)) if largest > t.zero else math.inf
-    return np.float64(top), rest, power, 0.0, smallest
+    return Mass(np.float64(scaled), others, power, 0.0, smallest)
 
 
-@inner
+@internal
 def merged_mass(a, b):
-    if b[2] > a[2] or (b[2] == a[2] and b[0] > a[0]):
+    if b.power > a.power or (b.power == a.power and b.largest > a.largest):
         a, b = b, a
-    power = max(-2200, b[2] - a[2])
-    rest, lost = add_compensated(a[1], a[3], math.ldexp(b[0], power))
-    rest, lost = add_compensated(rest, lost, math.ldexp(b[1], power))
-    return a[0], rest, a[2], lost + math.ldexp(b[3], power), min(a[4], b[4])
+    power = max(-2200, b.power - a.power)
+    others, lost = add_compensated(a.others, a.lost, math.ldexp(b.largest, power))
+    others, lost = add_compensated(others, lost, math.ldexp(b.others, power))
+    lost += math.ldexp(b.lost, power)
+    return Mass(a.largest, others, a.power, lost, min(a.least, b.least))
 
 
-@inner
+@internal
 def empty_mass():
-    return 0.0, 0.0, NOTHING, 0.0, math.inf
+    return Mass(0.0, 0.0, NOTHING, 0.0, math.inf)
 
 
-@inner
+@internal
 def settled(mass):
-    return mass[0], mass[1] + mass[3], mass[2], 0.0, mass[4]
+    return Mass(mass.largest, mass.others + mass.lost, mass.power, 0.0, mass.least)
 
 
-@inner
+@internal
 def row_mass(x, memory):
     """`memory` holds a block of half floats widened."""
     mass = empty_mass()
@@ -124,44 +156,44 @@ def row_mass(x, memory):
     return settled(mass)
 
 
-@inner
+@internal
 def to_units(like, mass):
     """By which elements are multiplied to be in the units of their mass."""
-    return cast(like, math.ldexp(1.0, -mass[2]))
+    return cast(like, math.ldexp(1.0, -mass.power))
 
 
 # ---- terms -----------------------------------------------------------------------------------
 
 
-@inner
+@internal
 def cross_term(u, v, inverse):
-    """u * log(top / v), inverse = 1 / top."""
+    """u * log(largest / v), inverse = 1 / largest."""
     t = constants(u)
-    cost = u * -log(v * inverse)
-    return t.zero if u == t.zero else cost
+    term = u * -log(v * inverse)
+    return t.zero if u == t.zero else term
 
 
-@inner
-def brought_to(ratio, u):
+@internal
+def rescaled(ratio, u):
     """u * ratio, and what rounding that loses. Of a u > 0 it is not 0."""
     a = u * ratio
     return (a if a != constants(u).zero else u), mul_add(u, ratio, -a)
 
 
-@inner
+@internal
 def kl_term(u, v, ratio):
     """A term of KL of p = u / (sum of u) from q = v / (sum of v), times the sum of v. `ratio` is
     that sum divided by the other; what rounding it loses is of second order, see
     kernels/reference/information.py.
     """
-    a, low = brought_to(ratio, u)
-    return relative(a, v, -low)
+    a, low = rescaled(ratio, u)
+    return kl_div_term(a, v, -low)
 
 
-@inner
-def of_both(u, v, ratio):
+@internal
+def sum_of_both(u, v, ratio):
     """p + q in the same units, and what rounding it loses."""
-    a, low = brought_to(ratio, u)
+    a, low = rescaled(ratio, u)
     total = a + v
     back = total - a
     return total, (a - (total - back)) + (v - back) + low
@@ -169,25 +201,25 @@ def of_both(u, v, ratio):
 
 # JS has a term for p and one for q; a loop with both is not vectorised. They are those of 2 p and
 # 2 q from p + q: the half of that, of the smallest number, would be 0.
-@inner
+@internal
 def js_term_of_p(u, v, ratio):
-    a, low = brought_to(ratio, u)
-    total, total_low = of_both(u, v, ratio)
-    return relative(a + a, total, total_low - (low + low))
+    a, low = rescaled(ratio, u)
+    total, total_low = sum_of_both(u, v, ratio)
+    return kl_div_term(a + a, total, total_low - (low + low))
 
 
-@inner
+@internal
 def js_term_of_q(u, v, ratio):
-    total, total_low = of_both(u, v, ratio)
-    return relative(v + v, total, total_low)
+    total, total_low = sum_of_both(u, v, ratio)
+    return kl_div_term(v + v, total, total_low)
 
 
-@inner
-def cross_sums(x, y, x_scale, y_scale, inverse, top):
-    """Of a block: the cost, and the weight of all outcomes but the most likely in q, whose cost is
-    0 here.
+@internal
+def cross_sums(x, y, x_scale, y_scale, inverse, largest):
+    """Of a block: the sum of the terms, and the weight of all outcomes but the most likely in q,
+    whose term is 0 here.
     """
-    apart()
+    no_inline()
     t = constants(x[0])
     weight, totals = t.zero, lanes_of(stack_like(x, LANES))
     for at in range(0, x.size, LANES):
@@ -196,33 +228,32 @@ def cross_sums(x, y, x_scale, y_scale, inverse, top):
             for i in range(LANES):
                 u, v = x_line[i] * x_scale, y_line[i] * y_scale
                 term = cross_term(u, v, inverse)
-                totals[i] += t.zero if v == top else term
-                weight = add_in_any_order(weight, t.zero if v == top else u)
+                totals[i] += t.zero if v == largest else term
+                weight = add_in_any_order(weight, t.zero if v == largest else u)
         else:
             for i in range(x_line.size):
                 u, v = x_line[i] * x_scale, y_line[i] * y_scale
                 term = cross_term(u, v, inverse)
-                totals[i] += t.zero if v == top else term
-                weight = add_in_any_order(weight, t.zero if v == top else u)
+                totals[i] += t.zero if v == largest else term
+                weight = add_in_any_order(weight, t.zero if v == largest else u)
     return folded(totals), np.float64(weight)
 
 
-# ---- rows beyond the range -------------------------------------------------------------------
+# ---- rows with elements below the range -------------------------------------------------------
 
 
-@inner
+@internal
 def is_beyond(like, p_least, p_unit, q_least, q_unit):
     """Whether vectors would round what matters of a row: the logarithm of an element of q, or
     whether one of p is 0. In their units, numbers lose digits below the first limit and may become
     0 below the second. JS does not ask: its terms are small where an element is.
     """
     t = constants(like)
-    seen = t.least * t.two_steps
-    return q_least * q_unit < t.least or p_least * p_unit < seen
+    return q_least * q_unit < t.least or p_least * p_unit < t.least * t.two_steps
 
 
-@inner
-def relative_of_product(x, row, column, whole):
+@internal
+def kl_div_term_of_product(x, row, column, whole):
     """x * log(x / y) - x + y for y = row * column / whole, also where that is below all numbers."""
     y = row * column / whole
     if x == 0:
@@ -234,58 +265,59 @@ def relative_of_product(x, row, column, whole):
     return x * (gap - math.log1p(gap)) if abs(gap) < 0.5 else x * math.log(x / y) + (y - x)
 
 
-@inner
-def share_of(x, top):
-    """2**500 * x / top for x <= top; top * 2**-500 may be 0."""
-    return x * 2.0**500 / top if top < 1.0 else x / (top * 2.0**-500)
+@internal
+def ratio_of(x, largest):
+    """2**500 * x / largest for x <= largest; largest * 2**-500 may be 0."""
+    return x * 2.0**500 / largest if largest < 1.0 else x / (largest * 2.0**-500)
 
 
-@inner
-def rest_of(x, step, n):
+@internal
+def largest_and_others(x, step, n):
     """The largest element, and the sum of the others divided by it, one after the other."""
     at = 0
     for k in range(n):
         at = k if widen(x[k * step]) > widen(x[at * step]) else at
-    top, rest, lost = np.float64(widen(x[at * step])), 0.0, 0.0
+    largest, others, lost = np.float64(widen(x[at * step])), 0.0, 0.0
     for k in range(n):
         if k != at:
-            term = share_of(np.float64(widen(x[k * step])), top)
-            rest, lost = add_compensated(rest, lost, term)
-    return top, (rest + lost) * 2.0**-500
+            term = ratio_of(np.float64(widen(x[k * step])), largest)
+            others, lost = add_compensated(others, lost, term)
+    return largest, (others + lost) * 2.0**-500
 
 
-@inner
+@internal
 def value_beyond(of_kl, x, x_step, y, y_step, n):
     """The cross-entropy or KL divergence of two distributions in nats, one element after the other.
 
     What is summed is 2**500 times as large, so that no term is subnormal.
     """
-    apart()
-    (p_top, p_rest), (q_top, q_rest) = rest_of(x, x_step, n), rest_of(y, y_step, n)
-    small = q_top < 1.0  # as in share_of
-    column, whole = (2.0**500, q_top) if small else (1.0, q_top * 2.0**-500)
-    cost, lost = 0.0, 0.0
+    no_inline()
+    p_largest, p_others = largest_and_others(x, x_step, n)
+    q_largest, q_others = largest_and_others(y, y_step, n)
+    small = q_largest < 1.0  # as in ratio_of
+    column, whole = (2.0**500, q_largest) if small else (1.0, q_largest * 2.0**-500)
+    total, lost = 0.0, 0.0
     for k in range(n):
         u, v = np.float64(widen(x[k * x_step])), np.float64(widen(y[k * y_step]))
-        share = max(LEAST_DOUBLE, share_of(u, p_top))
+        p = max(LEAST_DOUBLE, ratio_of(u, p_largest))
         if of_kl:
-            share *= (1 + q_rest) / (1 + p_rest)
-            term = relative_of_product(share if u > 0 else 0.0, v, column, whole)
+            p *= (1 + q_others) / (1 + p_others)
+            term = kl_div_term_of_product(p if u > 0 else 0.0, v, column, whole)
         elif u > 0:
-            ratio = v / q_top
+            ratio = v / q_largest
             normal = ratio >= NORMAL_DOUBLE
-            term = -share * (math.log(ratio) if normal else math.log(v) - math.log(q_top))
+            term = -p * (math.log(ratio) if normal else math.log(v) - math.log(q_largest))
         else:
             term = 0.0
-        cost, lost = add_compensated(cost, lost, term)
-    cost = compensated(cost, lost) * 2.0**-500
-    return cost / (1 + q_rest) if of_kl else math.log1p(q_rest) + cost / (1 + p_rest)
+        total, lost = add_compensated(total, lost, term)
+    total = compensated(total, lost) * 2.0**-500
+    return total / (1 + q_others) if of_kl else math.log1p(q_others) + total / (1 + p_others)
 
 
 # ---- a row -----------------------------------------------------------------------------------
 
 
-@inner
+@internal
 def cross_row(x, y, same, memories):
     """The cross-entropy of a row, or its entropy where y is the same as x; in nats."""
     p = row_mass(x, memories[0])
@@ -294,60 +326,51 @@ def cross_row(x, y, same, memories):
         return math.nan
     like = memories[0][0]
     units = to_units(like, p), to_units(like, q)
-    if is_beyond(like, p[4], units[0], q[4], units[1]):
+    if is_beyond(like, p.least, units[0], q.least, units[1]):
         return value_beyond(False, x, 1, y, 1, x.size)
-    inverse, top = cast(like, 1 / q[0]), cast(like, q[0])
-    cost, lost, weight = 0.0, 0.0, 0.0
+    inverse, largest = cast(like, 1 / q.largest), cast(like, q.largest)
+    total, lost, weight = 0.0, 0.0, 0.0
     for at in range(0, x.size, BLOCK):
         u, v = floats(x[at : at + BLOCK], memories[0]), floats(y[at : at + BLOCK], memories[1])
-        sums = cross_sums(u, v, units[0], units[1], inverse, top)
-        cost, lost = add_compensated(cost, lost, sums[0])
+        sums = cross_sums(u, v, units[0], units[1], inverse, largest)
+        total, lost = add_compensated(total, lost, sums[0])
         weight += sums[1]
-    cost = compensated(cost, lost)
+    total = compensated(total, lost)
     # What rounding the inverse did to the logarithms is the same for all of them.
-    cost += weight * math.log1p(np.float64(mul_add(inverse, top, -constants(like).one)))
-    return math.log1p(q[1] / q[0]) + cost / (p[0] + p[1])
+    total += weight * math.log1p(np.float64(mul_add(inverse, largest, -constants(like).one)))
+    return math.log1p(q.others / q.largest) + total / (p.largest + p.others)
 
 
-def sums_of(term):
-    """A function that sums a term over a block."""
+def scaled_sums_of(term):
+    """A function that sums term(x[i] * scale of x, y[i] * scale of y, ratio) over a block."""
 
-    @inner
-    def sums(x, y, x_scale, y_scale, ratio):
-        apart()
-        totals = lanes_of(stack_like(x, LANES))
-        for at in range(0, x.size, LANES):
-            u, v = x[at : at + LANES], y[at : at + LANES]
-            if u.size == LANES:
-                for i in range(LANES):
-                    totals[i] += term(u[i] * x_scale, v[i] * y_scale, ratio)
-            else:
-                for i in range(u.size):
-                    totals[i] += term(u[i] * x_scale, v[i] * y_scale, ratio)
-        return folded(totals)
+    @internal
+    def scaled(u, v, arguments):
+        u_scale, v_scale, ratio = arguments
+        return term(u * u_scale, v * v_scale, ratio)
 
-    return sums
+    return sums_of(scaled)
 
 
-kl_sums, js_sums_of_p, js_sums_of_q = map(sums_of, (kl_term, js_term_of_p, js_term_of_q))
+kl_sums, js_sums_of_p, js_sums_of_q = map(scaled_sums_of, (kl_term, js_term_of_p, js_term_of_q))
 
 
-@inner
+@internal
 def divergence_row(x, y, of_js, memories):
     p, q = row_mass(x, memories[0]), row_mass(y, memories[0])
     if not (is_distribution(p) and is_distribution(q)):
         return math.nan
     like = memories[0][0]
-    total = q[0] + q[1]
-    scales, ratio = (to_units(like, p), to_units(like, q)), cast(like, total / (p[0] + p[1]))
-    if not of_js and is_beyond(like, p[4], scales[0], q[4], scales[1]):
+    p_sum, q_sum = p.largest + p.others, q.largest + q.others
+    arguments = to_units(like, p), to_units(like, q), cast(like, q_sum / p_sum)
+    if not of_js and is_beyond(like, p.least, arguments[0], q.least, arguments[1]):
         return value_beyond(True, x, 1, y, 1, x.size)
-    cost, lost = 0.0, 0.0
+    total, lost = 0.0, 0.0
     for at in range(0, x.size, BLOCK):
         u, v = floats(x[at : at + BLOCK], memories[0]), floats(y[at : at + BLOCK], memories[1])
         if of_js:
-            value = js_sums_of_p(u, v, *scales, ratio) + js_sums_of_q(u, v, *scales, ratio)
+            value = js_sums_of_p(u, v, arguments) + js_sums_of_q(u, v, arguments)
         else:
-            value = kl_sums(u, v, *scales, ratio)
-        cost, lost = add_compensated(cost, lost, value)
-    return compensated(cost, lost) / (4 * total if of_js else total)
+            value = kl_sums(u, v, arguments)
+        total, lost = add_compensated(total, lost, value)
+    return compensated(total, lost) / (4 * q_sum if of_js else q_sum)
