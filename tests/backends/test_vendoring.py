@@ -18,6 +18,7 @@ import fastce
 from fastce import kernels
 from fastce._runtime.dispatch import OPS
 from fastce.kernels.cython import _isa
+from support import kernel_copies
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "kernels"
@@ -69,10 +70,7 @@ LEVEL = [level for level in _isa.supported() if level not in _isa.ONLY][-1]
 def delete(kernels, ops, levels):
     """As the guide says may be done; all of them together take three minutes to build."""
     for op in ops:
-        files = [*kernels.glob(f"*/{op}.*"), *kernels.glob(f"*/_{op}_*")]
-        assert files, op
-        for file in files:
-            file.unlink()
+        kernel_copies.delete(op, kernels)
     isa = kernels / "cython" / "_isa.py"
     text = isa.read_text()
     for level in levels:
