@@ -10,10 +10,10 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from support.kernel_copies import copy_without, kernel_functions
 
 import fastce
 from fastce._runtime.dispatch import BACKENDS, GPU, GPU_OPS, OPS
-from support.kernel_copies import copy_without, kernel_functions
 
 ROOT = Path(__file__).parents[2]
 KERNELS = ROOT / "kernels"

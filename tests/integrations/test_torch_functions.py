@@ -434,7 +434,7 @@ def test_forward_mode_is_refused():
 
 
 def test_disabled_under_compile_is_one_break_a_call():
-    """As docs/pytorch.md says."""
+    """As docs/guide/pytorch.md says."""
     counters = pytest.importorskip("torch._dynamo.utils").counters
     loss_of = torch.compiler.disable(ft.cross_entropy)
     attend = torch.compiler.disable(ft.scaled_dot_product_attention)
