@@ -167,26 +167,11 @@ def _attention(
             )
     result_of = result_array(out, q, "out must have the shape (..., heads, L, Ev)")
     with_lse = constant(return_lse, "return_lse", bool)
-    has_mask, has_window, default_scale = (not is_none(a) for a in (attn_mask, window, scale))
+    has_mask, has_window, has_scale = (not is_none(a) for a in (attn_mask, window, scale))
     numbers, lengths = _mask(attn_mask, q), _per_entry(kv_lengths, "kv_lengths", q.ndim - 3)
     offsets = _per_entry(q_offset, "q_offset", q.ndim - 3)
     forward, merge = run_forward.start, run_merge.start
-    places_of, starts = _PLACES, problem.STARTS
-    get_scale = jitable(
-        (lambda scale, width: float(scale))
-        if default_scale
-        else (lambda scale, width: 1 / math.sqrt(max(1, width)))
-    )
-    get_window = jitable(
-        (lambda window: (window[0], window[1])) if has_window else (lambda window: (-1, -1))
-    )
-
-    none_of = (0,) * (q.ndim - 1)
-    new_lse = jitable(
-        (lambda shape: np.empty(shape, dtype))
-        if with_lse
-        else (lambda shape: np.empty(none_of, dtype))
-    )
+    places_of, starts, empty = _PLACES, problem.STARTS, (0,) * (q.ndim - 1)
 
     @raising
     def spans_of(q_offset, kv_lengths, shape, batches, length, keys):
@@ -202,9 +187,8 @@ def _attention(
         return spans
 
     @jitable
-    def compute(q, k, v, mask, is_causal, scale, spans, window, softcap, out, lse):
+    def compute(q, k, v, mask, is_causal, scale, spans, left, right, softcap, out, lse):
         _check_numbers(scale, softcap)
-        left, right = window
         _check_window(left, right)
         if is_causal:
             right = 0 if right < 0 else min(right, 0)
@@ -246,11 +230,13 @@ def _attention(
         for axis in range(q.ndim - 3):
             batches *= q.shape[axis]
         result = result_of(out, q.shape[:-1] + v.shape[-1:])
-        lse = new_lse(q.shape[:-1])
+        lse = np.empty(q.shape[:-1] if with_lse else empty, dtype)
+        factor = float(scale) if has_scale else 1 / math.sqrt(max(1, q.shape[-1]))
+        left, right = (window[0], window[1]) if has_window else (-1, -1)
         spans = spans_of(q_offset, kv_lengths, q.shape[:-3], batches, q.shape[-2], k.shape[-2])
         compute(
-            q, k, v, attn_mask, is_causal, get_scale(scale, q.shape[-1]), spans,
-            get_window(window), float(softcap), result, lse.reshape(-1),
+            q, k, v, attn_mask, is_causal, factor, spans, left, right, float(softcap), result,
+            lse.reshape(-1),
         )  # fmt: skip
         if with_lse:
             return result, lse

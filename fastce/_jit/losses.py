@@ -42,7 +42,7 @@ def _logsumexp(x, axis=-1, keepdims=False, out=None):
     def logsumexp(x, axis=-1, keepdims=False, out=None):
         fold, axis = fold_shape(x.shape, axis)
         flat = np.empty(fold[0] * fold[2], dtype)
-        loop(x.size, task_count(*fold), planes_of(x, fold), flat, *fold)
+        loop(x.size, task_count(*fold), planes_of(x, fold[1] * fold[2]), flat, *fold)
         return shaped(flat, x.shape, axis)
 
     return logsumexp
@@ -58,10 +58,9 @@ def _map_rows(function, run):
 
         def mapped(x, axis=-1, out=None):
             fold, _ = fold_shape(x.shape, axis)
-            result = result_of(out, x.shape)
-            y = contiguous_out(result, fold[1] * fold[2])
-            count = task_count(*fold) if x.size else 0
-            loop(x.size, count, planes_of(separate(x, result), fold), y, *fold, False)
+            result, step = result_of(out, x.shape), fold[1] * fold[2]
+            planes = planes_of(separate(x, result), step), contiguous_out(result, step)
+            loop(x.size, task_count(*fold) if x.size else 0, *planes, *fold, False)
             return result
 
         return mapped
@@ -171,15 +170,24 @@ def _check_smoothing(smoothing):
 
 
 def _compute(logits, target, weight, reduction):
-    """A function that computes loss and lse, and writes the gradient unless `grad` is empty."""
-    dtype = float_array(logits, "logits")
+    """A function that gives loss and lse in the shapes of the results, and writes the gradient to
+    `out`, unless that is empty.
+    """
+    dtype, reduction = float_array(logits, "logits"), constant(reduction, "reduction", str)
+    if reduction not in ("none", "mean", "sum"):
+        raise TypingError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}")
     if not (is_none(weight) or (isinstance(weight, types.Array) and weight.ndim == 1)):
         raise TypingError(f"in compiled code weight must be an array of one axis, got {weight}")
     no_weight = is_none(weight)
     per_row, mean = reduction == "none", reduction == "mean"
-    targets = _targets(target, logits)
+    targets, shaped = _targets(target, logits), per_row_result(logits.ndim)
     loop, scan = loop_over(_softmax_loss.run), loop_over(run_scan)
     labelled = not (isinstance(target, types.Array) and isinstance(target.dtype, types.Float))
+    result = jitable(
+        (lambda losses, reduced, shape, axis: shaped(losses, shape, axis))
+        if per_row
+        else (lambda losses, reduced, shape, axis: dtype(reduced))
+    )
 
     @raising
     def weights(weight, n, every_class):
@@ -190,11 +198,13 @@ def _compute(logits, target, weight, reduction):
         return np.ascontiguousarray(weight).astype(dtype)
 
     @jitable
-    def compute(logits, target, weight, ignore_index, smoothing, z_loss, fold, axis, out):
-        outer, n, inner = fold
+    def compute(logits, target, weight, ignore_index, label_smoothing, z_loss, axis, out):
+        (outer, n, inner), at = fold_shape(logits.shape, axis)
+        smoothing = float(label_smoothing)
         _check_smoothing(smoothing)
-        labels, probabilities = targets(target, logits.shape, axis, ignore_index, out)
-        w = weights(weight, n, smoothing != 0 or not labelled)
+        labels, probabilities = targets(target, logits.shape, at, ignore_index, out)
+        every_class = smoothing != 0 or not labelled
+        w = weights(weight, n, every_class)
         denominator, wrong = float(outer * inner) if mean else 1.0, np.empty(0, np.intp)
         if labelled:
             blocks = block_count(labels.size)
@@ -204,29 +214,29 @@ def _compute(logits, target, weight, reduction):
             denominator = in_order(sums) if mean else 1.0
             if (bad >= 0).any():
                 wrong = _ignore_invalid(labels, n, ignore_index)
-        loss = np.empty(outer * inner if per_row else 0, dtype)
-        lse = np.empty(outer * inner, dtype)
-        none = np.empty(0, dtype)
-        given = read_only(labels), read_only(w), read_only(none)
-        rows = _softmax_loss.Rows(*given, loss, lse, none, none)
+        losses = np.empty(outer * inner if per_row else 0, dtype)
+        lse, none = np.empty(outer * inner, dtype), np.empty(0, dtype)
+        rows = _softmax_loss.Rows(
+            read_only(labels), read_only(w), read_only(none), losses, lse, none, none
+        )
         uniform_share = smoothing / n if n else 0.0
+        uniform_total = uniform_share * _exact_sum(w) if smoothing else 0.0
         options = _softmax_loss.Options(
-            ignore_index, denominator, 1.0 - smoothing, uniform_share,
-            smoothing != 0 or not labelled,
-            uniform_share * (_exact_sum(w) if smoothing else 0.0), z_loss, False,
-            _softmax_loss.PLAIN,
+            ignore_index, denominator, 1.0 - smoothing, uniform_share, every_class, uniform_total,
+            float(z_loss), False, _softmax_loss.PLAIN,
         )  # fmt: skip
         sums = np.zeros(task_count(outer, n, inner))
-        grad = contiguous_out(out, n * inner)
-        planes = planes_of(separate(logits, out), fold), probabilities, grad
+        x = planes_of(separate(logits, out), n * inner)
+        planes = x, probabilities, contiguous_out(out, n * inner)
         loop(logits.size, sums.size, *planes, rows, options, outer, n, inner, sums)
         if wrong.size:
             sums[0], lse[wrong] = np.nan, np.nan
             if per_row:
-                loss[wrong] = np.nan
+                losses[wrong] = np.nan
             if out.size:
                 _fill_with_nan(wrong, out, n, inner)
-        return loss, in_order(sums) / denominator, lse
+        loss = result(losses, in_order(sums) / denominator, logits.shape, at)
+        return loss, shaped(lse, logits.shape, at)
 
     return compute
 
@@ -239,43 +249,26 @@ def _exact_sum(a):
     return total + error
 
 
-def _reduction(reduction):
-    value = constant(reduction, "reduction", str)
-    if value not in ("none", "mean", "sum"):
-        raise TypingError(f"reduction must be 'mean', 'sum' or 'none', got {value!r}")
-    return value
-
-
-def _loss_result(logits, reduction):
-    """A function (losses of the rows, reduced loss, shape, axis) that chooses what is returned."""
-    dtype, shaped = logits.dtype, per_row_result(logits.ndim)
-    if _reduction(reduction) == "none":
-        return jitable(lambda loss, reduced, shape, axis: shaped(loss, shape, axis))
-    return jitable(lambda loss, reduced, shape, axis: dtype(reduced))
-
-
 @declared(fastce.cross_entropy)
 def _cross_entropy(
     logits, target, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0,
     z_loss=0.0, axis=-1, return_lse=False,
 ):  # fmt: skip
     with_lse = constant(return_lse, "return_lse", bool)
-    compute, dtype = _compute(logits, target, weight, _reduction(reduction)), logits.dtype
-    shaped, no_classes = per_row_result(logits.ndim), (0,) * logits.ndim
-    result = _loss_result(logits, reduction)
+    compute, dtype = _compute(logits, target, weight, reduction), logits.dtype
+    empty = (0,) * logits.ndim
 
     def cross_entropy(
         logits, target, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0,
         z_loss=0.0, axis=-1, return_lse=False,
     ):  # fmt: skip
-        fold, at = fold_shape(logits.shape, axis)
-        loss, reduced, lse = compute(
-            logits, target, weight, ignore_index, float(label_smoothing), float(z_loss), fold, at,
-            np.empty(no_classes, dtype),
+        loss, lse = compute(
+            logits, target, weight, ignore_index, label_smoothing, z_loss, axis,
+            np.empty(empty, dtype),
         )  # fmt: skip
         if with_lse:
-            return result(loss, reduced, logits.shape, at), shaped(lse, logits.shape, at)
-        return result(loss, reduced, logits.shape, at)
+            return loss, lse
+        return loss
 
     return cross_entropy
 
@@ -285,19 +278,16 @@ def _cross_entropy_with_grad(
     logits, target, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0,
     z_loss=0.0, axis=-1, out=None,
 ):  # fmt: skip
-    compute = _compute(logits, target, weight, _reduction(reduction))
-    result, result_of = _loss_result(logits, reduction), result_array(out, logits)
+    compute, result_of = _compute(logits, target, weight, reduction), result_array(out, logits)
 
     def cross_entropy_with_grad(
         logits, target, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0,
         z_loss=0.0, axis=-1, out=None,
     ):  # fmt: skip
-        fold, at = fold_shape(logits.shape, axis)
         grad = result_of(out, logits.shape)
-        loss, reduced, _ = compute(
-            logits, target, weight, ignore_index, float(label_smoothing), float(z_loss), fold, at,
-            grad,
+        loss, _ = compute(
+            logits, target, weight, ignore_index, label_smoothing, z_loss, axis, grad
         )  # fmt: skip
-        return result(loss, reduced, logits.shape, at), grad
+        return loss, grad
 
     return cross_entropy_with_grad

@@ -19,8 +19,8 @@ raising = register_jitable(**OPTIONS)
 
 
 def declared(function):
-    """Declares the decorated function as what `function` is in compiled code. Numba wants the
-    signature twice: that of the types, and the same of the implementation.
+    """Declares the decorated function as what `function` is in compiled code. Numba requires that
+    it and the implementation which it returns have the same signature.
     """
     return overload(function, prefer_literal=True, jit_options=INTERNAL)
 
@@ -132,8 +132,8 @@ def per_row_result(ndim, keepdims=False):
 
 
 @jitable
-def planes_of(x, fold):
-    return contiguous_in(np.ascontiguousarray(x), fold[1] * fold[2])
+def planes_of(x, step):
+    return contiguous_in(np.ascontiguousarray(x), step)
 
 
 @jitable

@@ -1,7 +1,7 @@
-"""What losses over classes share: the arguments of their compiled code, and the sum of their tasks.
+"""What losses over classes share: the arguments of their compiled code, and reductions.
 
-Compiled code gets an empty array for what is not given. The losses of fixed tasks are summed in
-float64 and added in order.
+Compiled code gets an empty array for what is not given. The losses of each task are summed in
+float64, and the sums added in order.
 """
 
 import numpy as np

@@ -17,7 +17,7 @@ from numba.core.compiler import Compiler
 # Division by zero gives infinity or NaN, as in NumPy: the check that raises instead keeps loops
 # from being vectorised (log1p took 10 times as long).
 # Not to be inherited from the code that calls: fastmath would make NaN, infinity and compensated
-# sums wrong, and the result would stay in the cache for everybody; forceinline contradicts
+# sums wrong, and the result would stay in the cache for all callers; forceinline contradicts
 # `no_inline`.
 OPTIONS = {"error_model": "numpy", "nogil": True, "fastmath": False, "forceinline": False}
 # The classes below use private interfaces of Numba, and may crash with another version (0.62 does):

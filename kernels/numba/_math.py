@@ -87,8 +87,9 @@ def add_compensated(total, error, term):
 
 @internal
 def add_fast(total, error, term):
-    """The same in three operations for terms of one sign (Dekker). Nothing is lost where total >=
-    term already; a larger term may lose half a unit of its last place, and doubles the total.
+    """add_compensated in three operations, for terms of one sign (Dekker). Nothing is lost where
+    total >= term already; a larger term may lose half a unit of its last place, and doubles the
+    total.
     """
     new = total + term
     return new, error + (term - (new - total))
@@ -544,7 +545,7 @@ def kl_div_term(x, y, low):
 
 @internal
 def kl_div_term_from_log(p, q, log_ratio):
-    """The same of p and q, and q - p, given log_ratio = log(p / q): exact in the same way."""
+    """kl_div_term of p and q, and q - p, given log_ratio = log(p / q): exact in the same way."""
     t = constants(p)
     r = -log_ratio
     square = r * r * _exp_tail(r)  # expm1(r) - r, |r| <= ln(2) / 2

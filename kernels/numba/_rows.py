@@ -180,8 +180,8 @@ def row_writer(element):
     PART results at a time go to a buffer first, and from there to `out`: the loop that computes is
     vectorised even where `out` is an input, and past the caches only whole lines can be written. It
     is short, so that the processor computes while lines are on their way to memory: with 1024 in
-    place of 64 a log-softmax took 2.2 times as long. An index is unsigned because Numba then does
-    not ask whether it counts from the end, which vectors cannot.
+    place of 64 a log-softmax took 2.2 times as long. An index is unsigned: of a signed one Numba
+    tests whether it counts from the end, which prevents vectors.
     """
 
     @internal
@@ -264,7 +264,7 @@ def sum_of(a):
 
 @internal
 def dot(a, b):
-    """The same of a * b."""
+    """The sum of a * b in float64, of a block."""
     no_inline()
     total = 0.0
     for i in range(a.size):

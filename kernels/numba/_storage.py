@@ -331,7 +331,7 @@ def _wide(data):
 
 def _on_stack(dtype_of):
     """An intrinsic (data, size) -> an array on the stack, for as long as the function runs that
-    calls it; `size` is a constant. It costs nothing, and LLVM knows that it overlaps nothing else.
+    calls it; `size` is a constant. It takes no time, and LLVM knows that it overlaps nothing else.
     """
 
     @intrinsic(prefer_literal=True)

@@ -14,7 +14,7 @@ def logsumexp(x, out, *, threads):
 def log_softmax(x, out, *, threads):
     _, gap, _, sumexp_m1 = shifted(widen(x))
     value = -gap - np.log1p(sumexp_m1)
-    # A log-sum of 1e-20 beside a gap of 100 is lost, but decides how a tie of float16 is rounded.
+    # A log-sum of 1e-20 is lost in a gap of 100, but decides how a tie of float16 is rounded.
     lost = (value == -gap) & (sumexp_m1 > 0)
     narrow(np.where(lost, np.nextafter(value, -np.inf), value), out)
 

@@ -34,20 +34,20 @@ WORK = 8 * PANEL
 
 
 class Panel(NamedTuple):
-    """For each row of a panel; with doubles where it says so."""
+    """Numbers for each row of a panel, of the compute dtype where no other is given."""
 
     row_max: np.ndarray
-    sumexp_m1: np.ndarray  # doubles
+    sumexp_m1: np.ndarray  # float64
     log_sums: np.ndarray  # log(1 + sumexp_m1)
     kept: np.ndarray  # 1, or 0 where the row is ignored
     picked: np.ndarray  # x at the label, then the gradient there
     weights: np.ndarray  # of the label
-    losses: np.ndarray  # doubles
-    totals: np.ndarray  # doubles: sum(q)
+    losses: np.ndarray  # float64
+    totals: np.ndarray  # float64: sum(q)
     grad_scales: np.ndarray
-    exp_factors: np.ndarray  # the gradient is this times exp(x - row_max), and so on
-    mean_gaps: np.ndarray  # of an entropy in the loss; so is the next
-    gap_factors: np.ndarray
+    exp_factors: np.ndarray  # as exp_factor of row_gradient in rows.py
+    mean_gaps: np.ndarray  # row_mean_gap, for an entropy in the loss
+    gap_factors: np.ndarray  # as gap_factor there
 
 
 @internal
@@ -119,7 +119,7 @@ def panel_mean_gap(x, place, n, width, p, tile, work):
 
 @internal
 def transform_panel(transform, width, p):
-    """The transformed losses. What multiplies the gradient goes into weights and totals."""
+    """The transformed losses, and in weights and totals the factor of the gradient."""
     for c in range(width):
         log_sum = np.float64(p.log_sums[c])
         weight, valid = np.float64(p.weights[c]), log_sum - log_sum

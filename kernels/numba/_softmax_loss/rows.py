@@ -265,7 +265,7 @@ def rows_loss(x, target, grad, rows, options, outer, n, task):
     exps = stack_scratch(x.data, BLOCK)[: n if keeps_exps else 0]
     loss = 0.0
     for r in rows_of_task(outer, n, task):
-        t, g = row_of(target, r, n), row_of(grad, r, n)  # of nothing, nothing
+        t, g = row_of(target, r, n), row_of(grad, r, n)  # or empty
         loss += row_loss(row_of(x, r, n), t, g, rows, options, r, memory, exps)
     if options.streaming:
         stream_end()

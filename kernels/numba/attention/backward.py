@@ -88,7 +88,7 @@ class Gradient(NamedTuple):
 
 
 class GradWorkspace(NamedTuple):
-    """A thread's memory, beside Workspace."""
+    """More memory of a thread, next to Workspace."""
 
     grad: np.ndarray  # (value_width, COLUMNS): grad_out
     query_rows: np.ndarray  # (COLUMNS, width) in panels of COLUMNS numbers

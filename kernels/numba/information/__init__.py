@@ -65,7 +65,7 @@ def kl_from_logits_task(x, y, out, q_grad, p_grad, outer, n, inner, unit, task):
         return
     memories = stack_scratch(x.data, BLOCK), stack_scratch(x.data, BLOCK)
     for r in rows_of_task(outer, n, task):
-        grads = row_of(q_grad, r, n), row_of(p_grad, r, n)  # of nothing, nothing
+        grads = row_of(q_grad, r, n), row_of(p_grad, r, n)  # or empty
         value = logits_kl_row(row_of(x, r, n), row_of(y, r, n), *grads, memories, unit)
         out[r] = cast(out[r], value / unit)
 

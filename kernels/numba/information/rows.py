@@ -244,9 +244,9 @@ def cross_sums(x, y, x_scale, y_scale, inverse, largest):
 
 @internal
 def is_beyond(like, p_least, p_unit, q_least, q_unit):
-    """Whether vectors would round what matters of a row: the logarithm of an element of q, or
-    whether one of p is 0. In their units, numbers lose digits below the first limit and may become
-    0 below the second. JS does not ask: its terms are small where an element is.
+    """Whether vectors would lose too much of a row: digits of an element of q, of which a logarithm
+    is taken, or all of an element of p. In their units, numbers lose digits below the first limit
+    and may become 0 below the second. JS needs no test: its terms are small where an element is.
     """
     t = constants(like)
     return q_least * q_unit < t.least or p_least * p_unit < t.least * t.two_steps
