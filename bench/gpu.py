@@ -2,9 +2,9 @@
 
     python bench/gpu.py [--quick] [--save figures.json]
 
-Needs PyTorch with CUDA; Liger (the package liger-kernel) where it is installed. In one process, by
-turns, medians of device events, with arrays larger than the cache. Each op into its output, or in
-place, as each library can.
+Needs PyTorch with CUDA; Liger (the package liger-kernel) where it is installed. In one process,
+interleaved, medians of device events, with arrays larger than the cache. Each op into its output,
+or in place, as each library can.
 """
 
 import argparse
@@ -24,7 +24,7 @@ BYTES = 1 << 30  # of one array
 
 
 def milliseconds(calls, rounds=15):
-    """Of each call, by turns: the median time on the GPU."""
+    """The median time of each call on the GPU; calls are interleaved."""
     for call in calls.values():
         call(), call()
     taken = {name: [] for name in calls}

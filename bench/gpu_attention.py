@@ -2,7 +2,7 @@
 
     python bench/gpu_attention.py [--quick] [--warpgroups] [--save figures.json]
 
-Needs PyTorch with CUDA. In one process, by turns, medians of device events. The rate of a
+Needs PyTorch with CUDA. In one process, interleaved, medians of device events. The rate of a
 multiplication counts two operations; the backward has five products for the forward's two, and
 causality halves both. `--warpgroups` also times Hopper's own products, which fastce does not use
 yet.
@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
 import fastce
-from fastce.kernels.cuda import _launch
+from fastce.kernels.cuda.attention import launch
 
 BACKENDS = {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}
 
@@ -39,11 +39,11 @@ def by_torch(name, call):
 
 def by_warpgroups(call):
     def run():
-        _launch.WARPGROUPS = True
+        launch.WARPGROUPS = True
         try:
             return call()
         finally:
-            _launch.WARPGROUPS = False
+            launch.WARPGROUPS = False
 
     return run
 

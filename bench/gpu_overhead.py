@@ -1,4 +1,4 @@
-"""What a call costs on the host before the driver is called. No GPU is needed: launches and memory
+"""The time of a call on the host before the driver is called. No GPU is needed: launches and memory
 are replaced by functions that do nothing.
 
     python bench/gpu_overhead.py
@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 
 import fastce
-from fastce import _gpu
+from fastce._inputs import gpu as _gpu
 from fastce.kernels import cuda
 from fastce.kernels.cuda import _device
 
@@ -24,7 +24,7 @@ class Array:
             address, shape, _gpu._dense(shape, np.dtype(dtype).itemsize), dtype, 0, 0
         )
 
-    __cuda_array_interface__ = None  # by which it is known; `see` is asked instead
+    __cuda_array_interface__ = None  # is looked for, but not read
 
 
 def without_a_gpu():

@@ -89,8 +89,8 @@ The ``cuda`` backend takes memory of a GPU in place of any array, as `cuda._arra
 does not wait, and checks no labels: one out of range makes its row NaN. There, ``target`` may be of
 any integer dtype, ``weight``, ``lse`` and ``grad_loss`` of any floating one, and ``denominator``
 the ``stats`` that `scan_target` wrote. Probabilities out of range are NaN there. Arrays of
-attention are `cuda._attention_arrays.Heads` instead, ``spans`` too if they are on the GPU; float32
-of dtype "tfloat32" goes to tensor cores.
+attention are `cuda.attention.arrays.AttentionArray` instead, ``spans`` too if they are on the GPU;
+float32 of dtype "tfloat32" goes to tensor cores.
 
 The same kernels for Cython code, as C functions, are declared in ``cython/<op>.pxd``.
 

@@ -1,12 +1,12 @@
-"""Tiles of queries, keys and values in shared memory: how they lie there, come and go.
+"""Tiles of queries, keys and values in shared memory: their layout, loading and storing.
 
 A tile is some rows of one head, `width` numbers each, the last ones zeros where a head has fewer.
 It is stored in panels of 128 bytes of each row, one after the other. Within a panel the 16 bytes at
-place c of row r lie at place c ^ (r & 7), so that eight rows below each other are in different
+place c of row r are at place c ^ (r & 7), so that eight rows below each other are in different
 banks, whether a product reads along them or across. Hopper's tensor cores read that layout, too.
 
-A warp works on 16 `row_tiles` rows. What it accumulates lies in its lanes as the tensor cores have
-it (`_tensor_cores.py`), whether it has any or not: with g = lane >> 2 and t = lane & 3, number
+A warp works on 16 `row_tiles` rows. Its lanes hold its accumulators in the order of the tensor
+cores (`_tensor_cores.py`), whether it uses any or not: with g = lane >> 2 and t = lane & 3, number
 (m * columns / 8 + n) * 4 + 2 h + i of a lane is row 16 m + 8 h + g, column 8 n + 2 t + i.
 """
 
@@ -17,9 +17,9 @@ from typing import NamedTuple
 import numpy as np
 from numba import cuda
 
-from . import _ptx
-from ._math import device
-from ._storage import storage_of
+from .. import _ptx
+from .._math import device
+from .._storage import storage_of
 
 WIDTHS = (32, 64, 96, 128, 192, 256)  # for which kernels are compiled
 
@@ -36,12 +36,12 @@ PANEL = 128  # bytes of a row
 
 
 def size_of(name, rows, width):
-    """Bytes of a tile. They are a multiple of 1024 where `rows` is one of 8, as Hopper wants it."""
+    """Bytes of a tile: a multiple of 1024 where `rows` is one of 8, as Hopper needs it."""
     return -(-width * storage_of(name).size // PANEL) * PANEL * rows
 
 
 def scratch_of(name, row_tiles, columns):
-    """Bytes of shared memory that a warp needs for `values` besides."""
+    """Bytes of shared memory that a warp needs for `values` beside the tiles."""
     if uses_tensor_cores(name):
         return 0
     return 16 * row_tiles * (columns + 1) * storage_of(name).size
@@ -52,7 +52,7 @@ def uses_tensor_cores(name):
 
 
 class Tiling(NamedTuple):
-    """For what a kernel is compiled."""
+    """What a kernel is compiled for."""
 
     dtype: str  # of storage, or "tfloat32"
     width: int  # of the tiles that products sum over: one of WIDTHS
@@ -61,11 +61,19 @@ class Tiling(NamedTuple):
     row_tiles: int  # of 16 rows, of each warp
     columns: int  # in a step
     general: bool = False  # with a mask, a softcap, or a scale that is not above 0
-    warpgroups: bool = False  # of Hopper multiply, four warps together
+    warpgroups: bool = False  # Hopper's products of four warps
 
     @property
     def rows(self):
         return 16 * self.row_tiles * self.warps
+
+    @property
+    def lane_rows(self):
+        return 2 * self.row_tiles
+
+    @property
+    def warp_rows(self):
+        return 16 * self.row_tiles
 
     @property
     def threads(self):
@@ -73,8 +81,8 @@ class Tiling(NamedTuple):
 
 
 def unrolled(count, body):
-    """`loop(...)`: body(0, ...), body(1, ...), and so on. LLVM does not unroll long loops, and what
-    an array holds is in registers only if no loop is left that goes over it.
+    """`loop(...)`: body(0, ...), body(1, ...), and so on. LLVM does not unroll long loops, and an
+    array is in registers only if no loop over it is left.
     """
     names = ", ".join(list(inspect.signature(body.py_func).parameters)[1:])
     calls = "\n".join(f"    body({i}, {names})" for i in range(count))
@@ -85,7 +93,7 @@ def unrolled(count, body):
 
 @cache
 def place_of_row(columns):
-    """`place(row, e)`: where in its lane's accumulators the e-th number of a row of the lane is."""
+    """`place(row, e)`: the index in a lane's accumulators of the e-th number of one of its rows."""
 
     @device
     def place(row, e):
@@ -96,7 +104,7 @@ def place_of_row(columns):
 
 @device
 def place_in(rows, row, chunk):
-    """Where in a tile of so many rows the 16 bytes at place `chunk` of a row are."""
+    """The offset, in a tile of `rows` rows, of the 16 bytes at place `chunk` of a row."""
     return np.int32((chunk >> 3) * (PANEL * rows) + PANEL * row + (((chunk & 7) ^ (row & 7)) << 4))
 
 
@@ -125,12 +133,12 @@ def loader_of(name, rows, width, threads):
     """`load(to, rows_at, first, count, valid, aligned)`: rows of memory into a tile.
 
     `rows_at` is (address, step, inner_step, pack), see `row_at`. The tile gets rows from `first`
-    on; behind `count` of them come zeros, and behind the first `valid` bytes of each.
+    on, with zeros behind `count` of them, and behind the first `valid` bytes of each.
     """
     size = storage_of(name).size
     chunks = width * size // 16
     at_once = threads // chunks  # rows; each thread stays at its place in a row
-    turns = -(-rows // max(at_once, 1))
+    passes = -(-rows // max(at_once, 1))
     fetch, put = {
         2: (_ptx.load_u16, _ptx.shared_store_u16),
         4: (_ptx.load_u32, _ptx.shared_store_u32),
@@ -139,24 +147,28 @@ def loader_of(name, rows, width, threads):
     nothing = np.int64(0) if size == 8 else np.uint32(0)
 
     @device
+    def bytes_of(chunk, valid):
+        return np.int32(min(max(np.int32(valid - 16 * chunk), np.int32(0)), np.int32(16)))
+
+    @device
     def load_words(to, rows_at, first, count, valid):
         thread = np.int32(cuda.threadIdx.x)
         row = np.int32(thread // np.int32(chunks))
         chunk = np.int32(thread - row * chunks)
-        wanted = np.int32(min(max(np.int32(valid - 16 * chunk), np.int32(0)), np.int32(16)))
-        live = np.int32(min(count, np.int64(rows)) - row)
+        chunk_bytes = bytes_of(chunk, valid)
+        rows_left = np.int32(min(count, np.int64(rows)) - row)
         at = row_at(rows_at, first + row) + 16 * chunk
-        onward = rows_at[1] * at_once
+        step = rows_at[1] * at_once
         if at_once * chunks == threads or row < at_once:
-            for turn in range(turns):
-                if rows % at_once == 0 or row < rows - turn * at_once:
-                    this = at + turn * onward
+            for i in range(passes):
+                if rows % at_once == 0 or row < rows - i * at_once:
+                    address = at + i * step
                     if rows_at[3] != 1:
-                        this = row_at(rows_at, first + row + turn * at_once) + 16 * chunk
-                    place = to + place_in(rows, row + turn * at_once, chunk)
-                    # Of what is not there, 0 bytes are read, from wherever that would be.
-                    size_ = wanted if turn * at_once < live else np.int32(0)
-                    _ptx.copy_part_async(np.uint32(place), this, np.uint32(size_))
+                        address = row_at(rows_at, first + row + i * at_once) + 16 * chunk
+                    place = to + place_in(rows, row + i * at_once, chunk)
+                    # Of a row that is not there, 0 bytes are read, whatever its address is.
+                    valid_bytes = chunk_bytes if i * at_once < rows_left else np.int32(0)
+                    _ptx.copy_part_async(np.uint32(place), address, np.uint32(valid_bytes))
 
     @device
     def load_long_rows(to, rows_at, first, count, valid):
@@ -165,10 +177,11 @@ def loader_of(name, rows, width, threads):
         while i < rows * chunks:
             row = np.int32(i // np.int32(chunks))
             chunk = np.int32(i - row * chunks)
-            wanted = np.int32(min(max(np.int32(valid - 16 * chunk), np.int32(0)), np.int32(16)))
-            size_ = wanted if row < count else np.int32(0)
+            chunk_bytes = bytes_of(chunk, valid)
+            valid_bytes = chunk_bytes if row < count else np.int32(0)
             place = np.uint32(to + place_in(rows, row, chunk))
-            _ptx.copy_part_async(place, row_at(rows_at, first + row) + 16 * chunk, np.uint32(size_))
+            address = row_at(rows_at, first + row) + 16 * chunk
+            _ptx.copy_part_async(place, address, np.uint32(valid_bytes))
             i = np.int32(i + threads)
 
     @device
@@ -200,9 +213,9 @@ def loader_of(name, rows, width, threads):
 def writer_of(name, row_tiles, columns, tile_rows):
     """`write(acc, tile, rows_at, first, count, column, valid, aligned)`: what a warp accumulated.
 
-    It goes by way of the warp's own rows of a tile of `tile_rows`, so that whole words reach
-    memory. `first` is the first row, of which `count` are there; `column`, in bytes, is where in a
-    row the first number belongs, and `valid` how long a row is.
+    It goes through the warp's own rows of a tile of `tile_rows`, so that whole words reach memory.
+    `first` is the first row, of which there are `count`; `column` is the offset, in bytes, of the
+    first number in a row, and `valid` the length of a row.
     """
     storage, rows = storage_of(name), 16 * row_tiles
     size, chunks, place = storage.size, columns * storage.size // 16, place_of_row(columns)
@@ -236,12 +249,13 @@ def writer_of(name, row_tiles, columns, tile_rows):
         cuda.syncwarp()
         put_all(acc, tile)
         cuda.syncwarp()
-        live, room = min(count, np.int64(rows)), min(valid - column, np.int64(columns * size))
+        rows_left = min(count, np.int64(rows))
+        bytes_left = min(valid - column, np.int64(columns * size))
         if aligned:
             for i in range(lane, rows * chunks, 32):
                 row = i // chunks
                 at = 16 * (i - row * chunks)
-                if row < live and at < room:
+                if row < rows_left and at < bytes_left:
                     a, b, c, d = _ptx.shared_load_word(
                         np.uint32(tile + place_in(tile_rows, row, at >> 4))
                     )
@@ -250,7 +264,7 @@ def writer_of(name, row_tiles, columns, tile_rows):
             for i in range(lane, rows * columns, 32):
                 row = i // columns
                 at = (i - row * columns) * size
-                if row < live and at < room:
+                if row < rows_left and at < bytes_left:
                     place = tile + place_in(tile_rows, row, at >> 4) + (at & 15)
                     bits = get_one(np.uint32(place))
                     put_one(row_at(rows_at, first + row) + column + at, bits)
@@ -260,7 +274,7 @@ def writer_of(name, row_tiles, columns, tile_rows):
 
 @cache
 def number_loader_of(name, count):
-    """`load(to, address, step, valid)`: so many numbers of the compute type, one by one."""
+    """`load(to, address, step, valid)`: `count` numbers of the compute type, one by one."""
     number = storage_of(name).real_size
     copy = _ptx.copy_f64_async if number == 8 else _ptx.copy_f32_async
 

@@ -1,19 +1,19 @@
-"""What a kernel of attention is told, and which part of the work a block has.
+"""What a kernel of attention takes, and which part of the work a block has.
 
 A block has a tile: some rows of one batch entry, of one head or of the heads that share keys, and
 goes over the columns in steps. In the forward and in the gradient of q rows are queries and columns
 are keys; in the gradients of k and v it is the other way round.
 
-Everything comes in one structure of integers, so that all kernels take the same. Addresses, and
-steps, which are in bytes: from batch entry to entry, head to head, row to row.
+All kernels take one structure, `Problem`. Its addresses are 0 for what is not there, and its steps
+are in bytes: from batch entry to entry, head to head, row to row.
 """
 
 from typing import NamedTuple
 
 import numpy as np
 
-from . import _ptx
-from ._math import device
+from .. import _ptx
+from .._math import device
 
 SPAN = 5  # numbers for each batch entry: see kernels/__init__.py
 
@@ -23,17 +23,17 @@ class Problem(NamedTuple):
     k: int
     v: int
     out: int
-    lse: int = 0  # where it is wanted
+    lse: int = 0
     mask: int = 0
     grad_out: int = 0
     dq: int = 0
     dk: int = 0
     dv: int = 0
     dmask: int = 0
-    delta: int = 0  # (entries, heads, rows), dense: see _attention_backward.py
-    partial: int = 0  # results of parts of the keys: see _attention_forward.py
-    spans: int = 0  # or 0, where all batch entries have all queries, all keys and one offset
-    starts: int = 0  # or 0; offsets of each entry in each array, where steps do not tell them
+    delta: int = 0  # (3, entries, heads, rows), dense: see `norm_at`
+    partial: int = 0  # results of parts of the keys: see forward.py
+    spans: int = 0  # 0: all batch entries have all queries, all keys and one offset
+    starts: int = 0  # 0, or offsets of each entry in each array, where one step does not do
 
     q_entry: int = 0
     k_entry: int = 0
@@ -91,6 +91,9 @@ class Problem(NamedTuple):
     all_rows: int = 0  # queries of all heads and entries
     parts: int = 1  # of the columns of results
 
+    scale: float = 1.0
+    softcap: float = 0.0
+
 
 #: The arrays of a problem, in the order of `Problem`, which is that of `starts`.
 ARRAYS = ("q", "k", "v", "out", "lse", "mask", "grad_out", "dq", "dk", "dv", "dmask")
@@ -125,33 +128,43 @@ row_of_q, row_of_k, row_of_v, row_of_out, row_of_lse, row_of_mask = map(_row_of,
 row_of_grad_out, row_of_dq, row_of_dk, row_of_dv, row_of_dmask = map(_row_of, ARRAYS[6:])
 
 
+class Span(NamedTuple):
+    """The queries and keys of a batch entry."""
+
+    first_q: int
+    queries: int
+    first_k: int
+    keys: int
+    offset: int  # position of the first query among the keys
+
+
 @device
-def span(p, entry):
-    """Of a batch entry: first query, queries, first key, keys, position of the first query."""
+def span_of(p, entry):
     if p.spans == 0:
-        return np.int64(0), p.queries, np.int64(0), p.keys, p.offset
+        return Span(np.int64(0), p.queries, np.int64(0), p.keys, p.offset)
     at = p.spans + 8 * SPAN * entry
     first_q, last_q = _ptx.load_i64(at), _ptx.load_i64(at + 8)
     first_k, last_k = _ptx.load_i64(at + 16), _ptx.load_i64(at + 24)
-    return first_q, last_q - first_q, first_k, last_k - first_k, _ptx.load_i64(at + 32)
+    offset = _ptx.load_i64(at + 32)
+    return Span(first_q, last_q - first_q, first_k, last_k - first_k, offset)
 
 
 @device
 def divided(a, b):
-    """Quotient, as uint32, and rest. (64 bits would take a hundred instructions.)"""
+    """Quotient, as uint32, and remainder. (64 bits would take a hundred instructions.)"""
     quotient = np.uint32(a // np.uint32(b))
     return quotient, np.int64(a) - np.int64(quotient) * b
 
 
 @device
 def locate(p, rows, per_row, which):
-    """(part, split, entry, head, tile) of this block, in tiles of so many rows.
+    """(part, split, entry, head, tile) of this block, in tiles of `rows` rows.
 
     Neighbouring blocks have neighbouring tiles of one head, the last ones first, which under
-    causality have the most keys. `per_row` rows belong to one query (or key); `which` is where in
-    a span the first of them is told.
+    causality have the most keys. `per_row` rows belong to one query (or key); `which` is the place
+    in a span of the first of them.
     """
-    b, part = divided(_ptx.block_here(), p.parts)
+    b, part = divided(_ptx.block_index(), p.parts)
     b, split = divided(b, p.splits)
     b, unit = divided(b, p.tiles)
     unit = p.tiles - 1 - unit
@@ -160,8 +173,8 @@ def locate(p, rows, per_row, which):
     entry = np.int64(entry)
     if p.packed == 0:
         return part, split, entry, head, unit
-    # The tiles of sequence i begin at number first // rows + i: that leaves room for all of them,
-    # and the GPU need not be asked how long the sequences are.
+    # The tiles of sequence i begin at number first // rows + i: that is enough for all of them, and
+    # the host need not know how long the sequences are.
     low, high = np.int64(0), p.entries - 1
     while low < high:
         middle = (low + high + 1) >> 1
@@ -180,7 +193,7 @@ def _first_tile(p, entry, rows, per_row, which):
 
 @device
 def row_number(p, entry, head, row):
-    """The number of a query among all of them, in arrays of one number for each."""
+    """The index of a query among those of all entries and heads."""
     if p.packed:
         entry = np.int64(0)
     return (entry * p.heads + head) * p.queries + row
@@ -188,7 +201,7 @@ def row_number(p, entry, head, row):
 
 @device
 def bounds(position, left, right, count):
-    """The columns that a row may see, [low, high)."""
+    """The columns that a row sees, [low, high)."""
     low = min(max(position - left, np.int64(0)), count) if left >= 0 else np.int64(0)
     high = min(max(position + right + 1, np.int64(0)), count) if right >= 0 else count
     return low, max(low, high)

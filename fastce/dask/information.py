@@ -23,9 +23,9 @@ import fastce
 
 from .. import information as of_arrays
 from .._inputs import host
-from . import _blocks
-from ._blocks import computed, strips, task, top_and_log_sum
-from ._graph import STATE, SUMS, axis_of, blocks, checked, expanded, is_whole, last
+from ..information._measure import nats_in_unit
+from ._blocks import call, computed, in_strips, max_and_log_sum, task
+from ._graph import STATE, SUMS, axis_of, blocks, checked, expanded, is_whole, last, states
 
 __all__ = [
     "cross_entropy",
@@ -120,17 +120,12 @@ def kl_divergence(
     Parameters
     ----------
     p, q, axis, base, keepdims
-        As for `cross_entropy`.
+        As for `cross_entropy`, and so are errors.
 
     Returns
     -------
     dask.array.Array
         As `entropy` returns it.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `cross_entropy`.
 
     Examples
     --------
@@ -158,17 +153,12 @@ def js_divergence(
     Parameters
     ----------
     p, q, axis, base, keepdims
-        As for `cross_entropy`.
+        As for `cross_entropy`, and so are errors.
 
     Returns
     -------
     dask.array.Array
         As `entropy` returns it.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `cross_entropy`.
 
     Examples
     --------
@@ -190,17 +180,12 @@ def entropy_from_logits(
     logits : dask.array.Array
         Of any chunks.
     axis, base, keepdims
-        As for `entropy`.
+        As for `entropy`, and so are errors.
 
     Returns
     -------
     dask.array.Array
         As `entropy` returns it.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `entropy`.
 
     Examples
     --------
@@ -226,17 +211,12 @@ def kl_divergence_from_logits(
     p_logits, q_logits : dask.array.Array
         Of the same shape and chunks.
     axis, base, keepdims
-        As for `entropy`.
+        As for `cross_entropy`, and so are errors.
 
     Returns
     -------
     dask.array.Array
         As `entropy` returns it.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `cross_entropy`.
 
     Examples
     --------
@@ -261,41 +241,27 @@ def _measure(
                 f"{y.chunks}"
             )
     axis = axis_of(x, axis, first)
-    of_arrays._unit(base)  # raises
+    nats_in_unit(base)  # raises
     options: Any = {"function": getattr(of_arrays, name), "base": base}
     dtype = np.result_type(*(host.compute_dtype(a.dtype) for a in arrays.values()))
     ix = tuple(range(x.ndim))
     rows = [last(a, axis) for a in arrays.values()]
-    pairs = [pair for a in rows for pair in (a, ix)]
+    pairs: list[tuple] = [(a, ix) for a in rows]
     if is_whole(rows[0]):
-        result = blocks(_blocks.call, ix[:-1], *pairs, **options, dtype=dtype)
+        result = blocks(call, ix[:-1], *pairs, **options, dtype=dtype)
     else:
         if name.endswith("_from_logits"):
             state, merge, fields = _state_of_logits, _merged_logits, 2 * len(rows) + 1
         else:
             state, merge, fields = _state, _merged, len(rows) + 1
         if name == "js_divergence":
-            sums = _states(_masses, pairs, ix, len(rows))
-            sums = blocks(_totals, (*ix[:-1], STATE), sums, (*ix, STATE), dtype=np.float64)
-            pairs += [sums, (*ix[:-1], SUMS)]
+            sums = states(_masses, ix, len(rows), *pairs)
+            sums = blocks(_totals, (*ix[:-1], STATE), (sums, (*ix, STATE)), dtype=np.float64)
+            pairs.append((sums, (*ix[:-1], SUMS)))
             state, merge = _state_of_mixture, _merged_mixture
-        states = _states(state, pairs, ix, fields, **options), (*ix, STATE)
-        result = blocks(merge, ix[:-1], *states, **options, dtype=np.float64).astype(dtype)
+        merging = states(state, ix, fields, *pairs, **options), (*ix, STATE)
+        result = blocks(merge, ix[:-1], merging, **options, dtype=np.float64).astype(dtype)
     return expanded(result, axis) if keepdims else result
-
-
-def _states(function: Any, pairs: list, ix: tuple, fields: int, /, **options: Any) -> da.Array:
-    """What each block of a row comes to, all of a row in one chunk."""
-    states = blocks(
-        function,
-        (*ix, STATE),
-        *pairs,
-        **options,
-        adjust_chunks={ix[-1]: 1},
-        new_axes={STATE: fields},
-        dtype=np.float64,
-    )
-    return states.rechunk({ix[-1]: -1})
 
 
 # --- tasks --------------------------------------------------------------------------------
@@ -310,18 +276,9 @@ def _mass(x: np.ndarray) -> np.ndarray:
     return np.where((x.min(-1) >= 0) & (x.max(-1) < np.inf), mass, np.nan)
 
 
-def _in_strips(x: np.ndarray, fields: int, compute: Any) -> np.ndarray:
-    """(..., 1, fields), of what `compute` gives for each strip."""
-    result = np.empty((*x.shape[:-1], 1, fields))
-    for at in strips(x):
-        for i, field in enumerate(compute(at)):
-            result[at][..., 0, i] = field
-    return result
-
-
 @task
 def _masses(*arrays: np.ndarray) -> np.ndarray:
-    return _in_strips(arrays[0], len(arrays), lambda at: [_mass(a[at]) for a in arrays])
+    return in_strips(arrays[0], len(arrays), lambda at: [_mass(a[at]) for a in arrays])
 
 
 @task
@@ -338,7 +295,7 @@ def _state(*arrays: np.ndarray, function: Any, base: float | None) -> np.ndarray
         inner = function(*(a[at] for a in arrays), base=base)
         return [*masses, np.where(np.equal(masses, 0).any(axis=0), 0.0, inner)]
 
-    return _in_strips(arrays[0], len(arrays) + 1, fields)
+    return in_strips(arrays[0], len(arrays) + 1, fields)
 
 
 @task
@@ -361,7 +318,7 @@ def _state_of_mixture(
         inner = [np.where(m == 0, 0.0, m * d) for m, d in zip(masses, kl, strict=True)]
         return [*masses, (inner[0] + inner[1]) / 2]
 
-    return _in_strips(p, 3, fields)
+    return in_strips(p, 3, fields)
 
 
 @task
@@ -372,24 +329,22 @@ def _merged_mixture(states: np.ndarray, *, function: Any, base: float | None) ->
 
 @task
 def _state_of_logits(*arrays: np.ndarray, function: Any, base: float | None) -> np.ndarray:
-    """top and log_sum of the block's logits, and the measure within the block."""
+    """block_max and log_sum of the block's logits, and the measure within the block."""
 
     def fields(at: Any) -> list:
         if not arrays[0].shape[-1]:
             return [*[-np.inf, 0.0] * len(arrays), 0.0]
-        parts = [top_and_log_sum(computed(a[at])) for a in arrays]
-        tops = [field for top, log_sum, _ in parts for field in (top, log_sum)]
-        return [*tops, function(*(rows for *_, rows in parts), base=base)]
+        parts = [max_and_log_sum(computed(a[at])) for a in arrays]
+        sums = [field for block_max, log_sum, _ in parts for field in (block_max, log_sum)]
+        return [*sums, function(*(rows for *_, rows in parts), base=base)]
 
-    return _in_strips(arrays[0], 2 * len(arrays) + 1, fields)
+    return in_strips(arrays[0], 2 * len(arrays) + 1, fields)
 
 
 @task
 def _merged_logits(states: np.ndarray, *, function: Any, base: float | None) -> np.ndarray:
-    tops, inner = states[..., :-1], states[..., -1]
-    logits = [
-        tops[..., i] - tops[..., i].max(-1, keepdims=True) + tops[..., i + 1]
-        for i in range(0, tops.shape[-1], 2)
-    ]
+    inner = states[..., -1]
+    pairs = [(states[..., i], states[..., i + 1]) for i in range(0, states.shape[-1] - 1, 2)]
+    logits = [most - most.max(-1, keepdims=True) + log_sum for most, log_sum in pairs]
     share = fastce.softmax(logits[0])
     return function(*logits, base=base) + np.sum(np.where(share == 0, 0.0, share * inner), -1)

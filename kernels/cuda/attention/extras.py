@@ -6,16 +6,17 @@ from typing import NamedTuple
 import numpy as np
 from numba import cuda
 
-from . import _attention_arrays, _device, _ptx
-from ._attention_work import SPAN
-from ._storage import load_label, storage_of
+from .. import _device, _ptx
+from .._storage import load_label, storage_of
+from .arrays import members_of
+from .work import SPAN
 
 THREADS = 128
 
 
 class Spans(NamedTuple):
-    """Where the GPU finds what batch entries have of queries and keys: addresses, or 0, of integers
-    with the code of their dtype, and what holds where there is no address.
+    """How many queries and keys batch entries have: addresses, or 0, of integers on the GPU, with
+    the code of their dtype, and numbers in place of what has no address.
     """
 
     out: int  # (entries, SPAN) int64
@@ -26,18 +27,18 @@ class Spans(NamedTuple):
     ends_q_code: int = 0
     ends_k: int = 0
     ends_k_code: int = 0
-    lengths: int = 0  # (entries): how many keys count
+    lengths: int = 0  # (entries): how many keys are used
     lengths_code: int = 0
     offsets: int = 0  # (entries): positions of the first queries
     offsets_code: int = 0
     offset: int = 0
-    # What a window has lost before it came here, up to 2**62: offsets on the GPU lose it, too.
+    # What the host subtracted from the window, up to 2**62, is subtracted from offsets here.
     left_less: int = 0
     right_less: int = 0
 
 
 @cuda.jit
-def _fill_spans(spans):
+def _fill_spans(spans: Spans):
     i = np.int64(cuda.blockIdx.x) * cuda.blockDim.x + cuda.threadIdx.x
     if i >= spans.entries:
         return
@@ -61,7 +62,7 @@ def _fill_spans(spans):
     _ptx.store_i64(to + 8, min(max(last_q, first_q), spans.queries))
     _ptx.store_i64(to + 16, first_k)
     _ptx.store_i64(to + 24, min(max(last_k, first_k), spans.keys))
-    # What `per_entry` in fastce/_heads.py does on the host: sums with `far` do not overflow.
+    # As `per_entry` of fastce on the host: sums with `far` do not overflow.
     far, half = np.int64(1 << 61), np.int64(1 << 59)
     if offset > half:
         offset = max(offset - spans.left_less, half)
@@ -104,12 +105,12 @@ def _summing(name, result):
 
 
 def sum_members(full, out):
-    """Add up what lies in one place of `out`, which is broadcast along some leading axes; `full`
-    has the same shape, dense, and may be of another dtype with the same compute type.
+    """Sum the entries of `full` that share memory in `out`, which is broadcast along some leading
+    axes. `full` has the same shape, dense, and may have another dtype with the same compute type.
     """
     if 0 in out.shape:
         return
-    groups, table = _attention_arrays.members(out, out.device, axes=len(out.shape) - 2)
+    groups, table = members_of(out, out.device, axes=len(out.shape) - 2)
     rows, columns = out.shape[-2:]
     members = _device.address(table)
     arguments = full.address, out.address, members, rows, columns, out.strides[-2]

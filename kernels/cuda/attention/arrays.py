@@ -1,6 +1,6 @@
-"""Arrays of heads in memory of a GPU, and the `Problem` that they make.
+"""Arrays of attention in memory of a GPU, and the `Problem` that they make.
 
-In each place a kernel function takes a `Heads`, any other array on a GPU that has
+In each place a kernel function takes an `AttentionArray`, any other array on a GPU that has
 ``__cuda_array_interface__``, or a NumPy array, which is copied there and, if it is an output, back.
 """
 
@@ -10,12 +10,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import _device
-from ._attention_work import ARRAYS, Problem
-from ._storage import storage_of
+from .. import _device
+from .._storage import storage_of
+from .work import ARRAYS, Problem
 
 
-class Heads(NamedTuple):
+class AttentionArray(NamedTuple):
     """An array in memory of a GPU: (..., heads, rows, width) or, of lse, (..., heads, rows)."""
 
     address: int
@@ -28,9 +28,9 @@ class Heads(NamedTuple):
 
 @contextmanager
 def on_device(inputs, outputs, spans):
-    """All inputs and outputs as `Heads`, then the spans: a NumPy array, or `Heads`."""
+    """All inputs and outputs as `AttentionArray`, then the spans: of NumPy, or on the GPU."""
     given = [a for a in (*inputs, *outputs) if a is not None]
-    first = next((a for a in given if isinstance(a, Heads)), None)
+    first = next((a for a in given if isinstance(a, AttentionArray)), None)
     if first is not None or not any(isinstance(a, np.ndarray) for a in given):
         yield [None if a is None else view(a, first) for a in (*inputs, *outputs)], spans
         return
@@ -42,7 +42,7 @@ def on_device(inputs, outputs, spans):
             places.append(None)
             continue
         # An array that repeats itself, as a broadcast one or a batch of packed sequences does,
-        # is there once. What an output holds is copied too: not all of it may be written.
+        # is copied once. Outputs are copied too: not all of an output may be written.
         once = a[tuple(slice(0, 1) if s == 0 else slice(None) for s in a.strides)]
         dense = np.ascontiguousarray(once)
         buffer = _device.upload(dense, stream, device)
@@ -50,7 +50,7 @@ def on_device(inputs, outputs, spans):
         strides = tuple(0 if s == 0 else d for s, d in zip(a.strides, dense.strides, strict=True))
         name = "bfloat16" if a.dtype == np.uint16 else a.dtype.name
         address = _device.address(buffer)
-        places.append(Heads(address, a.shape, strides, name, stream, device))
+        places.append(AttentionArray(address, a.shape, strides, name, stream, device))
         if i >= len(inputs):
             written.append((address, once, dense))
     yield places, spans
@@ -61,7 +61,7 @@ def on_device(inputs, outputs, spans):
 
 def view(a, like=None):
     """An array with ``__cuda_array_interface__``, of which the last axis is contiguous."""
-    if isinstance(a, Heads):
+    if isinstance(a, AttentionArray):
         return a
     interface = a.__cuda_array_interface__
     dtype, shape = np.dtype(interface["typestr"]), tuple(interface["shape"])
@@ -73,12 +73,12 @@ def view(a, like=None):
     stream = like.stream if like else interface.get("stream") or 0
     device = like.device if like else _device.current()
     name = "bfloat16" if dtype == np.uint16 else dtype.name
-    return Heads(interface["data"][0], shape, tuple(strides), name, stream, device)
+    return AttentionArray(interface["data"][0], shape, tuple(strides), name, stream, device)
 
 
-def problem(arrays, spans, *, left, right):
-    """The `Problem` of arrays by name, without how it is cut; and what must be kept until it has
-    been launched.
+def problem_of(arrays, spans, left, right, scale, softcap):
+    """The `Problem` of arrays by name, without the fields of its tiling; and the buffers that must
+    be kept until it has been launched.
     """
     q, k, v = arrays["q"], arrays["k"], arrays["v"]
     size = storage_of(q.dtype).size
@@ -100,7 +100,7 @@ def problem(arrays, spans, *, left, right):
             continue
         fields[name] = a.address
         fields[f"{name}_entry"] = steps.get(name) or 0
-        # A step that leads nowhere is 0: what is not there is looked for at the first place then.
+        # The step along an axis of one element is 0: an index out of range reads the first one.
         rest = [0 if n == 1 else s for n, s in zip(a.shape, a.strides, strict=True)][len(batch) :]
         fields[f"{name}_head"], fields[f"{name}_row"] = rest[:2]
         if name in ("mask", "dmask"):
@@ -133,6 +133,8 @@ def problem(arrays, spans, *, left, right):
         offset=offset,
         left=left,
         right=right,
+        scale=float(scale),
+        softcap=float(softcap),
         width=q.shape[-1] * size,
         value_width=v.shape[-1] * size,
         of_bytes=int(mask is not None and mask.dtype == "bool"),
@@ -143,10 +145,10 @@ def problem(arrays, spans, *, left, right):
     return p, kept
 
 
-def members(a, device, axes=None):
-    """In how many different places the entries along the first axes of an array lie (all axes in
-    front of heads, unless told), and a table on the GPU: that number; where the entries of each
-    place begin in a list of entries; that list; and how far from the array's begin each entry is.
+def members_of(a, device, axes=None):
+    """Which entries along the first axes (by default all axes in front of heads) share memory: the
+    number of groups, and a table on the GPU: that number; where the entries of each group begin in
+    a list of entries; that list; and the offset of each entry from the array's begin.
     """
     axes = len(a.shape) - 3 if axes is None else axes
     at = _offsets(a.shape[:axes], a.strides[:axes])
@@ -157,7 +159,7 @@ def members(a, device, axes=None):
 
 
 def _offsets(shape, strides):
-    """Of each entry along some axes, flat."""
+    """The offset of each entry along some axes, flat."""
     at = np.zeros((), np.int64)
     for n, stride in zip(shape, strides, strict=True):
         at = at[..., None] + np.arange(n) * stride
@@ -165,7 +167,7 @@ def _offsets(shape, strides):
 
 
 def _step(batch, strides):
-    """From entry to entry, if one number tells it; else None."""
+    """The step from entry to entry, if it is the same for all; else None."""
     step, expected = 0, None
     for n, stride in reversed([*zip(batch, strides, strict=True)]):
         if n == 1:

@@ -1,8 +1,8 @@
 """The products of a warp with tiles: S += A B', rows of one with rows of another, and O += P B,
-where P is what the first product has left in the lanes.
+where the lanes hold P as they do the first product.
 
-Each is there in three makes: 16 bits, tf32, and ordinary units, for float32 and float64. How a tile
-and what a lane accumulates lie is told in `_attention_tiles.py`.
+There are four kinds: 16 bits, 16 bits of Hopper's warpgroups, tf32, and ordinary units, for float32
+and float64. `tiles.py` has the layout of tiles and of accumulators.
 """
 
 from functools import cache
@@ -11,11 +11,11 @@ from types import SimpleNamespace
 import numpy as np
 from numba import cuda, types
 
-from . import _ptx
-from . import _tensor_cores as tensor
-from ._attention_tiles import PANEL, place_in, unrolled, uses_tensor_cores
-from ._math import device
-from ._storage import storage_of
+from .. import _ptx
+from .. import _tensor_cores as tensor
+from .._math import device
+from .._storage import storage_of
+from .tiles import PANEL, place_in, unrolled, uses_tensor_cores
 
 
 @cache
@@ -31,12 +31,12 @@ def products_of(tiling, results):
     if uses_tensor_cores(tiling.dtype):
         make = _tf32 if tiling.dtype == "tfloat32" else _of_16_bits
     scores, values = make(tiling, results)
-    return SimpleNamespace(scores=scores, values=values, show=_nothing)
+    return SimpleNamespace(scores=scores, values=values, fence=_no_fence)
 
 
 @device
-def _nothing():
-    """What was copied to shared memory needs no more than a barrier to be seen."""
+def _no_fence():
+    """What was copied to shared memory is visible after a barrier."""
 
 
 @cache
@@ -147,7 +147,7 @@ def _of_warpgroups(tiling, results):
         panel = np.int32(b + (first >> 6) * (PANEL * columns))
         accumulate(acc, fa, descriptor(panel, PANEL * columns))
 
-    return {"scores": scores, "values": values, "show": _ptx.show_to_tensor_cores}
+    return {"scores": scores, "values": values, "fence": _ptx.fence_for_tensor_cores}
 
 
 @device
@@ -170,7 +170,7 @@ def _tf32(tiling, results):
         """With the weights of columns from 8 k on."""
         g, t = np.int32(cuda.threadIdx.x >> 2 & 7), np.int32(cuda.threadIdx.x & 3)
         # Columns 2t and 2t + 1 of the weights, which a lane has, stand for t and t + 4: the sum
-        # over them may go in any order, if rows of b go in the same.
+        # over them may have any order, if rows of b have the same.
         fa = cuda.local.array(fragment, types.uint32)
         for m in range(row_tiles):
             at = (m * tiles + k) * 4
