@@ -6,9 +6,10 @@ copied into another package and used there.
 The contract, the same for every backend
 ----------------------------------------
 A kernel is ``name(inputs..., outputs..., *, options) -> None`` and lives in
-``<backend>/<op>.py`` or ``.pyx``. Every backend has the same names and parameters
-(``tests/backends/test_contract.py``). The caller checks, allocates and brings the arrays into
-canonical form; the kernel only computes, holds no GIL while it does, and keeps no state.
+``<backend>/<op>.py`` or ``.pyx``, or in a package ``<backend>/<op>/``. Every backend has the same
+names and parameters (``tests/backends/test_contract.py``). The caller checks, allocates and brings
+the arrays into canonical form; the kernel only computes, holds no GIL while it does, and keeps no
+state.
 
 Canonical form of row ops:
 

@@ -4,26 +4,23 @@ import math
 
 import numpy as np
 
-from ._information_rows import (
+from .._jit_options import internal
+from .._math import add_compensated, cast, compensated, constants, kl_div_term
+from .._storage import scratch, stack_scratch, widen
+from .rows import (
     BLOCK,
     cross_row,
     empty_mass,
-    folded,
     is_distribution,
-    lanes_of,
+    kl_div_term_of_product,
     merged_mass,
-    relative,
-    relative_of_product,
     row_mass,
     settled,
+    sums_of,
 )
-from ._math import add_compensated, apart, cast, compensated, constants
-from ._parts import inner
-from ._rows import LANES
-from ._storage import scratch, stack_like, stack_scratch, widen
 
 
-@inner
+@internal
 def table_mass(table, rows, columns, memory):
     mass = empty_mass()
     for i in range(rows):
@@ -31,9 +28,15 @@ def table_mass(table, rows, columns, memory):
     return settled(mass)
 
 
-@inner
+@internal
+def sum_in_units(part, whole):
+    """The sum of a part, in the units of the whole."""
+    return math.ldexp(part.largest + part.others, max(-2200, part.power - whole.power))
+
+
+@internal
 def conditional(table, rows, columns, memories):
-    """The entropies of the rows, weighted with what they hold of the whole."""
+    """The entropies of the rows, weighted with their probabilities."""
     mass = table_mass(table, rows, columns, memories[0])
     if not is_distribution(mass):
         return math.nan
@@ -41,64 +44,57 @@ def conditional(table, rows, columns, memories):
     for i in range(rows):
         x = table[i * columns : (i + 1) * columns]
         part = row_mass(x, memories[0])
-        if part[0] > 0:
-            held = math.ldexp(part[0] + part[1], max(-2200, part[2] - mass[2]))
-            cost = held / (mass[0] + mass[1]) * cross_row(x, x, True, memories)
-            total, lost = add_compensated(total, lost, cost)
+        if part.largest > 0:
+            prob = sum_in_units(part, mass) / (mass.largest + mass.others)
+            total, lost = add_compensated(total, lost, prob * cross_row(x, x, True, memories))
     return compensated(total, lost)
 
 
-@inner
-def cost_of_row(x, margin, scale, of_row, of_all):
-    apart()
-    zero, totals = constants(scale).zero, lanes_of(stack_like(margin, LANES))
-    for at in range(0, x.size, LANES):
-        line, of_column = x[at : at + LANES], margin[at : at + LANES]
-        for i in range(line.size):
-            # Divided at last: the product of counts is exact, and independence gives 0.
-            y = of_row * of_column[i] / of_all
-            totals[i] += relative(widen(line[i]) * scale, y, zero)
-    return folded(totals)
+@sums_of
+@internal
+def row_sums(of_column, value, arguments):
+    scale, of_row, of_all = arguments
+    # Divided at last: the product of counts is exact, and independence gives 0.
+    y = of_row * of_column / of_all
+    return kl_div_term(widen(value) * scale, y, constants(scale).zero)
 
 
-@inner
+@internal
 def mutual(table, rows, columns, memories):
     """The divergence of the table from the product of its margins."""
     mass = table_mass(table, rows, columns, memories[0])
     if not is_distribution(mass):
         return math.nan
-    like, units = memories[0][0], math.ldexp(1.0, -mass[2])
+    like, units = memories[0][0], math.ldexp(1.0, -mass.power)
     sums, margin = np.zeros(columns), scratch(table, columns)
     for i in range(rows):
         for k in range(columns):
             sums[k] += units * np.float64(widen(table[i * columns + k]))
-    whole = mass[0] + mass[1]
+    whole = mass.largest + mass.others
     rare = whole
     for k in range(columns):
         margin[k] = sums[k]
         if sums[k] > 0:
             rare = min(rare, sums[k])
-    total, lost, of_all = 0.0, 0.0, cast(like, whole)
+    total, lost = 0.0, 0.0
     for i in range(rows):
         x = table[i * columns : (i + 1) * columns]
-        part = row_mass(x, memories[0])
-        row = math.ldexp(part[0] + part[1], max(-2200, part[2] - mass[2]))
+        row = sum_in_units(row_mass(x, memories[0]), mass)
         if row * rare < constants(like).least:
             for k in range(columns):
                 value = units * np.float64(widen(x[k]))
-                cost = relative_of_product(value, row, sums[k], whole)
-                total, lost = add_compensated(total, lost, cost)
+                term = kl_div_term_of_product(value, row, sums[k], whole)
+                total, lost = add_compensated(total, lost, term)
             continue
+        arguments = cast(like, units), cast(like, row), cast(like, whole)
         for at in range(0, columns, BLOCK):
             end = min(columns, at + BLOCK)
-            cost = cost_of_row(
-                x[at:end], margin[at:end], cast(like, units), cast(like, row), of_all
-            )
-            total, lost = add_compensated(total, lost, cost)
+            value = row_sums(margin[at:end], x[at:end], arguments)
+            total, lost = add_compensated(total, lost, value)
     return compensated(total, lost) / whole
 
 
-@inner
+@internal
 def table_task(of_both, tables, out, rows, columns, unit, task):
     memories = stack_scratch(tables.data, BLOCK), stack_scratch(tables.data, BLOCK)
     at = tables.first + task * tables.step

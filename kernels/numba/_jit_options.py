@@ -1,9 +1,10 @@
-"""Functions that are compiled into those that call them, and nowhere else.
+"""The options with which functions are compiled; `internal` is for those that only other compiled
+functions call.
 
 Numba optimises each function and makes machine code of it, together with all that is linked into
-it: a function ten calls deep is optimised ten times. Only the kernels at the top need that. What
-lies below is a part: its LLVM code is kept as Numba wrote it, to be linked. This halves the time to
-compile (cross_entropy: 28 to 14 s), and the kernels are as fast.
+it: a function ten calls deep is optimised ten times. Only the kernels, which are called from
+outside, need that. Of an internal function the LLVM code is kept as Numba wrote it, to be linked.
+This halves the time to compile (cross_entropy: 28 to 14 s), and the kernels are as fast.
 """
 
 import functools
@@ -16,10 +17,11 @@ from numba.core.compiler import Compiler
 # Division by zero gives infinity or NaN, as in NumPy: the check that raises instead keeps loops
 # from being vectorised (log1p took 10 times as long).
 # Not to be inherited from the code that calls: fastmath would make NaN, infinity and compensated
-# sums wrong, and the result would stay in the cache for everybody; forceinline contradicts `apart`.
+# sums wrong, and the result would stay in the cache for all callers; forceinline contradicts
+# `no_inline`.
 OPTIONS = {"error_model": "numpy", "nogil": True, "fastmath": False, "forceinline": False}
-# What follows is made of Numba's own parts, and in another version may crash (0.62 does): there
-# these functions are compiled as all others, in twice the time.
+# The classes below use private interfaces of Numba, and may crash with another version (0.62 does):
+# there, internal functions are compiled like all others, in twice the time.
 TESTED = ((0, 68),)
 
 
@@ -43,15 +45,15 @@ def _without_address(library, function, environment):
 class _Compiler(Compiler):
     def __init__(self, typing_context, target, library, *others):
         if library is None:
-            library = _Library(target.codegen(), "part")
+            library = _Library(target.codegen(), "internal")
         super().__init__(typing_context, target, library, *others)
         self.state.targetctx.get_executable = _without_address  # of a copy that is only its own
 
 
-# Without the two functions around it through which others than compiled code would call it. What
-# Python calls, too, is register_jitable. None raises an exception with numbers in it: Numba writes
-# its text with the help of an environment, of which _without_address tells nobody.
-INNER = {**OPTIONS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+# Without the two wrappers through which Python and C would call it. What Python calls, too, is
+# register_jitable. None raises an exception with numbers in its text: Numba formats that with the
+# help of an environment, which _without_address does not register.
+INTERNAL = {**OPTIONS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 if numba.version_info[:2] in TESTED:
-    INNER["pipeline_class"] = _Compiler
-inner = functools.partial(numba.njit, **INNER)
+    INTERNAL["pipeline_class"] = _Compiler
+internal = functools.partial(numba.njit, **INTERNAL)

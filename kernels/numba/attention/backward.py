@@ -3,11 +3,11 @@
 With p the weights, ds = p * (grad_out v^T - sum(grad_out * out)), from which dq = scale * ds k,
 dk = scale * ds^T q and dv = p^T grad_out: five products. A tile of queries adds to dk and dv of
 every key, and to be the same for any number of threads these sums need an order. The tiles of a
-head are cut into `pieces` stretches, and its keys into as many. In round t, task i takes stretch i
-of the tiles with stretch i + t (modulo their number) of the keys: no two tasks of a round write the
-same sums, and the rounds are their order. One piece, where there are heads enough, is a whole head
-for each thread. Rejected: dq over tiles, then dk and dv over keys, which is seven products; tiles
-that wait for those before them, as in the Cython kernel, for which Numba has no words.
+head are cut into `pieces` ranges, and its keys into as many. In round `shift`, task i takes range i
+of the tiles and range i + shift (modulo their number) of the keys: no two tasks of a round write
+the same sums, and the rounds are their order. One piece, where there are heads enough, is a whole
+head for each thread. Rejected: dq over tiles, then dk and dv over keys, which is seven products;
+tiles that wait for those before them, as in the Cython kernel, which Numba cannot express.
 
 lse is rounded to its own size: of scores around -1e9 it is the same for one key and for a thousand.
 Rows whose lse is large get the maximum and the sum of their weights from the scores again, and
@@ -22,16 +22,23 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ._attention_forward import weigh
-from ._attention_problem import (
+from .._compile import next_task, threaded
+from .._jit_options import internal
+from .._math import add_in_any_order, cast, constants, exp_2, smaller
+from .._storage import narrow, scratch, widen
+from .forward import weigh
+from .problem import (
     DK,
     DMASK,
     DQ,
     DV,
     GRAD_OUT,
+    HEAD,
     ITEM,
     LSE,
     OUT,
+    ROW,
+    STARTS,
     Q,
     V,
     key_at,
@@ -43,18 +50,14 @@ from ._attention_problem import (
     query_at,
     together,
 )
-from ._attention_products import COLUMNS, add_product, four_up, product
-from ._attention_scores import (
+from .products import COLUMNS, add_product, four_up, product
+from .scores import (
     BLOCK,
     load_keys,
     load_queries,
-    new_work,
+    new_workspace,
     scores,
 )
-from ._compile import take_turn, threaded
-from ._math import add_in_any_order, cast, constants, exp_2, smaller
-from ._parts import inner
-from ._storage import scratch, widen
 
 ENOUGH = 16  # tasks in a round; with fewer heads, each is cut
 
@@ -62,9 +65,10 @@ ENOUGH = 16  # tasks in a round; with fewer heads, each is cut
 # by 1e-5, as that of the scores does; scores of trained models stay below.
 LARGE_LSE = 256.0
 
-# Rows of Pull.norms. A weight is exp2(score - TOP) * SHARE, with at most CAP as the exponent.
-TOP = 0  # lse in base 2, or the largest score
-SHARE = 1  # 1, or 1 / sum of the weights
+# Rows of GradWorkspace.norms. A weight is exp2(score - BASE) * INV_SUM, with at most CAP as the
+# exponent.
+BASE = 0  # lse in base 2, or the largest score
+INV_SUM = 1  # 1, or 1 / sum of the weights
 CAP = 2  # 0: no weight is above 1, however lse was rounded. Or 1, which limits nothing
 MEAN = 3  # sum of grad_out * out
 NORMS = 4
@@ -80,11 +84,11 @@ class Gradient(NamedTuple):
     dk: np.ndarray
     dv: np.ndarray
     dmask: np.ndarray
-    norms: np.ndarray  # (tiles, NORMS, COLUMNS): from the first round to the others
+    norms: np.ndarray  # (tiles, NORMS, COLUMNS): from the first round for the others
 
 
-class Pull(NamedTuple):
-    """A thread's memory, beside Work."""
+class GradWorkspace(NamedTuple):
+    """More memory of a thread, next to Workspace."""
 
     grad: np.ndarray  # (value_width, COLUMNS): grad_out
     query_rows: np.ndarray  # (COLUMNS, width) in panels of COLUMNS numbers
@@ -97,21 +101,21 @@ class Pull(NamedTuple):
 
 
 def pieces_of(p):
-    """Into how many stretches the tiles and the keys of a head are cut: by the shapes alone."""
+    """Into how many ranges the tiles and the keys of a head are cut: by the shapes alone."""
     heads = max(1, p.kv_heads * len(p.spans))
     tiles = int(np.diff(p.first_tile).max(initial=1)) // max(1, p.kv_heads)
     blocks = int((p.spans[:, 3] - p.spans[:, 2]).max(initial=1)) // BLOCK
     return max(1, min(-(-ENOUGH // heads), tiles, blocks))
 
 
-@inner
+@internal
 def panels(width):
     return (width + COLUMNS - 1) // COLUMNS
 
 
-@inner
-def new_pull(p):
-    return Pull(
+@internal
+def new_grad_workspace(p):
+    return GradWorkspace(
         scratch(p.q, four_up(p.value_width) * COLUMNS),
         scratch(p.q, panels(p.width) * COLUMNS * COLUMNS),
         scratch(p.q, panels(p.value_width) * COLUMNS * COLUMNS),
@@ -126,7 +130,7 @@ def new_pull(p):
 # ---- a tile, and a block of keys -------------------------------------------------------------
 
 
-@inner
+@internal
 def load_panels(p, data, which, tile, lanes, width, to):
     """Rows of the tile as panels of (COLUMNS, COLUMNS), zeros elsewhere."""
     to[:] = 0
@@ -139,22 +143,22 @@ def load_panels(p, data, which, tile, lanes, width, to):
                 line[k] = widen(row[k])
 
 
-@inner
-def load_tile(p, g, tile, lanes, work, pull):
+@internal
+def load_tile(p, g, tile, lanes, work, grad_work):
     """Queries and grad_out of a tile."""
     load_queries(p, p.q, Q, tile, lanes, p.width, work.queries)
-    load_queries(p, g.grad_out, GRAD_OUT, tile, lanes, p.value_width, pull.grad)
-    load_panels(p, p.q, Q, tile, lanes, p.width, pull.query_rows)
-    load_panels(p, g.grad_out, GRAD_OUT, tile, lanes, p.value_width, pull.grad_rows)
+    load_queries(p, g.grad_out, GRAD_OUT, tile, lanes, p.value_width, grad_work.grad)
+    load_panels(p, p.q, Q, tile, lanes, p.width, grad_work.query_rows)
+    load_panels(p, g.grad_out, GRAD_OUT, tile, lanes, p.value_width, grad_work.grad_rows)
 
 
-@inner
-def sum_weights(p, tile, lanes, work, pull):
+@internal
+def sum_weights(p, tile, lanes, work, grad_work):
     """Of each row of the tile the largest score, the sum of the weights below it, and their sum
-    with grad_out v^T: rows 4, 5 and 0 of pull.part. The other rows are filling.
+    with grad_out v^T: rows 4, 5 and 0 of grad_work.part. The other rows are padding.
     """
-    part, s, ds = pull.part, work.scores, pull.grad_scores
-    depth, memory = four_up(p.value_width), pull.panel
+    part, s, ds = grad_work.part, work.scores, grad_work.grad_scores
+    depth, memory = four_up(p.value_width), grad_work.panel
     part[:] = 0
     part[4 * COLUMNS : 5 * COLUMNS] = constants(part[0]).lowest
     for first in range(tile.low, tile.high, BLOCK):
@@ -164,75 +168,75 @@ def sum_weights(p, tile, lanes, work, pull):
         weigh(s, n, part, 4, memory[:COLUMNS], memory[COLUMNS : 2 * COLUMNS],
               memory[2 * COLUMNS : 3 * COLUMNS])  # fmt: skip
         load_keys(p, p.v, V, tile, first, n, p.value_width, work.values)
-        product(work.values, depth, 1, pull.grad, ds, four_up(n), depth)
+        product(work.values, depth, 1, grad_work.grad, ds, four_up(n), depth)
         for key in range(n):
             at = key * COLUMNS
-            line, pulled = s[at : at + COLUMNS], ds[at : at + COLUMNS]
+            line, grad_line = s[at : at + COLUMNS], ds[at : at + COLUMNS]
             for j in range(COLUMNS):
-                part[j] += line[j] * pulled[j]
+                part[j] += line[j] * grad_line[j]
 
 
-@inner
+@internal
 def is_large(lse):
     t = constants(lse)
     return abs(lse) * t.log2_e > LARGE_LSE and abs(lse) != -t.lowest
 
 
-@inner
-def find_norms(p, g, tile, lanes, work, pull):
-    t, norms, part = constants(pull.norms[0]), pull.norms, pull.part
+@internal
+def find_norms(p, g, tile, lanes, work, grad_work):
+    t, norms, part = constants(grad_work.norms[0]), grad_work.norms, grad_work.part
     summed = False
     for r in range(tile.rows):
         summed |= is_large(g.lse[query_at(p, LSE, tile, lanes, r)])
     if summed:
-        sum_weights(p, tile, lanes, work, pull)
+        sum_weights(p, tile, lanes, work, grad_work)
     norms[:] = 0
-    norms[TOP * COLUMNS : (TOP + 1) * COLUMNS] = -t.lowest
+    norms[BASE * COLUMNS : (BASE + 1) * COLUMNS] = -t.lowest
     for r in range(tile.rows):
         lse = g.lse[query_at(p, LSE, tile, lanes, r)]
         a, b = query_at(p, GRAD_OUT, tile, lanes, r), query_at(p, OUT, tile, lanes, r)
-        pulled, out = g.grad_out[a : a + p.value_width], g.out[b : b + p.value_width]
+        grad_row, row = g.grad_out[a : a + p.value_width], g.out[b : b + p.value_width]
         mean = t.zero
         for k in range(p.value_width):
-            mean = add_in_any_order(mean, widen(pulled[k]) * widen(out[k]))
-        top, share, cap = lse * t.log2_e, t.one, t.zero
+            mean = add_in_any_order(mean, widen(grad_row[k]) * widen(row[k]))
+        base, inv_sum, cap = lse * t.log2_e, t.one, t.zero
         if is_large(lse):
-            top, total, cap = part[4 * COLUMNS + r], part[5 * COLUMNS + r], t.one
-            share = t.one / total if total != t.zero else t.zero
-            mean = part[r] * share
+            base, total, cap = part[4 * COLUMNS + r], part[5 * COLUMNS + r], t.one
+            inv_sum = t.one / total if total != t.zero else t.zero
+            mean = part[r] * inv_sum
         # A query that sees no key: every weight is exp2(-inf).
-        norms[TOP * COLUMNS + r] = -t.lowest if top == t.lowest else top
-        norms[SHARE * COLUMNS + r] = share
+        norms[BASE * COLUMNS + r] = -t.lowest if base == t.lowest else base
+        norms[INV_SUM * COLUMNS + r] = inv_sum
         norms[CAP * COLUMNS + r] = cap
         norms[MEAN * COLUMNS + r] = mean
 
 
-@inner
-def block_gradient(p, tile, lanes, work, pull, first, n, of_mask):
-    """work.scores = p, pull.grad_scores = ds of `n` keys: of the scores before softcap and scale
-    or, for the gradient of a mask, after. False where the mask lets nothing through.
+@internal
+def block_gradient(p, tile, lanes, work, grad_work, first, n, of_mask):
+    """work.scores = p and grad_work.grad_scores = ds of `n` keys: of the scores before softcap and
+    scale or, for the gradient of a mask, after. False where the mask lets nothing through.
     """
     if not scores(p, tile, lanes, work, first, n):
         return False
     load_keys(p, p.v, V, tile, first, n, p.value_width, work.values)
     depth = four_up(p.value_width)
-    product(work.values, depth, 1, pull.grad, pull.grad_scores, four_up(n), depth)
-    t, norms = constants(pull.norms[0]), pull.norms
-    tops, shares = norms[TOP * COLUMNS :], norms[SHARE * COLUMNS :]
+    product(work.values, depth, 1, grad_work.grad, grad_work.grad_scores, four_up(n), depth)
+    t, norms = constants(grad_work.norms[0]), grad_work.norms
+    bases, inv_sums = norms[BASE * COLUMNS :], norms[INV_SUM * COLUMNS :]
     caps, means = norms[CAP * COLUMNS :], norms[MEAN * COLUMNS :]
     scale = t.one if of_mask else cast(t.one, p.scale)
     for key in range(n):
         at = key * COLUMNS
-        line, ds = work.scores[at : at + COLUMNS], pull.grad_scores[at : at + COLUMNS]
+        line, ds = work.scores[at : at + COLUMNS], grad_work.grad_scores[at : at + COLUMNS]
         for j in range(COLUMNS):
-            weight = exp_2(smaller(caps[j], line[j] - tops[j])) * shares[j]
+            weight = exp_2(smaller(caps[j], line[j] - bases[j])) * inv_sums[j]
             line[j] = weight
             ds[j] = weight * (ds[j] - means[j]) * scale
     if p.softcap != 0 and not of_mask:
         for i in range(n * COLUMNS):
-            pull.grad_scores[i] *= work.slope[i]
+            grad_work.grad_scores[i] *= work.slope[i]
     # What products read beyond the last key and the last row.
-    for s in (work.scores, pull.grad_scores):
+    for s in (work.scores, grad_work.grad_scores):
         s[n * COLUMNS : four_up(n) * COLUMNS] = 0
         for key in range(n):
             for j in range(tile.rows, four_up(tile.rows)):
@@ -240,7 +244,7 @@ def block_gradient(p, tile, lanes, work, pull, first, n, of_mask):
     return True
 
 
-@inner
+@internal
 def add_outer(p, s, rows, width, to, which, tile, first, n, panel):
     """The rows of `n` keys in array `which` += s (n, COLUMNS) times the rows of the tile."""
     for column in range(0, width, COLUMNS):
@@ -254,12 +258,12 @@ def add_outer(p, s, rows, width, to, which, tile, first, n, panel):
                 row[k] += line[k]
 
 
-@inner
-def end_tile(p, g, tile, lanes, pull, fresh):
+@internal
+def end_tile(p, g, tile, lanes, grad_work, fresh):
     """dq of the tile, written or added."""
     for r in range(tile.rows):
         at = query_at(p, DQ, tile, lanes, r)
-        row, column = g.dq[at : at + p.width], pull.grad_queries[r:]
+        row, column = g.dq[at : at + p.width], grad_work.grad_queries[r:]
         if fresh:
             for k in range(p.width):
                 row[k] = column[k * COLUMNS]
@@ -268,53 +272,53 @@ def end_tile(p, g, tile, lanes, pull, fresh):
                 row[k] += column[k * COLUMNS]
 
 
-# ---- turns -----------------------------------------------------------------------------------
+# ---- tasks -----------------------------------------------------------------------------------
 
 
-@inner
-def tile_turn(p, g, tile, number, lanes, work, pull, low, high, fresh):
-    """What tile `number` and the keys from `low` to `high` add to dq, dk and dv."""
-    pull.grad_queries[:] = 0
+@internal
+def tile_gradient(p, g, tile, number, lanes, work, grad_work, low, high, fresh):
+    """Adds the part of tile `number` and the keys from `low` to `high` to dq, dk and dv."""
+    grad_work.grad_queries[:] = 0
     low, high = max(low, tile.low), min(high, tile.high)
     if low >= high and not fresh:
         return
-    load_tile(p, g, tile, lanes, work, pull)
-    kept = g.norms[number * NORMS * COLUMNS : (number + 1) * NORMS * COLUMNS]
+    load_tile(p, g, tile, lanes, work, grad_work)
+    tile_norms = g.norms[number * NORMS * COLUMNS : (number + 1) * NORMS * COLUMNS]
     if fresh:
-        find_norms(p, g, tile, lanes, work, pull)
-        kept[:] = pull.norms
+        find_norms(p, g, tile, lanes, work, grad_work)
+        tile_norms[:] = grad_work.norms
     else:
-        pull.norms[:] = kept
-    width = four_up(p.width)
+        grad_work.norms[:] = tile_norms
+    width, panel, ds = four_up(p.width), grad_work.panel, grad_work.grad_scores
     for at in range(low, high, BLOCK):
         n = min(BLOCK, high - at)
-        if block_gradient(p, tile, lanes, work, pull, at, n, False):
-            add_product(work.keys, 1, width, pull.grad_scores, pull.grad_queries, width, four_up(n))
-            add_outer(p, work.scores, pull.grad_rows, p.value_width, g.dv, DV, tile, at, n,
-                      pull.panel)  # fmt: skip
-            add_outer(p, pull.grad_scores, pull.query_rows, p.width, g.dk, DK, tile, at, n,
-                      pull.panel)  # fmt: skip
-    end_tile(p, g, tile, lanes, pull, fresh)
+        if block_gradient(p, tile, lanes, work, grad_work, at, n, False):
+            add_product(work.keys, 1, width, ds, grad_work.grad_queries, width, four_up(n))
+            add_outer(
+                p, work.scores, grad_work.grad_rows, p.value_width, g.dv, DV, tile, at, n, panel
+            )
+            add_outer(p, ds, grad_work.query_rows, p.width, g.dk, DK, tile, at, n, panel)
+    end_tile(p, g, tile, lanes, grad_work, fresh)
 
 
-@inner
-def piece_turn(p, g, number, pieces, turn, lanes, work, pull):
-    """One stretch of the tiles of a head with one stretch of its keys."""
+@internal
+def piece_gradient(p, g, number, pieces, shift, lanes, work, grad_work):
+    """One range of the tiles of a head with one range of its keys."""
     head, piece = number // pieces, number % pieces
     batch, kv_head = head // p.kv_heads, head % p.kv_heads
     count = (p.first_tile[batch + 1] - p.first_tile[batch]) // p.kv_heads
     blocks = (keys_of(p, batch) + BLOCK - 1) // BLOCK
-    other = (piece + turn) % pieces
+    other = (piece + shift) % pieces
     low, high = other * blocks // pieces * BLOCK, (other + 1) * blocks // pieces * BLOCK
     shared = together(p, batch)
     for i in range(piece * count // pieces, (piece + 1) * count // pieces):
         index = kv_head * count + i
         tile, number = make_tile(p, lanes, batch, index, shared), p.first_tile[batch] + index
-        tile_turn(p, g, tile, number, lanes, work, pull, low, high, turn == 0)
+        tile_gradient(p, g, tile, number, lanes, work, grad_work, low, high, shift == 0)
 
 
-@inner
-def mask_turn(p, g, number, lanes, work, pull):
+@internal
+def mask_gradient(p, g, number, lanes, work, grad_work):
     """The gradient of the mask for one tile of positions, over all batch entries and heads: where
     the mask was broadcast, they add up in the same place.
     """
@@ -323,34 +327,48 @@ def mask_turn(p, g, number, lanes, work, pull):
         count = (queries_of(p, batch) + COLUMNS - 1) // COLUMNS
         for head in range(p.heads if number < count else 0):
             tile = make_tile(p, lanes, batch, head * count + number, 1)
-            load_tile(p, g, tile, lanes, work, pull)
-            find_norms(p, g, tile, lanes, work, pull)
+            load_tile(p, g, tile, lanes, work, grad_work)
+            find_norms(p, g, tile, lanes, work, grad_work)
             for first in range(tile.low, tile.high, BLOCK):
                 n = min(BLOCK, tile.high - first)
-                if not block_gradient(p, tile, lanes, work, pull, first, n, True):
+                if not block_gradient(p, tile, lanes, work, grad_work, first, n, True):
                     continue
                 for r in range(tile.rows):
                     at = mask_at(p, DMASK, tile, lanes, r, first)
                     for key in range(n):
-                        g.dmask[at + key * step] += pull.grad_scores[key * COLUMNS + r]
+                        g.dmask[at + key * step] += grad_work.grad_scores[key * COLUMNS + r]
 
 
 # ---- over threads ----------------------------------------------------------------------------
 
 
-@inner
-def backward_task(p, g, tasks, pieces, turn, turns, _):
-    """What one thread does in round `turn` or, where there are no pieces, of the gradient of the
-    mask.
-    """
-    lanes, work, pull = new_lanes(), new_work(p), new_pull(p)
-    number = take_turn(turns)
+@internal
+def backward_task(p, g, tasks, pieces, shift, counter, _):
+    """The tasks of one thread in round `shift` or, without pieces, of the gradient of the mask."""
+    lanes, work, grad_work = new_lanes(), new_workspace(p), new_grad_workspace(p)
+    number = next_task(counter)
     while number < tasks:
         if pieces:
-            piece_turn(p, g, number, pieces, turn, lanes, work, pull)
+            piece_gradient(p, g, number, pieces, shift, lanes, work, grad_work)
         else:
-            mask_turn(p, g, number, lanes, work, pull)
-        number = take_turn(turns)
+            mask_gradient(p, g, number, lanes, work, grad_work)
+        number = next_task(counter)
 
 
-run_backward = threaded(backward_task)
+@internal
+def narrow_task(places, spans, side, heads, width, sums, to, counter, _):
+    """Narrows sums of gradients in float32 to 16-bit results. `places` is the array's row of that
+    table; `side` is 0 for queries, 2 for keys (columns of spans).
+    """
+    number = next_task(counter)
+    while number < len(spans) * heads:
+        batch, head = number // heads, number % heads
+        for row in range(spans[batch, side], spans[batch, side + 1]):
+            at = places[STARTS + batch] + head * places[HEAD] + row * places[ROW]
+            line, result = sums[at : at + width], to[at : at + width]
+            for k in range(width):
+                result[k] = narrow(line[k], to)
+        number = next_task(counter)
+
+
+run_backward, run_narrow = threaded(backward_task), threaded(narrow_task)

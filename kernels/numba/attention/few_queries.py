@@ -1,20 +1,20 @@
-"""The forward of few queries, one by one: a tile's columns would stay empty.
+"""The forward of few queries, one by one: most columns of a tile would be empty.
 
-This is bound by memory, as every key and value is used a few times only. Keys lie side by side in
+It is bound by memory, as every key and value is used a few times only. Keys lie side by side in
 the scores: rows of BLOCK numbers, one row for each query.
 """
 
-from ._attention_problem import ITEM, MASK, K, Q, V, key_at, mask_at, query_at
-from ._attention_products import COLUMNS, four_up
-from ._attention_scores import BLOCK, add_mask, scale_scores
-from ._math import add_in_any_order, constants, exp_2, larger, mul_add
-from ._parts import inner
-from ._storage import widen
+from .._jit_options import internal
+from .._math import add_in_any_order, constants, exp_2, larger, mul_add
+from .._storage import widen
+from .problem import ITEM, MASK, K, Q, V, key_at, mask_at, query_at
+from .products import COLUMNS, four_up
+from .scores import BLOCK, add_mask, scale_scores
 
 FEW = 8  # queries that share keys
 
 
-@inner
+@internal
 def few_scores(p, tile, lanes, work, r, first, n, q, s):
     """Scores of query `r` whose numbers are `q`, at `n` keys from `first`."""
     t = constants(s[0])
@@ -39,15 +39,15 @@ def few_scores(p, tile, lanes, work, r, first, n, q, s):
             s[key] = t.lowest
 
 
-@inner
-def few_weights(s, top, total, sums):
+@internal
+def few_weights(s, row_max, total, sums):
     """s = exp2(s - maximum); the new maximum and the total; `sums` are brought up to it."""
     t = constants(s[0])
-    new = top
+    new = row_max
     for key in range(s.size):
         new = larger(s[key], new)
     base = t.zero if new == t.lowest else new
-    ratio, added = exp_2(top - base), t.zero
+    ratio, added = exp_2(row_max - base), t.zero
     for key in range(s.size):
         s[key] = exp_2(s[key] - base)
     for key in range(s.size):
@@ -58,7 +58,7 @@ def few_weights(s, top, total, sums):
     return new, total * ratio + added
 
 
-@inner
+@internal
 def add_values(p, tile, first, s, sums):
     """sums += the values of the keys from `first`, times their weights `s`."""
     last = s.size // 4 * 4
@@ -80,14 +80,14 @@ def add_values(p, tile, first, s, sums):
             sums[k] = mul_add(weight, widen(row[k]), sums[k])
 
 
-@inner
+@internal
 def attend_few(p, tile, lanes, work, first, last, part):
     """`attend` for up to FEW rows: the part is the same."""
     depth, t = four_up(p.value_width), constants(part[0])
     part[:] = 0
-    tops, totals = part[depth * COLUMNS :], part[(depth + 1) * COLUMNS :]
-    tops[: tile.rows] = t.lowest
-    # The memory of a tile has room for the few rows: of queries, of scores and of sums.
+    row_max, totals = part[depth * COLUMNS :], part[(depth + 1) * COLUMNS :]
+    row_max[: tile.rows] = t.lowest
+    # The memory of a tile is enough for the few rows: of queries, of scores and of sums.
     q, sums = work.queries[: tile.rows * p.width], work.values[: tile.rows * p.value_width]
     sums[:] = 0
     for r in range(tile.rows):
@@ -99,7 +99,7 @@ def attend_few(p, tile, lanes, work, first, last, part):
         for r in range(tile.rows):
             few_scores(p, tile, lanes, work, r, at, s.size, q[r * p.width : (r + 1) * p.width], s)
             mine = sums[r * p.value_width : (r + 1) * p.value_width]
-            tops[r], totals[r] = few_weights(s, tops[r], totals[r], mine)
+            row_max[r], totals[r] = few_weights(s, row_max[r], totals[r], mine)
             add_values(p, tile, at, s, mine)
     for r in range(tile.rows):
         for k in range(p.value_width):

@@ -1,4 +1,4 @@
-"""What compiled code gets to know of one call of attention, and where the rows of a tile lie.
+"""The arguments of one call of attention for compiled code, and where the rows of a tile lie.
 
 A tile is up to COLUMNS queries that share keys: consecutive queries of one head or, where there are
 few of them, of all heads of a group. Numba compiles a function for every combination of the types
@@ -11,9 +11,9 @@ from typing import NamedTuple
 import numpy as np
 from numba.extending import register_jitable
 
-from ._attention_products import COLUMNS
-from ._parts import inner
-from ._storage import raw
+from .._jit_options import internal
+from .._storage import raw
+from .products import COLUMNS
 
 # Rows of the table `places`, one for each array, and what a row holds: strides in elements and,
 # from STARTS on, the first element of each batch entry.
@@ -88,7 +88,7 @@ def _locked(memory, writeable):
     return memory
 
 
-def problem(q, k, v, mask, spans, others, *, scale, left, right, softcap):
+def make_problem(q, k, v, mask, spans, others, *, scale, left, right, softcap):
     """The problem, and the memory of the `others`: pairs of an array and whether it is written."""
     axes, batches = q.ndim - 3, len(spans)
     numbers, allowed = (None, mask) if mask is not None and mask.dtype == bool else (mask, None)
@@ -134,23 +134,23 @@ def multiplications(q, v, spans):
 # ---- tiles -----------------------------------------------------------------------------------
 
 
-@inner
+@internal
 def queries_of(p, batch):
     return p.spans[batch, 1] - p.spans[batch, 0]
 
 
-@inner
+@internal
 def keys_of(p, batch):
     return p.spans[batch, 3] - p.spans[batch, 2]
 
 
-@inner
+@internal
 def together(p, batch):
     """Heads that share a tile: those of a group, where the queries of one fill at most half."""
     return p.heads // p.kv_heads if 2 * queries_of(p, batch) <= COLUMNS else 1
 
 
-@inner
+@internal
 def batch_of(p, number):
     """The batch entry of a tile, by bisection: entries may differ in length."""
     low, high = 0, p.first_tile.size - 1
@@ -163,7 +163,7 @@ def batch_of(p, number):
     return low
 
 
-@inner
+@internal
 def new_lanes():
     memory = np.empty(4 * COLUMNS, np.int64)
     return Lanes(
@@ -174,7 +174,7 @@ def new_lanes():
     )
 
 
-@inner
+@internal
 def make_tile(p, lanes, batch, index, shared):
     """Tile number `index` of a batch entry, of `shared` heads."""
     length, keys, offset = queries_of(p, batch), keys_of(p, batch), p.spans[batch, 4]
@@ -197,7 +197,7 @@ def make_tile(p, lanes, batch, index, shared):
     )
 
 
-@inner
+@internal
 def find_tile(p, lanes, number):
     """Tile `number` of all."""
     batch = batch_of(p, number)
@@ -207,7 +207,7 @@ def find_tile(p, lanes, number):
 # ---- places ----------------------------------------------------------------------------------
 
 
-@inner
+@internal
 def query_at(p, which, tile, lanes, r):
     """Where the row of query r of the tile begins in array `which`."""
     place = p.places[which]
@@ -215,7 +215,7 @@ def query_at(p, which, tile, lanes, r):
     return place[STARTS + tile.batch] + lanes.head[r] * place[HEAD] + row * place[ROW]
 
 
-@inner
+@internal
 def key_at(p, which, tile, key):
     """The same of a key, counted from the first one of the batch entry."""
     place = p.places[which]
@@ -223,7 +223,7 @@ def key_at(p, which, tile, key):
     return place[STARTS + tile.batch] + tile.kv_head * place[HEAD] + row * place[ROW]
 
 
-@inner
+@internal
 def mask_at(p, which, tile, lanes, r, key):
     """The same of one element of the mask or its gradient."""
     return (

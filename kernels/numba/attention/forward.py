@@ -1,11 +1,11 @@
-"""The forward: parts of tiles, and what they are merged to.
+"""The forward: parts of tiles, and how they are merged.
 
 It goes over the keys in blocks and keeps, for each query, the maximum of its scores, the sum of the
-weights below it, and the weighted sum of the values, which are rescaled when the maximum grows
-(Milakov & Gimelshein 2018, Dao et al. 2022). A part is what one stretch of keys says about a tile:
-rows of COLUMNS numbers, `value_width` (rounded up to four) of sums, then the maximum (in base 2)
-and the sum of the weights. Where there are too few tiles to share, the keys are split, and the
-parts merged in order.
+weights relative to it, and the weighted sum of the values, which are rescaled when the maximum
+grows (Milakov & Gimelshein 2018, Dao et al. 2022). A part is the result for a tile and a range of
+keys: rows of COLUMNS numbers, `value_width` (rounded up to four) of sums, then the maximum (in base
+2) and the sum of the weights. Where there are too few tiles for all threads, the keys are split,
+and the parts merged in order.
 """
 
 import math
@@ -13,8 +13,12 @@ import math
 import numpy as np
 from numba.extending import register_jitable
 
-from ._attention_few import FEW, attend_few
-from ._attention_problem import (
+from .._compile import next_task, threaded
+from .._jit_options import internal
+from .._math import cast, constants, exp_2, larger
+from .._storage import narrow, scratch
+from .few_queries import FEW, attend_few
+from .problem import (
     LSE,
     OUT,
     Q,
@@ -24,14 +28,10 @@ from ._attention_problem import (
     queries_of,
     query_at,
 )
-from ._attention_products import COLUMNS, add_product, four_up
-from ._attention_scores import BLOCK, load_keys, load_queries, new_work, scores
-from ._compile import take_turn, threaded
-from ._math import cast, constants, exp_2, larger
-from ._parts import inner
-from ._storage import narrow, scratch
+from .products import COLUMNS, add_product, four_up
+from .scores import BLOCK, load_keys, load_queries, new_workspace, scores
 
-ENOUGH = 32  # turns; with fewer, the keys are split
+ENOUGH = 32  # tasks; with fewer, the keys are split
 SHORTEST_SPLIT = 512  # keys
 LN_2 = 0.6931471805599453
 
@@ -54,23 +54,23 @@ def part_size(p):
 # ---- a part of a tile ------------------------------------------------------------------------
 
 
-@inner
+@internal
 def weigh(s, n, part, depth, sums, base, ratio):
     """s = exp2(s - maximum), n rows; the part's `depth` rows of sums and its total are brought up
     to the new maximum. The last three arguments are memory for COLUMNS numbers.
     """
     t = constants(s[0])
-    tops = part[depth * COLUMNS : (depth + 1) * COLUMNS]
+    row_max = part[depth * COLUMNS : (depth + 1) * COLUMNS]
     totals = part[(depth + 1) * COLUMNS : (depth + 2) * COLUMNS]
     for j in range(COLUMNS):
-        base[j], sums[j] = tops[j], t.zero
+        base[j], sums[j] = row_max[j], t.zero
     for key in range(n):
         line = s[key * COLUMNS : (key + 1) * COLUMNS]
         for j in range(COLUMNS):
-            base[j] = larger(line[j], base[j])  # NaN is passed over: the sums show it
+            base[j] = larger(line[j], base[j])  # skips NaN, which comes back through the sum
     grown = False
     for j in range(COLUMNS):
-        old, tops[j] = tops[j], base[j]
+        old, row_max[j] = row_max[j], base[j]
         base[j] = t.zero if base[j] == t.lowest else base[j]  # -inf - -inf is NaN
         ratio[j] = exp_2(old - base[j])
         grown |= ratio[j] != t.one
@@ -89,7 +89,7 @@ def weigh(s, n, part, depth, sums, base, ratio):
                 line[j] *= ratio[j]
 
 
-@inner
+@internal
 def attend(p, tile, lanes, work, memory, first, last, part):
     """The keys from `first` to `last`."""
     depth = four_up(p.value_width)
@@ -110,26 +110,26 @@ def attend(p, tile, lanes, work, memory, first, last, part):
 # ---- merging ---------------------------------------------------------------------------------
 
 
-@inner
+@internal
 def merge_parts(p, out, lse, tile, lanes, parts, count):
     """The rows of a tile and their lse, from `count` parts in order; the first one is changed."""
     size, depth = part_size(p), four_up(p.value_width)
     zero = constants(parts[0]).zero
     for r in range(tile.rows):
-        tops, totals = parts[depth * COLUMNS + r :], parts[(depth + 1) * COLUMNS + r :]
-        top, total = -math.inf, 0.0
+        maxima, totals = parts[depth * COLUMNS + r :], parts[(depth + 1) * COLUMNS + r :]
+        row_max, total = -math.inf, 0.0
         for i in range(count):
-            top = max(top, np.float64(tops[i * size]))
+            row_max = max(row_max, np.float64(maxima[i * size]))
         for i in range(count):
             # A part that saw no key has 0 to add, or NaN.
-            own = np.float64(tops[i * size])
-            scale = 1.0 if own in (-math.inf, top) else 2.0 ** (own - top)
+            own = np.float64(maxima[i * size])
+            scale = 1.0 if own in (-math.inf, row_max) else 2.0 ** (own - row_max)
             total += scale * totals[i * size]
             totals[i * size] = scale
         for i in range(count):  # no key allowed: 0
             totals[i * size] *= cast(zero, 1 / total if total != 0 else 0)
         if lse.size:
-            norm = top * LN_2 + math.log(total) if total != 0 else -math.inf
+            norm = row_max * LN_2 + math.log(total) if total != 0 else -math.inf
             lse[query_at(p, LSE, tile, lanes, r)] = norm
     first = parts[: depth * COLUMNS]
     for i in range(count):
@@ -149,8 +149,8 @@ def merge_parts(p, out, lse, tile, lanes, parts, count):
 # ---- over threads ----------------------------------------------------------------------------
 
 
-@inner
-def forward_turn(p, out, lse, number, splits, lanes, work, memory, parts):
+@internal
+def attend_split(p, out, lse, number, splits, lanes, work, memory, parts):
     """One split of one tile."""
     tile = find_tile(p, lanes, number // splits)
     size = part_size(p)
@@ -169,25 +169,25 @@ def forward_turn(p, out, lse, number, splits, lanes, work, memory, parts):
         merge_parts(p, out, lse, tile, lanes, part, 1)
 
 
-@inner
-def forward_task(p, out, lse, splits, parts, turns, _):
+@internal
+def forward_task(p, out, lse, splits, parts, counter, _):
     """What one thread does."""
-    lanes, work, memory = new_lanes(), new_work(p), scratch(p.q, 3 * COLUMNS)
+    lanes, work, memory = new_lanes(), new_workspace(p), scratch(p.q, 3 * COLUMNS)
     mine = parts if splits > 1 else scratch(p.q, part_size(p))
-    number = take_turn(turns)
+    number = next_task(counter)
     while number < p.first_tile[-1] * splits:
-        forward_turn(p, out, lse, number, splits, lanes, work, memory, mine)
-        number = take_turn(turns)
+        attend_split(p, out, lse, number, splits, lanes, work, memory, mine)
+        number = next_task(counter)
 
 
-@inner
-def merge_task(p, out, lse, splits, parts, turns, _):
+@internal
+def merge_task(p, out, lse, splits, parts, counter, _):
     lanes, size = new_lanes(), splits * part_size(p)
-    number = take_turn(turns)
+    number = next_task(counter)
     while number < p.first_tile[-1]:
         mine = parts[number * size : (number + 1) * size]
         merge_parts(p, out, lse, find_tile(p, lanes, number), lanes, mine, splits)
-        number = take_turn(turns)
+        number = next_task(counter)
 
 
 run_forward, run_merge = threaded(forward_task), threaded(merge_task)

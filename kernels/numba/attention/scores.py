@@ -1,4 +1,4 @@
-"""Scores of a block of keys for a tile of queries: what the forward and the backward share.
+"""Scores of a block of keys for a tile of queries, for the forward and the backward.
 
 All scratch memory is rows of COLUMNS numbers, one for each query: (width, COLUMNS) of a tile's
 queries, (BLOCK, COLUMNS) of its scores. Keys and values are copied into memory in the type that is
@@ -13,17 +13,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ._attention_problem import ITEM, MASK, K, key_at, mask_at, query_at
-from ._attention_products import COLUMNS, four_up, product
-from ._math import cast, constants, larger, mul_add, tanh
-from ._parts import inner
-from ._storage import scratch, widen
+from .._jit_options import internal
+from .._math import cast, constants, larger, mul_add, tanh
+from .._storage import scratch, widen
+from .problem import ITEM, MASK, K, key_at, mask_at, query_at
+from .products import COLUMNS, four_up, product
 
 BLOCK = 96  # keys: the scores of 64 queries take 24 KB; a multiple of four
 LOG2_E = 1.4426950408889634
 
 
-class Work(NamedTuple):
+class Workspace(NamedTuple):
     """A thread's memory."""
 
     queries: np.ndarray  # (width, COLUMNS)
@@ -36,10 +36,10 @@ class Work(NamedTuple):
     high: np.ndarray
 
 
-@inner
-def new_work(p):
+@internal
+def new_workspace(p):
     width, value_width = four_up(p.width), four_up(p.value_width)
-    return Work(
+    return Workspace(
         scratch(p.q, width * COLUMNS),
         scratch(p.q, BLOCK * width),
         scratch(p.q, BLOCK * value_width),
@@ -54,7 +54,7 @@ def new_work(p):
 # ---- into scratch memory ---------------------------------------------------------------------
 
 
-@inner
+@internal
 def load_queries(p, data, which, tile, lanes, width, to):
     """Rows of the tile to (width, COLUMNS); zeros elsewhere."""
     to[: four_up(width) * COLUMNS] = 0
@@ -65,7 +65,7 @@ def load_queries(p, data, which, tile, lanes, width, to):
             column[k * COLUMNS] = widen(row[k])
 
 
-@inner
+@internal
 def load_keys(p, data, which, tile, first, n, width, to):
     """`n` rows from key `first` to (n, width), filled up with zeros to multiples of four."""
     stride = four_up(width)
@@ -79,7 +79,7 @@ def load_keys(p, data, which, tile, first, n, width, to):
             line[k] = widen(row[k])
 
 
-@inner
+@internal
 def load_mask(p, tile, lanes, first, n, to):
     """The mask of a block as numbers to add, and whether it lets anything through."""
     lowest = constants(to[0]).lowest
@@ -99,7 +99,7 @@ def load_mask(p, tile, lanes, first, n, to):
 # ---- scores ----------------------------------------------------------------------------------
 
 
-@inner
+@internal
 def scale_scores(p, s, slope):
     """Products to scores in base 2. With softcap, `slope` is its derivative."""
     t = constants(s[0])
@@ -110,12 +110,12 @@ def scale_scores(p, s, slope):
     else:
         factor, cap = cast(t.one, p.scale / p.softcap), cast(t.one, p.softcap * LOG2_E)
         for i in range(s.size):
-            bent = tanh(s[i] * factor)
-            slope[i] = t.one - bent * bent
-            s[i] = cap * bent
+            capped = tanh(s[i] * factor)
+            slope[i] = t.one - capped * capped
+            s[i] = cap * capped
 
 
-@inner
+@internal
 def add_mask(s, mask):
     """A mask of the lowest number is not -inf, though its product with log2(e) is."""
     t = constants(s[0])
@@ -125,7 +125,7 @@ def add_mask(s, mask):
         s[i] = t.lowest if m == t.lowest else sum_
 
 
-@inner
+@internal
 def cut_window(s, n, low, high):
     """-inf for keys of the block beyond [low, high) of each query."""
     t = constants(s[0])
@@ -136,7 +136,7 @@ def cut_window(s, n, low, high):
             line[j] = line[j] if inside else t.lowest
 
 
-@inner
+@internal
 def scores(p, tile, lanes, work, first, n):
     """work.scores of `n` keys from `first`, -inf where not allowed. False where the mask lets
     nothing through: nothing is computed then.

@@ -8,13 +8,13 @@ sums of the C++ kernel, which stay in registers, come to about 115. Rejected:
 
 - 4 rows by 8 steps, 2 by 8, 8 by 4, 8 by 2: 63 to 83 GFLOP/s; 6 by 4 and 4 by 6: 79 to 98.
 - rows of 128 columns: not faster, and short sequences leave more of them empty.
-- LLVM's vector operations written out with llvmlite: what there is to gain is not worth that code.
+- LLVM's vector operations written out with llvmlite: the gain is not worth the code.
 """
 
 from numba.extending import register_jitable
 
-from ._math import mul_add
-from ._parts import inner
+from .._jit_options import internal
+from .._math import mul_add
 
 COLUMNS = 64
 
@@ -25,19 +25,19 @@ def four_up(n):
     return (n + 3) // 4 * 4
 
 
-@inner
+@internal
 def _four(a, at, step):
     return a[at], a[at + step], a[at + 2 * step], a[at + 3 * step]
 
 
-@inner
+@internal
 def _dot(a, b, c):
     """c + a * b over four numbers."""
     c = mul_add(a[1], b[1], mul_add(a[0], b[0], c))
     return mul_add(a[3], b[3], mul_add(a[2], b[2], c))
 
 
-@inner
+@internal
 def add_product(a, a_row, a_step, b, c, rows, steps):
     """c[r, :] += sum over k of a[r, k] * b[k, :] for `rows` rows and `steps` steps.
 
@@ -63,7 +63,7 @@ def add_product(a, a_row, a_step, b, c, rows, steps):
                 out[j + 3 * COLUMNS] = _dot(a3, line, out[j + 3 * COLUMNS])
 
 
-@inner
+@internal
 def product(a, a_row, a_step, b, c, rows, steps):
     """The same written to `c`."""
     c[: rows * COLUMNS] = 0
