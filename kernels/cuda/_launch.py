@@ -183,7 +183,7 @@ FORWARD = {
     ),
 }
 # Whether Hopper's own products (`wgmma`) are used where there are tilings for them. Not before they
-# have been timed against those above: `python bench/gpu_attention.py --warpgroups`.
+# have been timed against those above: `python bench/studies/gpu_attention.py --warpgroups`.
 WARPGROUPS = False
 # Of float16 and bfloat16, many rows, by how many numbers are in a row.
 HOPPER_FORWARD = {64: (8, 1, 128), 128: (8, 1, 128), 256: (8, 1, 64)}

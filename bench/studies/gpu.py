@@ -1,9 +1,9 @@
 """fastce on a GPU: bandwidth beside that of a device copy, and time beside PyTorch's and Liger's.
 
-    python bench/gpu.py [--quick] [--save figures.json]
+    python bench/studies/gpu.py [--quick] [--save figures.json]
 
-Needs PyTorch with CUDA; Liger (the package liger-kernel) where it is installed. In one process, by
-turns, medians of device events, with arrays larger than the cache. Each op into its output, or in
+Needs PyTorch with CUDA; Liger (the package liger-kernel) where it is installed. Calls alternate in one
+process, medians of device events, with arrays larger than the cache. Each op into its output, or in
 place, as each library can.
 """
 
@@ -24,7 +24,7 @@ BYTES = 1 << 30  # of one array
 
 
 def milliseconds(calls, rounds=15):
-    """Of each call, by turns: the median time on the GPU."""
+    """The median time of each call on the GPU; the calls alternate."""
     for call in calls.values():
         call(), call()
     taken = {name: [] for name in calls}
