@@ -2,9 +2,9 @@
 
     python bench/studies/gpu.py [--quick] [--save figures.json]
 
-Needs PyTorch with CUDA; Liger (the package liger-kernel) where it is installed. Calls alternate in one
-process, medians of device events, with arrays larger than the cache. Each op into its output, or in
-place, as each library can.
+Needs PyTorch with CUDA; Liger (the package liger-kernel) where it is installed. Medians of device
+events; the calls alternate in one process, with arrays larger than the cache. Each op into its
+output, or in place, as each library can.
 """
 
 import argparse

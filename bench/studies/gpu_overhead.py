@@ -25,7 +25,7 @@ class Array:
         )
 
     __cuda_array_interface__ = (
-        None  # by which it is known; the library's `inspect` is called instead
+        None  # marks a device array; LIBRARIES' `inspect` reads it
     )
 
 
