@@ -112,7 +112,7 @@ def naive_loss(x: np.ndarray, t: np.ndarray | float, epsilon: float = 0.0) -> np
 
 
 def draw(path: Path, runs: dict[str, Run], test: Tumours) -> None:
-    figure, grid = panels(2, 2, 9.5, 6.6)
+    figure, grid = panels(2, 2, 6.6)
     for i, what in enumerate(("training", "test")):
         for j, (name, run) in enumerate(runs.items()):
             style = {"color": f"C{j // 3}", "linestyle": (":", "-", "--")[j % 3]}
@@ -120,7 +120,7 @@ def draw(path: Path, runs: dict[str, Run], test: Tumours) -> None:
         grid[0, i].set(xlabel="step", ylabel="nats", yscale="log")
         grid[0, i].set_title(f"loss, {what}", loc="left", weight="bold")
     grid[0, 1].set_ylim(0.06, 1.5)
-    grid[0, 1].legend(frameon=False, fontsize=8, loc="upper right")
+    grid[0, 1].legend(frameon=False, fontsize=9, loc="upper right")
 
     axes, scores = grid[1, 0], runs[SHOWN].scores
     edges = np.linspace(scores.min(), scores.max(), 40)
@@ -129,7 +129,7 @@ def draw(path: Path, runs: dict[str, Run], test: Tumours) -> None:
     axes.axvline(0, color="0.3", linewidth=1)
     axes.set(xlabel="score (logit); 0 is a probability of one half", ylabel="test tumours")
     axes.set_title(f"scores after {SHOWN}", loc="left", weight="bold")
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=9)
 
     axes, x = grid[1, 1], np.linspace(0, 30, 301, dtype=np.float32)
     right = fastce.binary_cross_entropy_with_logits(x, np.zeros_like(x), reduction="none")
@@ -138,7 +138,7 @@ def draw(path: Path, runs: dict[str, Run], test: Tumours) -> None:
     axes.plot(x, naive_loss(x, 0.0, 1e-7), "--", color="C1", label="log(1 - p + 1e-7)")
     axes.set(xlabel="score of a benign tumour", ylabel="nats", ylim=(0, 31))
     axes.set_title("loss of one mistake, float32", loc="left", weight="bold")
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=9)
     save(figure, path)
 
 

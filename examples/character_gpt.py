@@ -2,10 +2,10 @@
 
     python examples/character_gpt.py [--output PICTURE] [--steps 1200]
 
-The text is what `help("topics")` prints from, which comes with every Python. The transformer has
+The text is that of `help("topics")`, which comes with every Python. The transformer has
 causal self-attention, and its last layer is fused with the loss: logits over the characters are
-never in memory. The picture shows its loss beside what counting characters and pairs of characters
-can reach; at the end it writes. Where PyTorch is installed, the same step is timed there, too. It
+never in memory. The picture shows its loss beside the entropies of characters and of pairs; at the
+end it generates text. Where PyTorch is installed, the same step is timed there, too. It
 takes about two minutes.
 """
 
@@ -41,8 +41,8 @@ def read() -> Text:
     held_out = np.random.default_rng(0).random(len(parts)) < 0.1
     texts = [
         np.array([number[c] for part, is_test in zip(parts, held_out, strict=True)
-                  for c in part if is_test == wanted and c in number])
-        for wanted in (False, True)
+                  for c in part if is_test == test and c in number])
+        for test in (False, True)
     ]  # fmt: skip
     return Text(characters, *texts)
 
@@ -88,7 +88,7 @@ class Dense:
 
 
 class GPT:
-    """Tokens, to which attention and dense layers add in turn: x + layer(norm(x))."""
+    """Tokens, to which alternating attention and dense layers add: x + layer(norm(x))."""
 
     def __init__(self, rng: np.random.Generator, characters: int) -> None:
         self.layers = [
@@ -104,7 +104,7 @@ class GPT:
         self.parameters = [self.tokens, self.positions, self.last, *of_layers]
 
     def forward(self, x: np.ndarray) -> np.ndarray:
-        """Of characters (sequences, length): what the last layer is given."""
+        """The input of the last layer, of characters (sequences, length)."""
         h = self.tokens[x] + self.positions[: x.shape[1]]
         for norm, layer in zip(self.norms, self.layers, strict=False):
             h = h + layer.forward(norm.forward(h))
@@ -129,7 +129,7 @@ class GPT:
         return float(loss), [d_tokens, d_positions, d_last, *of_layers]
 
     def write(self, start: np.ndarray, count: int, rng: np.random.Generator) -> Iterator[int]:
-        """Characters one by one, each drawn from what the network expects next."""
+        """Characters one by one, each drawn from the network's distribution of the next."""
         text = list(start)
         for _ in range(count):
             h = self.forward(np.array([text[-CONTEXT:]]))[0, -1]
@@ -144,7 +144,7 @@ class GPT:
 def train(
     model: GPT, text: Text, steps: int, rng: np.random.Generator
 ) -> tuple[list[float], list[tuple[int, float]]]:
-    """The loss of each step, and now and then that of the test."""
+    """The loss of each step, and at some steps that of the test."""
     adam, losses, tested = Adam(model.parameters, RATE, (0.9, 0.99)), [], []
     held_out = windows(text.test, 256, np.random.default_rng(1))
     for step in progress(range(steps), "Training"):
@@ -158,7 +158,7 @@ def train(
 
 
 def counting(text: np.ndarray) -> dict[str, float]:
-    """What is left to guess, in nats, by who knows how often characters, or pairs, occur."""
+    """The entropy of a character, and of one given the last, in nats."""
     before, after = text[:-1], text[1:]
     return {
         "single characters": float(fastce.information.entropy_from_samples(after)),
@@ -167,7 +167,7 @@ def counting(text: np.ndarray) -> dict[str, float]:
 
 
 def draw(path: Path, losses: list[float], tested: list, counted: dict[str, float]) -> None:
-    figure, grid = panels(1, 1, 7, 4)
+    figure, grid = panels(1, 1, 4.4)
     axes = grid[0, 0]
     axes.plot(np.arange(1, len(losses) + 1), losses, color="0.75", label="GPT, each batch")
     axes.plot(*zip(*tested, strict=True), color="C0", marker="o", markersize=3, label="GPT, test")

@@ -32,7 +32,7 @@ def loss_of(model: Any, parameters: list[torch.Tensor], x: torch.Tensor, y: torc
 
 
 def compare(model: Any, x: np.ndarray, following: np.ndarray) -> str:
-    """Both take turns of some steps, from the same parameters; at first they must agree."""
+    """Alternating groups of steps, from the same parameters; the first losses must agree."""
     there = [torch.tensor(p, requires_grad=True) for p in model.parameters]
     torch_adam = torch.optim.Adam(there, 1e-4)
     given = torch.tensor(x), torch.tensor(following)

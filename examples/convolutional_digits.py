@@ -47,7 +47,7 @@ class Convolution:
         weights, bias = self.parameters
         flat = grad.reshape(-1, len(bias))
         self.gradients = [(self.columns.T @ flat).reshape(weights.shape), flat.sum(axis=0)]
-        # Pixel i was read by i + 1 - u with weight u: a convolution with the weights turned around.
+        # Pixel i was read by i + 1 - u with weight u: a convolution with the weights rotated.
         turned = weights[::-1, ::-1].swapaxes(2, 3)
         return (patches(grad) @ turned.reshape(-1, weights.shape[2])).reshape(*grad.shape[:3], -1)
 
@@ -148,35 +148,35 @@ def train(training: Digits, test: Digits, epochs: int) -> tuple[Network, list[Ep
 
 
 def draw(path: Path, history: list[Epoch], log_p: np.ndarray, test: Digits) -> None:
-    figure, grid = panels(2, 2, 9.5, 7)
+    figure, grid = panels(2, 2, 7)
     axes, epochs = grid[0, 0], np.arange(1, len(history) + 1)
     axes.plot(epochs, [epoch.training for epoch in history], label="training")
     axes.plot(epochs, [epoch.test for epoch in history], label="test")
     axes.set(xlabel="epoch", ylabel="nats", yscale="log")
     axes.set_title("loss", loc="left", weight="bold")
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=9)
 
     axes, read = grid[0, 1], log_p.argmax(axis=1)
     counts = np.zeros((10, 10), int)
     np.add.at(counts, (test.labels, read), 1)
     axes.imshow(counts, cmap="Blues", vmax=counts.max() * 1.5)
     for label, other in np.argwhere(counts):
-        axes.text(other, label, counts[label, other], ha="center", va="center", fontsize=8)
+        axes.text(other, label, counts[label, other], ha="center", va="center", fontsize=9)
     axes.set(xlabel="read as", ylabel="digit", xticks=range(10), yticks=range(10))
     axes.set_title("test digits", loc="left", weight="bold")
 
     hardest = log_p[np.arange(len(log_p)), test.labels].argsort()[:8]
-    names = [f"{test.labels[i]}, read as {read[i]}" for i in hardest]
+    names = [f"{test.labels[i]} as {read[i]}" for i in hardest]
     tiles(grid[1, 0], test.images[hardest], 4)
     for place, (i, name) in enumerate(zip(hardest, names, strict=True)):
         colour = "0.3" if read[i] == test.labels[i] else "C3"
-        grid[1, 0].text(place % 4 * 9, place // 4 * 9 - 0.6, name, color=colour, fontsize=8)
-    grid[1, 0].set_title("the hardest", loc="left", weight="bold", pad=16)
+        grid[1, 0].text(place % 4 * 9, place // 4 * 9 - 0.6, name, color=colour, fontsize=9)
+    grid[1, 0].set_title("the hardest: label, read as", loc="left", weight="bold", pad=16)
     axes = grid[1, 1]
     heat = axes.imshow(log_p[hardest], vmin=-10, vmax=0, aspect="auto")
     axes.plot(test.labels[hardest], np.arange(8), "o", color="C3", fillstyle="none")
     axes.set(xticks=range(10), xlabel="class; the circle is the label")
-    axes.set_yticks(range(8), names, fontsize=8)
+    axes.set_yticks(range(8), names, fontsize=9)
     figure.colorbar(heat, ax=axes, label="log p (nats)")
     axes.set_title("their log-probabilities", loc="left", weight="bold")
     for axes in (grid[0, 1], grid[1, 1]):

@@ -2,10 +2,10 @@
 
     python examples/dask_zarr.py [--megabytes 600] [--chunk-megabytes 8] [--worker-megabytes 256]
 
-Writes logits and labels as a language model might leave them, cuts them into chunks of rows and of
-classes, and computes cross-entropy and perplexity on a cluster of two processes, as
-`fastce.dask.cross_entropy` does it: a worker holds a few chunks at a time. The result is compared
-with the one computed here, block by block. It needs Linux, whose /proc knows the peak.
+Writes logits and labels like those of a language model in chunks of rows and of classes, and
+computes cross-entropy and perplexity on a cluster of two processes with
+`fastce.dask.cross_entropy`: a worker holds a few chunks at a time. The result is compared with the
+one computed here, block by block. It needs Linux, whose /proc has the peak memory.
 """
 
 import argparse
@@ -26,7 +26,7 @@ PARTS = 4  # chunks of classes in a row
 
 
 def write(folder: Path, megabytes: float, chunk_megabytes: float) -> None:
-    """Logits in float32, in compressed chunks; and labels that they half know."""
+    """Logits in float32, in compressed chunks, and labels that correlate with them."""
     rows = max(1, int(chunk_megabytes * 1e6 * PARTS / (4 * CLASSES)))  # of a chunk
     total = max(rows, int(megabytes * 1e6 / (4 * CLASSES)))
     logits = zarr.create_array(

@@ -3,9 +3,9 @@
     python examples/gan.py [--output gan.png] [--saturating]
 
 The data are scanned digits 0, 4 and 6, projected on their two principal components: three clusters
-of which a generator that collapses loses one. Both players are networks with two hidden layers.
-Printed is how near to the data the generated points are, and the share of each cluster. It takes
-about ten seconds.
+of which a generator that collapses loses one. Both networks have two hidden layers. The program
+prints how near to the data the generated points are, and the share of each cluster. It takes about
+ten seconds.
 """
 
 import argparse
@@ -44,7 +44,7 @@ def project() -> Data:
 
 
 class Players:
-    """The generator makes points of noise; the discriminator has a logit for "this is data"."""
+    """The generator maps noise to points; the discriminator has a logit for "this is data"."""
 
     def __init__(self, rng: np.random.Generator, dtype: Any = np.float32) -> None:
         self.generator = Network([NOISE, HIDDEN, HIDDEN, 2], rng, leak=0.2, dtype=dtype)
@@ -68,8 +68,8 @@ class Players:
         """The gradients go through the discriminator, and are for the generator's parameters."""
         fake, entered = self.generator.forward(noise)
         logits, entered_discriminator = self.discriminator.forward(fake)
-        wanted = np.full(logits.shape, not saturating)
-        loss, grad = fastce.binary_cross_entropy_with_logits_with_grad(logits, wanted, out=logits)
+        target = np.full(logits.shape, not saturating)
+        loss, grad = fastce.binary_cross_entropy_with_logits_with_grad(logits, target, out=logits)
         if saturating:  # log(1 - p), made small, where else it is -log p
             loss, grad = -loss, -grad
         grad_fake, _ = self.discriminator.backward(grad, entered_discriminator)
@@ -78,7 +78,7 @@ class Players:
 
 
 class Judge:
-    """Generated points against test points, which the players never see."""
+    """Generated points against test points, which neither network sees."""
 
     def __init__(self, data: Data) -> None:
         self.data = data
@@ -122,7 +122,7 @@ def sample(generator: Network) -> np.ndarray:
 def train(
     data: Data, judge: Judge, steps: int = STEPS, saturating: bool = False, seed: int = 0
 ) -> Trained:
-    """The players take turns: one step of Adam each."""
+    """Alternating steps of Adam, one for each network."""
     rng = np.random.default_rng(seed)
     players = Players(rng)
     average = Network([NOISE, HIDDEN, HIDDEN, 2], rng, leak=0.2)
@@ -165,7 +165,7 @@ def draw_density(axes: Any, points: np.ndarray, title: str) -> None:
 
 
 def draw(path: Path, data: Data, judge: Judge, trained: Trained) -> None:
-    figure, ((real, fake), (losses, distances)) = panels(2, 2, 8.6, 7.2)
+    figure, ((real, fake), (losses, distances)) = panels(2, 2, 7.2)
     draw_density(real, data.training, "digits 0, 4 and 6: two components")
     draw_density(fake, sample(trained.average), "generated points")
 
@@ -185,7 +185,7 @@ def draw(path: Path, data: Data, judge: Judge, trained: Trained) -> None:
     distances.set_title("energy distance to test digits", loc="left", weight="bold")
     for axes in losses, distances:
         axes.set_xlabel("step")
-        axes.legend(frameon=False, fontsize=8)
+        axes.legend(frameon=False, fontsize=9)
     save(figure, path)
 
 

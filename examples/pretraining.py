@@ -1,10 +1,10 @@
-"""Self-supervised pre-training: what digits without labels are worth when labels are few.
+"""Self-supervised pre-training: features of digits without labels, when labels are few.
 
     python examples/pretraining.py [--output pretraining.png] [--validation]
 
 An autoencoder learns, without labels, to clean noisy digits. Then softmax regression is trained on
-10 to 500 labelled digits, once on their pixels and once on what the autoencoder makes of them, and
-for comparison on features of three encoders that learned another task, or nothing. It takes about
+10 to 500 labelled digits, once on their pixels and once on features of the autoencoder, and for
+comparison on features of three encoders that learned another task, or nothing. It takes about
 half a minute.
 """
 
@@ -25,7 +25,7 @@ L2, STEPS, RATE = 0.1, 300, 0.05  # of the probe
 
 Corrupt = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
-# What is given to the autoencoder in place of an image that it should give back.
+# The input of the autoencoder for an image that it should reconstruct.
 TASKS: dict[str, Corrupt] = {
     "noise": lambda x, rng: x + np.float32(NOISE) * rng.standard_normal(x.shape, dtype=np.float32),
     "masking": lambda x, rng: x * (rng.random(x.shape, dtype=np.float32) >= MASKED),
@@ -84,7 +84,7 @@ def probe(inputs: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def draw_labels(labels: np.ndarray, per_class: int, seed: int) -> np.ndarray:
-    """Which digits have a label: so many of each class."""
+    """Which digits have a label, equally many of each class."""
     rng = np.random.default_rng(seed)
     classes = (np.flatnonzero(labels == k) for k in range(10))
     return np.concatenate([rng.choice(those, per_class, replace=False) for those in classes])
@@ -113,7 +113,7 @@ def accuracies(
 
 
 def picture(path: Path, found: dict[str, np.ndarray], network: Network, test: Digits) -> None:
-    figure, ((curves, gains, cleaned),) = panels(1, 3, 12, 4.2)
+    figure, ((curves, gains, cleaned),) = panels(1, 3, 3.4)
     labels = 10 * np.array(PER_CLASS)
     for name, values in found.items():
         colour, beside = COLOURS[name], 0.96 if name == "pixels" else 1.04
@@ -122,13 +122,13 @@ def picture(path: Path, found: dict[str, np.ndarray], network: Network, test: Di
         if compared:
             curves.plot(beside * labels, values, ".", color=colour, markersize=3, alpha=0.5)
     curves.set_title("test accuracy", loc="left", weight="bold")
-    curves.legend(frameon=False, fontsize=8)
+    curves.legend(frameon=False, fontsize=9)
 
     gain = found["noise"] - found["pixels"]
     gains.plot(labels, gain, ".", color="0.6", markersize=4)
     gains.plot(labels, gain.mean(axis=1), color="C3", linewidth=2)
     gains.axhline(0, color="0.3", linewidth=1)
-    gains.set_title("noise less pixels, each draw", loc="left", weight="bold")
+    gains.set_title("gain over pixels", loc="left", weight="bold")
     for axes in curves, gains:
         axes.set(xscale="log", xlabel="labelled digits")
         axes.set_xticks(labels, labels)

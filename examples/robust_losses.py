@@ -111,7 +111,7 @@ def compare(runs: int = RUNS, epochs: int = EPOCHS) -> tuple[dict, dict]:
 
 
 def curves(p: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Of each loss over p of the row's class: what it costs, and how hard it pulls at the label."""
+    """Each loss over p of the row's class, and minus its gradient for the logit of the class."""
     logits = np.stack([np.log(p), np.log1p(-p)], axis=1)
     labels = np.zeros(len(p), int)
     shown = {
@@ -129,25 +129,25 @@ def curves(p: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 
 def draw(path: Path, noisy: dict, rare: dict) -> None:
-    figure, grid = panels(2, 2, 9.5, 6.4)
+    figure, grid = panels(2, 2, 6.4)
     p = np.linspace(0.005, 0.995, 199)
-    for i, what in enumerate(("loss (nats)", "pull at the label, -dloss/dlogit")):
+    for i, what in enumerate(("loss (nats)", "gradient, -dloss/dlogit")):
         axes = grid[0, i]
         for name, both in curves(p).items():
             axes.plot(p, both[i], label=name, linewidth=1.8)
-        axes.set(xlabel="p of the label", xlim=(0, 1), ylim=(0, (4.5, 1.25)[i]))
+        axes.set(xlabel="p of the label", xlim=(0, 1), ylim=(0, (6, 1.25)[i]))
         axes.set_title(what, loc="left", weight="bold")
-    grid[0, 0].legend(frameon=False, fontsize=8)
+    grid[0, 0].legend(frameon=False, fontsize=9)
     titles = (
         f"accuracy, {FLIPPED:.0%} of labels flipped",
-        f"accuracy of {len(RARE)} classes of {KEPT} digits",
+        f"accuracy, {len(RARE)} rare classes",
     )
     for axes, results, title in zip(grid[1], (noisy, rare), titles, strict=True):
         names = list(results)[::-1]
         for y, name in enumerate(names):
             axes.plot(results[name], [y] * len(results[name]), "o", color="0.7", markersize=4)
             axes.plot(np.mean(results[name]), y, "|", color="C3", markersize=13, markeredgewidth=3)
-        axes.set_yticks(range(len(names)), names, fontsize=8)
+        axes.set_yticks(range(len(names)), names, fontsize=9)
         axes.xaxis.set_major_formatter("{x:.0%}")
         axes.set_title(title, loc="left", weight="bold", fontsize=10)
     save(figure, path)

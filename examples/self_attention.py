@@ -1,11 +1,11 @@
-"""Self-attention learns to find, among six handwritten digits, the one that it is asked for.
+"""Self-attention learns to find one of six handwritten digits by another image of it.
 
     python examples/self_attention.py [--output PICTURE] [--steps 1500] [--independent] [--seed 0]
 
 Seven cards lie in a row. The first six show different digits, the last one of these digits again,
-in another hand: where does it lie? The network is told the answers, but never what a digit is
-called. A layer of self-attention finds them; the picture shows where it looks. It takes about a
-quarter of a minute.
+in another handwriting: at which position is it? The labels are positions, never names of digits. A
+layer of self-attention finds them; the picture shows its weights. It takes about a quarter of a
+minute.
 """
 
 import argparse
@@ -42,7 +42,7 @@ class SelfAttention:
         return x.reshape(*x.shape[:2], self.heads, -1).swapaxes(1, 2)
 
     def join(self, x: np.ndarray) -> np.ndarray:
-        """The other way: heads beside each other."""
+        """The inverse: heads beside each other."""
         return x.swapaxes(1, 2).reshape(len(x), x.shape[2], -1)
 
     def forward(self, x: np.ndarray) -> np.ndarray:
@@ -65,7 +65,7 @@ class SelfAttention:
         return sum(g @ w.T for g, w in zip(grads, inputs, strict=True))
 
     def weights(self) -> np.ndarray:
-        """Who looked at whom in the last forward, where it may: (sequences, heads, tokens, tokens).
+        """Attention weights of the last forward: (sequences, heads, tokens, tokens).
 
         The attention never made this array; the logsumexp of its scores is all that is needed.
         """
@@ -85,7 +85,7 @@ class Hands(NamedTuple):
 
 
 def deal(digits: Digits, count: int, rng: np.random.Generator) -> Hands:
-    """The last card is never the very image that it asks for."""
+    """The last card is never the same image as its match."""
     by_class, sizes = np.argsort(digits.labels, kind="stable"), np.bincount(digits.labels)
     starts, rows = np.cumsum(sizes) - sizes, np.arange(count)
     classes = rng.permuted(np.tile(np.arange(10), (count, 1)), axis=1)[:, : CARDS + 1]
@@ -97,12 +97,12 @@ def deal(digits: Digits, count: int, rng: np.random.Generator) -> Hands:
 
 
 class Network:
-    """Cards become tokens, tokens look at each other, and the last token gives the answer."""
+    """Cards become tokens, tokens attend to each other, and the last one gives the answer."""
 
     def __init__(self, rng: np.random.Generator, independent: bool = False) -> None:
-        others = ~np.eye(CARDS + 1, dtype=bool)  # no card looks at itself
+        others = ~np.eye(CARDS + 1, dtype=bool)  # no card attends to itself
         self.attention = SelfAttention(rng, WIDTH, HEADS, attn_mask=others)
-        if not independent:  # so that at first a card looks at those like itself
+        if not independent:  # so that at first a card attends to similar ones
             self.attention.parameters[1] = self.attention.parameters[0].copy()
         positions = rng.standard_normal((CARDS + 1, WIDTH), np.float32)
         dense = [normal(rng, *shape) for shape in ((64, WIDTH), (WIDTH, WIDTH), (WIDTH, CARDS))]
@@ -163,7 +163,7 @@ def train(
 
 
 def draw(path: Path, network: Network, checks: list[Check], hands: Hands) -> None:
-    figure, grid = panels(2, 2, 9.5, 7.5)
+    figure, grid = panels(2, 2, 7.5)
     steps, rows = [check.step for check in checks], np.arange(len(hands.answers))
     axes = grid[0, 0]
     axes.plot(steps, [check.accuracy for check in checks], color="0.3", label="right answers")
@@ -172,7 +172,7 @@ def draw(path: Path, network: Network, checks: list[Check], hands: Hands) -> Non
         axes.plot(steps, shares, label=f"attention to the right card, head {head + 1}")
     axes.axhline(1 / CARDS, color="0.7", linestyle=":", label="chance")
     axes.set(xlabel="step", ylim=(0, 1))
-    axes.legend(frameon=False, fontsize=8, loc=(0.37, 0.22))
+    axes.legend(frameon=False, fontsize=9, loc=(0.37, 0.22))
     axes.set_title("hands of unseen digits", loc="left", weight="bold")
 
     looks = network.looks(hands.images)
@@ -182,7 +182,7 @@ def draw(path: Path, network: Network, checks: list[Check], hands: Hands) -> Non
     np.add.at(seen, pairs, 1)
     axes = grid[0, 1]
     shown = axes.imshow(total / seen, cmap="Blues", vmin=0)
-    axes.set(xlabel="digit of the card it looks at", ylabel="digit of the last card")
+    axes.set(xlabel="digit of the card it attends to", ylabel="digit of the last card")
     axes.set(xticks=range(10), yticks=range(10))
     figure.colorbar(shown, ax=axes)
     axes.set_title("mean attention of both heads", loc="left", weight="bold")
@@ -197,10 +197,10 @@ def draw(path: Path, network: Network, checks: list[Check], hands: Hands) -> Non
         right = hands.answers[chosen] + head * CARDS
         axes.plot(right, range(len(chosen)), "o", color="C3", fillstyle="none")
     axes.axvline(CARDS - 0.5, color="0.3")
-    axes.set_xticks(range(HEADS * CARDS), list(range(1, CARDS + 1)) * HEADS, fontsize=8)
+    axes.set_xticks(range(HEADS * CARDS), list(range(1, CARDS + 1)) * HEADS, fontsize=9)
     axes.set_yticks(range(len(chosen)), [f"asks for {c}" for c in hands.classes[chosen, -1]])
     axes.set(xlabel="head 1 | head 2; circles: the right card")
-    axes.set_title("where their last card looks", loc="left", weight="bold")
+    axes.set_title("attention of their last card", loc="left", weight="bold")
     for axes in (grid[0, 1], grid[1, 1]):
         axes.grid(visible=False)
     save(figure, path)

@@ -1,10 +1,10 @@
-"""Softmax regression on few digits, some of them mislabelled: overfitting, and three cures.
+"""Softmax regression on few digits, some of them mislabelled: overfitting, and three remedies.
 
     python examples/softmax_regression.py [--output PICTURE] [--epochs 10000] [--wrong 20]
 
 A linear classifier of 650 numbers learns scikit-learn's digits from 100 images, 20 of which have a
-wrong label: as it is, with early stopping, with an L1 penalty (proximal steps) and with an L2
-penalty. 400 other images choose the strength of the penalty and the moment to stop; the rest is
+wrong label: without a remedy, with early stopping, with an L1 penalty (proximal steps) and with an
+L2 penalty. 400 other images choose the strength of the penalty and the moment to stop; the rest is
 the test. It takes a quarter of a minute.
 """
 
@@ -102,7 +102,7 @@ def train(
 
 
 def experiment(training: Digits, validation: Digits, epochs: int) -> dict[str, list[Run]]:
-    """The runs of each cure: of a penalty, one for each strength."""
+    """The runs of each remedy: of a penalty, one for each strength."""
     data = training, validation, epochs
     runs = {"none": [train(Model(), *data)], "early stopping": [train(Model(), *data, PATIENCE)]}
     for name, strengths in STRENGTHS.items():
@@ -126,7 +126,7 @@ def one_hot_difference(digits: Digits) -> float:
 
 
 def draw(path: Path, runs: dict[str, list[Run]]) -> None:
-    figure, grid = panels(2, 3, 11, 5.4)
+    figure, grid = panels(2, 3, 5.4)
     chosen = {name: choose(some) for name, some in runs.items()}
     largest = np.abs(chosen["L2"].model.weights).max()  # one scale for all
     shown = {"none": "no penalty", "L1": f"L1, {chosen['L1'].model.l1}"}
@@ -151,9 +151,9 @@ def draw(path: Path, runs: dict[str, list[Run]]) -> None:
     axes.axhline(chosen["none"].validation[-1], color="C0", label="no penalty")
     axes.axhline(stop[best], color="0.3", linestyle=":", label="early stopping")
     axes.set(xlabel="strength", ylabel="nats", xscale="log")
-    axes.set_title("validation loss at the end", loc="left", weight="bold")
+    axes.set_title("final validation loss", loc="left", weight="bold")
     for axes in grid[0]:
-        axes.legend(frameon=False, fontsize=8)
+        axes.legend(frameon=False, fontsize=9)
     save(figure, path)
 
 

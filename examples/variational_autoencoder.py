@@ -3,7 +3,7 @@
     python examples/variational_autoencoder.py [--output variational_autoencoder.png]
 
 Encoder and decoder are networks with one hidden layer. The two parts of the loss, in nats for each
-digit, are printed and drawn, with digits that the decoder makes of random numbers. It takes about
+digit, are printed and drawn, with digits that the decoder draws from random numbers. It takes about
 ten seconds.
 """
 
@@ -100,7 +100,7 @@ def train(
 
 
 def bounds(training: np.ndarray, test: np.ndarray) -> tuple[float, float]:
-    """What test digits cost where each is told exactly, and where none is told from another."""
+    """The mean loss of test digits for exact reconstructions, and for the mean training digit."""
 
     def cost(probabilities: np.ndarray) -> float:
         total = fastce.binary_cross_entropy(probabilities, test, reduction="sum")
@@ -110,7 +110,7 @@ def bounds(training: np.ndarray, test: np.ndarray) -> tuple[float, float]:
 
 
 def draw(path: Path, model: Autoencoder, history: list, test: Any, floor: float) -> None:
-    figure, grid = panels(2, 2, 8.6, 7.2)
+    figure, grid = panels(2, 2, 7.2)
     losses, digits, samples, plane = grid.flat
     epochs = range(1, len(history) + 1)
     reconstruction = [parts.reconstruction for _, parts in history]
@@ -122,17 +122,17 @@ def draw(path: Path, model: Autoencoder, history: list, test: Any, floor: float)
     losses.axhline(floor, color="0.3", linestyle="--", label="entropy of the pixels")
     losses.set(xlabel="epoch", ylim=(floor - 1, min(total[0], 2 * floor) + 0.5))
     losses.set_title("loss of a digit (nats)", loc="left", weight="bold")
-    losses.legend(frameon=False, fontsize=8, loc="center", bbox_to_anchor=(0.5, 0.32))
+    losses.legend(frameon=False, fontsize=9, loc="center", bbox_to_anchor=(0.5, 0.32))
 
     shown = test.images[:32]
     drawn = model.decode(model.encode(shown)[0])
     pairs = np.stack([shown.reshape(4, 8, 64), drawn.reshape(4, 8, 64)], axis=1)
     tiles(digits, pairs.reshape(64, 64), 8)
-    digits.set_title("test digits, each above its reconstruction", loc="left", weight="bold")
+    digits.set_title("digits above reconstructions", loc="left", weight="bold")
 
     z = np.random.default_rng(1).standard_normal((64, model.latent), dtype=np.float32)
     tiles(samples, model.decode(z), 8)
-    samples.set_title("new digits: z from the prior, decoded", loc="left", weight="bold")
+    samples.set_title("new digits, z from the prior", loc="left", weight="bold")
 
     mean, _ = model.encode(test.images)
     first, second = np.argsort(-mean.var(axis=0))[:2]
@@ -140,7 +140,7 @@ def draw(path: Path, model: Autoencoder, history: list, test: Any, floor: float)
         mean[:, first], mean[:, second], s=7, linewidths=0, c=test.labels, cmap="tab10"
     )
     plane.legend(
-        *points.legend_elements(), frameon=False, fontsize=8, loc="center left",
+        *points.legend_elements(), frameon=False, fontsize=9, loc="center left",
         bbox_to_anchor=(1, 0.5),
     )  # fmt: skip
     plane.set_aspect("equal", adjustable="datalim")

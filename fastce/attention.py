@@ -2,19 +2,14 @@
 
 from __future__ import annotations  # help() then says ArrayLike, not what that stands for
 
-from collections.abc import Sequence
+import math
 from typing import Any
 
-import numpy as np
 from numpy.typing import ArrayLike
 
-from ._inputs import attention as heads
-from ._inputs import attention_gpu, gpu, host
-from ._inputs.attention import Heads
-from ._runtime.dispatch import kernel
-from ._runtime.threads import get_num_threads
-
-INPUTS = ("q", "k", "v", "mask")
+from ._inputs import attention as inputs
+from ._inputs import host
+from ._inputs.attention import AttentionInputs
 
 
 def scaled_dot_product_attention(
@@ -101,28 +96,10 @@ def scaled_dot_product_attention(
     array([[[3.],
             [3.]]])
     """
-    options: Any = (
-        *(attn_mask, is_causal, scale, enable_gqa),
-        *(q_offset, kv_lengths, window, softcap),
+    p = inputs.padded_batch(
+        *(q, k, v, attn_mask, is_causal, scale, enable_gqa, q_offset, kv_lengths, window, softcap)
     )
-    if type(q) is not np.ndarray and gpu.is_on_gpu(q):
-        call = attention_gpu.padded_batch(q, k, v, *options)
-        return attention_gpu.forward(call, q, return_lse, out, attn_mask)
-    arrays = heads.operands(q, k, v)
-    p = heads.padded_batch(*arrays, *options)
-    squeeze = max(a.ndim for a in arrays) == 2
-    shape = p.shape[1:] if squeeze else p.shape
-    if out is None:
-        result = heads.result_like(arrays[0], shape, arrays[0].dtype)
-    else:
-        result = heads.check_result(out, shape, arrays[0].dtype)
-        p = p._replace(**{name: heads.apart(getattr(p, name), result) for name in INPUTS})
-    lse = np.empty(p.shape[:-1], host.compute_dtype(result.dtype)) if return_lse else None
-    _forward(p, result[None] if squeeze else result, lse)
-    result = host.like(q, result) if out is None else out
-    if lse is None:
-        return result
-    return result, host.like(q, lse[0] if squeeze else lse)
+    return _forward(p, return_lse, out)
 
 
 def scaled_dot_product_attention_backward(
@@ -185,34 +162,10 @@ def scaled_dot_product_attention_backward(
     >>> dv.ravel()  # two queries give a third of their attention to each
     array([0.66666667, 0.66666667, 0.66666667])
     """
-    options: Any = (
-        *(attn_mask, is_causal, scale, enable_gqa),
-        *(q_offset, kv_lengths, window, softcap),
+    p = inputs.padded_batch(
+        *(q, k, v, attn_mask, is_causal, scale, enable_gqa, q_offset, kv_lengths, window, softcap)
     )
-    if type(q) is not np.ndarray and gpu.is_on_gpu(q):
-        call = attention_gpu.padded_batch(q, k, v, *options)
-        whole = kv_lengths is None
-        return attention_gpu.backward(
-            call, (q, k, v), grad_out, out, lse, attn_mask, grad_mask, whole
-        )
-    arrays = heads.operands(q, k, v)
-    p = heads.padded_batch(*arrays, *options)
-    squeeze = max(a.ndim for a in arrays) == 2
-    shape = p.shape[1:] if squeeze else p.shape
-    g, o, norm = _results(grad_out, out, lse, shape, shape[:-1], arrays[0].dtype)
-    if squeeze:
-        g, o, norm = g[None], o[None], norm[None]
-    dmask = mask_room = None
-    if grad_mask:
-        if p.mask is None or p.mask.dtype == bool:
-            raise ValueError("grad_mask needs a floating attn_mask")
-        dmask = np.zeros(host.to_numpy(attn_mask, "attn_mask").shape, norm.dtype)
-        mask_room = heads.spread(dmask, p.mask.shape)
-    grads = _backward(p, arrays, g, o, norm, mask_room)
-    results = [host.like(given, grad) for given, grad in zip((q, k, v), grads, strict=True)]
-    if dmask is not None:
-        results.append(host.like(attn_mask, heads.cast(dmask, arrays[0].dtype)))
-    return tuple(results)
+    return _backward(p, grad_out, out, lse, grad_mask)
 
 
 def attention_varlen(
@@ -268,25 +221,9 @@ def attention_varlen(
     >>> fastce.attention_varlen(q, k, v, [0, 2, 3], [0, 2, 3]).ravel()
     array([2., 2., 7.])
     """
-    ends = cu_seqlens_q, cu_seqlens_k
-    options: Any = is_causal, scale, enable_gqa, q_offset, window, softcap
-    if type(q) is not np.ndarray and gpu.is_on_gpu(q):
-        call = attention_gpu.packed(q, k, v, *ends, *options)
-        return attention_gpu.forward(call, q, return_lse, out)
-    arrays = heads.operands(q, k, v, 0)
-    p = heads.packed(*arrays, *ends, *options)
-    if out is None:
-        result = heads.result_like(arrays[0], p.shape, arrays[0].dtype)
-    else:
-        result = heads.check_result(out, p.shape, arrays[0].dtype)
-        copies = [heads.per_sequence(heads.apart(a, result), len(p.spans)) for a in arrays]
-        p = p._replace(q=copies[0], k=copies[1], v=copies[2])
-    lse = np.empty(p.shape[:-1], host.compute_dtype(result.dtype)) if return_lse else None
-    count = len(p.spans)
-    norms = None if lse is None else heads.per_sequence(lse, count)
-    _forward(p, heads.per_sequence(result, count), norms)
-    result = host.like(q, result) if out is None else out
-    return result if lse is None else (result, host.like(q, lse))
+    options = is_causal, scale, enable_gqa, q_offset, window, softcap
+    p = inputs.packed(q, k, v, cu_seqlens_q, cu_seqlens_k, *options)
+    return _forward(p, return_lse, out)
 
 
 def attention_varlen_backward(
@@ -336,97 +273,89 @@ def attention_varlen_backward(
     >>> grads[2].ravel()
     array([1., 1., 1.])
     """
-    ends = cu_seqlens_q, cu_seqlens_k
-    options: Any = is_causal, scale, enable_gqa, q_offset, window, softcap
-    if type(q) is not np.ndarray and gpu.is_on_gpu(q):
-        call = attention_gpu.packed(q, k, v, *ends, *options)
-        return attention_gpu.backward(call, (q, k, v), grad_out, out, lse)
-    arrays = heads.operands(q, k, v, 0)
-    p = heads.packed(*arrays, *ends, *options)
-    g, o, norm = _results(grad_out, out, lse, p.shape, p.shape[:-1], arrays[0].dtype)
-    count = len(p.spans)
-    grads = [heads.result_like(a, a.shape, a.dtype, np.zeros) for a in arrays]
-    kernel("attention", "attention_backward")(
-        *(heads.per_sequence(a, count) for a in (g,)),
-        *p[:4],
-        p.spans,
-        heads.per_sequence(o, count),
-        heads.per_sequence(norm, count),
-        *(heads.per_sequence(a, count) for a in grads),
-        None,
-        **p.options,
-        threads=get_num_threads(),
-    )
-    return tuple(host.like(given, grad) for given, grad in zip((q, k, v), grads, strict=True))
+    options = is_causal, scale, enable_gqa, q_offset, window, softcap
+    p = inputs.packed(q, k, v, cu_seqlens_q, cu_seqlens_k, *options)
+    return _backward(p, grad_out, out, lse)
 
 
-def _results(
-    grad_out: Any,
-    out: Any,
-    lse: Any,
-    shape: tuple[int, ...],
-    rows: tuple[int, ...],
-    dtype: np.dtype,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What the backward takes from the forward, checked."""
-    found = []
-    for a, name in ((grad_out, "grad_out"), (out, "out")):
-        a = host.floating(a, name)
-        if a.shape != shape or a.dtype != dtype:
-            raise ValueError(
-                f"{name} must have shape {shape} and dtype {dtype}, got {a.shape} and {a.dtype}"
-            )
-        found.append(heads.row_contiguous(a))
-    norm = host.floating(lse, "lse")
-    if norm.shape != rows:
-        raise ValueError(f"lse must have shape {rows}, got {norm.shape}")
-    return found[0], found[1], norm.astype(host.compute_dtype(dtype), copy=False)
-
-
-def _forward(p: Heads, result: np.ndarray, lse: np.ndarray | None) -> None:
-    if not result.size:
-        return
-    kernel("attention", "attention")(
-        p.q,
-        p.k,
-        p.v,
-        p.mask,
-        p.spans,
-        heads.bits(result),
-        lse,
-        **p.options,
-        threads=get_num_threads(),
-    )
+def _forward(p: AttentionInputs, return_lse: bool, out: Any) -> Any:
+    memory, q, first = p.memory, p.given[0], p.arrays[0]
+    if out is None:
+        result, array = memory.new(q, p.shape, first.dtype, like=first)
+    else:
+        result, array = out, memory.check_out(out, p.shape, first.dtype)
+        p = p.apart_from(array)
+    lse = lse_view = None
+    if return_lse:
+        lse, lse_array = memory.new(q, p.shape[:-1], memory.compute_dtype(first.dtype))
+        lse_view = p.view(lse_array, p.full_shape[:-1])
+    if 0 not in p.shape:
+        memory.kernel("attention")(
+            *p.views(),
+            p.spans,
+            p.view(array, p.full_shape),
+            lse_view,
+            **p.options,
+            threads=memory.num_threads(),
+        )
+    result = host.like(q, result) if out is None else out
+    return (result, host.like(q, lse)) if return_lse else result
 
 
 def _backward(
-    p: Heads,
-    arrays: Sequence[np.ndarray],
-    grad_out: np.ndarray,
-    out: np.ndarray,
-    lse: np.ndarray,
-    dmask: np.ndarray | None,
-) -> list[np.ndarray]:
-    """Gradients in the shapes of `arrays`; an input that was broadcast gets the sum."""
-    if not out.size:
-        return [heads.result_like(a, a.shape, a.dtype, np.zeros) for a in arrays]
-    grads, rooms = [], []
-    for a, full in zip(arrays, p[:3], strict=True):
-        shape = a.shape if a.size == full.size else full.shape
-        grads.append(heads.result_like(a, shape, a.dtype, np.zeros))
-        rooms.append(heads.spread(heads.bits(grads[-1]), full.shape))
-    kernel("attention", "attention_backward")(
-        heads.bits(grad_out),
-        p.q,
-        p.k,
-        p.v,
-        p.mask,
-        p.spans,
-        heads.bits(out),
-        lse,
-        *rooms,
-        dmask,
-        **p.options,
-        threads=get_num_threads(),
-    )
-    return [heads.summed(g, a.shape) for g, a in zip(grads, arrays, strict=True)]
+    p: AttentionInputs, grad_out: Any, out: Any, lse: Any, grad_mask: bool = False
+) -> tuple[Any, ...]:
+    memory, (*arrays, mask) = p.memory, p.arrays
+    dtype = arrays[0].dtype
+    compute = memory.compute_dtype(dtype)
+    if grad_mask and (mask is None or mask.dtype in (bool, "bool")):
+        raise ValueError("grad_mask needs a floating attn_mask")
+    saved = []
+    for x, name in ((grad_out, "grad_out"), (out, "out"), (lse, "lse")):
+        a, shape, full_shape, expected = memory.floating(x, name), p.shape, p.full_shape, dtype
+        if name == "lse":
+            a, shape, full_shape = memory.converted(a, compute), shape[:-1], full_shape[:-1]
+            expected = compute
+        if a.shape != shape or a.dtype != expected:
+            raise ValueError(
+                f"{name} must have shape {shape} and dtype {expected}, got {a.shape} and {a.dtype}"
+            )
+        a = a if name == "lse" else memory.contiguous(a, name)
+        saved.append(p.view(a, full_shape))
+    views = p.views()
+    nothing = any(0 in a.shape for a in views[:3])
+    results, grads, sums = [], [], []
+    for i, a in enumerate(arrays):
+        zero = nothing or memory.adds_to_grads or (i > 0 and not p.all_keys)
+        result, grad = memory.new(p.given[i], a.shape, dtype, like=a, zero=zero)
+        results.append(result)
+        full_shape = p.shapes[i]
+        if p.sequences is None and not nothing and math.prod(a.shape) != math.prod(full_shape):
+            # It was broadcast: a gradient for each place that it was used in, then their sum.
+            full = memory.workspace(full_shape, dtype, like=a, zero=zero)
+            sums.append((full, grad))
+            grad = full
+        grads.append(p.view(grad, full_shape))
+    mask_grad = None
+    if grad_mask:
+        result, grad = memory.new(p.given[3], mask.shape, dtype, zero=True)
+        results.append(result)
+        if dtype != compute:
+            full = memory.workspace(mask.shape, compute, zero=True)
+            sums.append((full, grad))
+            grad = full
+        mask_grad = p.view(grad, p.shapes[3])
+    if not nothing:
+        memory.kernel("attention_backward")(
+            saved[0],
+            *views,
+            p.spans,
+            *saved[1:],
+            *grads,
+            mask_grad,
+            **p.options,
+            threads=memory.num_threads(),
+        )
+        for full, grad in sums:
+            memory.sum_into(full, grad)
+    return tuple(host.like(x, result) for x, result in zip(p.given, results, strict=False))

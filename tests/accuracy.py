@@ -12,7 +12,7 @@ import numpy as np
 
 from fastce import get_num_threads
 
-MODULES = {"cython": "fastce.kernels.cython._vector_math", "numba": "_numba_math"}
+MODULES = {"cython": "fastce.kernels.cython._vector_math", "numba": "support.numba_math"}
 BOUND = 2.0  # ULP
 CHUNK = 1 << 20
 

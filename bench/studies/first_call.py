@@ -1,4 +1,4 @@
-"""How long the first call of each op takes on the Numba backend: the table in docs/backends.md.
+"""How long the first call of each op takes on the Numba backend: docs/benchmarks/numba.md.
 
 Each call has a process of its own: first with an empty cache, where Numba compiles, then again,
 where it finds compiled code. Loading Numba is not counted, nor is the second call of the process.

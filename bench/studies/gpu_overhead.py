@@ -24,9 +24,7 @@ class Array:
             address, shape, gpu._dense(shape, np.dtype(dtype).itemsize), dtype, 0, 0
         )
 
-    __cuda_array_interface__ = (
-        None  # marks a device array; LIBRARIES' `inspect` reads it
-    )
+    __cuda_array_interface__ = None  # marks a device array; LIBRARIES' `inspect` reads it
 
 
 def without_a_gpu():

@@ -42,7 +42,7 @@ def _version(distribution: str) -> str | None:
 
 def _lines(facts: dict[str, Any]) -> Iterator[str]:
     for title, value in facts.items():
-        if title == "backends":
+        if title in ("backends", "isa_levels"):
             entries = [f"{name:<17} {reason or 'available'}" for name, reason in value.items()]
         elif title == "numba_kernels":
             entries = [f"{seconds:>7}  {name}" for name, seconds in value.items()]

@@ -12,10 +12,11 @@ from .dispatch import available_backends, chosen_backend
 from .options import get_validation
 from .threads import get_num_threads
 
-#: Every environment variable that fastce reads, and what it does. See docs/environment.md.
+#: Every environment variable that fastce reads, and what it does. See docs/guide/environment.md.
 VARIABLES = {
     "FASTCE_BACKEND": "backend to use, without falling back: cython, numba, reference or cuda",
     "FASTCE_ISA": "instruction set level of the cython backend, instead of the processor's best",
+    "FASTCE_BUILD_ISA": "levels that a build from source compiles: all, native, or a list of them",
     "FASTCE_NUM_THREADS": "number of CPU threads (before OMP_NUM_THREADS)",
 }
 # Numba's own decide where its kernels are kept, and how they run.
@@ -25,18 +26,21 @@ _SHOWN = (*VARIABLES, "NUMBA_CACHE_DIR", "NUMBA_THREADING_LAYER", "NUMBA_DISABLE
 def config() -> dict[str, object]:
     """Versions, processor, instruction set, threads, and each backend or why it is missing.
 
-    Raises ValueError for an environment variable that asks for what there is not.
+    Raises ValueError or ImportError for an environment variable that asks for what there is not.
     """
     from ..kernels.cython import _isa
 
-    backends = available_backends()
+    backends, built = available_backends(), _isa.built()
     return {
         "fastce": __version__,
         "python": platform.python_version(),
         "numpy": np.__version__,
         "platform": platform.platform(),
         "processor": _processor(),
-        "isa_levels": _isa.supported(),
+        "isa_levels": {
+            name: None if name in built else f"was not built: {_isa.HOW_TO_BUILD}"
+            for name in _isa.supported()
+        },
         "isa_level": _isa.level(),
         "threads": get_num_threads(),
         "label_checks": "always" + (", on GPUs too" if get_validation() else ""),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
 import dask
@@ -11,6 +12,7 @@ import numpy as np
 
 from .._inputs import host
 
+Pair = tuple[Any, Any]  # an array and its indices
 STATE, SUMS = -1, -2  # indices of `da.blockwise` beside those of the axes, which begin at 0
 
 
@@ -33,13 +35,9 @@ def _known_chunks(x: da.Array, name: str) -> None:
 
 def axis_of(x: da.Array, axis: int, name: str) -> int:
     """`axis`, counted from 0."""
-    return host.fold((1,) * x.ndim, None, _index(axis), name).axis
-
-
-def _index(axis: Any) -> int:
     if not hasattr(axis, "__index__"):
         raise TypeError(f"axis must be an integer, got {axis!r}")
-    return axis.__index__()
+    return host.fold((1,) * x.ndim, None, axis.__index__(), name).axis
 
 
 def last(x: da.Array, axis: int) -> da.Array:
@@ -79,15 +77,14 @@ def starts(x: da.Array, axis: int) -> da.Array:
     return da.from_array(np.cumsum((0, *x.chunks[axis][:-1])), chunks=1)
 
 
-def blocks(function: Callable, out: tuple, /, *pairs: Any, dtype: Any, **options: Any) -> da.Array:
-    """`da.blockwise` of a task of `_dask_blocks`, which is not called to see what it gives.
-
-    Blocks go together by their number, whatever their lengths.
+def blocks(task: Callable, out: tuple, /, *arrays: Pair, dtype: Any, **options: Any) -> da.Array:
+    """`da.blockwise` of a task, which is not called to see what it gives. Blocks go together by
+    their number, whatever their lengths.
     """
     return da.blockwise(
-        function,
+        task,
         out,
-        *pairs,
+        *chain(*arrays),
         dtype=dtype,
         meta=np.empty((0,) * len(out), dtype),
         align_arrays=False,
@@ -95,3 +92,17 @@ def blocks(function: Callable, out: tuple, /, *pairs: Any, dtype: Any, **options
         threads=dask.config.get("fastce.num-threads", 1),
         **options,
     )
+
+
+def states(task: Callable, ix: tuple, fields: int, /, *arrays: Pair, **options: Any) -> da.Array:
+    """So many numbers for each block of a row, all of a row in one chunk."""
+    result = blocks(
+        task,
+        (*ix, STATE),
+        *arrays,
+        **options,
+        adjust_chunks={ix[-1]: 1},
+        new_axes={STATE: fields},
+        dtype=np.float64,
+    )
+    return result.rechunk({ix[-1]: -1})

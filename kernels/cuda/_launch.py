@@ -1,6 +1,6 @@
 """Which kernel, and how many threads: every launch configuration, in tables.
 
-The numbers are reckoned for an H100, not measured yet: see `docs/gpu.md`. What they are for:
+The numbers are reckoned for an H100, not measured yet: see `docs/guide/gpu.md`. What they are for:
 
 - About 40 KB of loads under way on each multiprocessor hide the latency of memory (0.8 us at
   33 bytes per ns), so 2048 threads with one or two words each, or a copy to shared memory.

@@ -2,20 +2,20 @@
 
 With p the weights, ds = p * (grad_out v^T - sum(grad_out * out)), from which dq = scale * ds k,
 dk = scale * ds^T q and dv = p^T grad_out: five products. A tile of queries adds to dk and dv of
-every key, and its turn comes in the order of the tiles, whoever computes it: the bits do not depend
-on the threads. Three ways, which sum every number in the same order:
+every key, in the order of the tiles, whichever thread computes it: the bits do not depend on the
+threads. Three ways, which sum every number in the same order:
 
-- A thread takes a whole head of keys, tile after tile.
-- Where there are fewer heads than threads, these take the tiles of one head in order. Before it
+- A thread computes a whole head of keys, tile after tile.
+- Where there are fewer heads than threads, these compute the tiles of one head in order. Before it
   adds to a block of keys, a tile waits until those before it have passed that block.
 - Results of 16 bits cannot be summed in. A whole head is summed in the thread's memory, if it fits;
   else dq is computed over tiles, and dk and dv once more over chunks of keys: seven products.
 
-lse is rounded to its own size: of scores around -1e9 (a mask of padding), it is the same for one
-key and for a thousand. Rows whose lse is large therefore get the maximum and the sum of their
-weights from the scores again, and sum(grad_out * out) from these weights: two products more for
-their tile.
-Rejected: the maximum and the sum as two arrays, which every caller would have to carry.
+lse is rounded relative to its size: for scores around -1e9 (a mask of padding), it is the same with
+one key and with a thousand. For rows with a large lse, the maximum and the sum of the weights are
+therefore computed from the scores again, and sum(grad_out * out) from these weights: two products
+more for their tile.
+Rejected: the maximum and the sum as two arrays, which every caller would have to pass on.
 """
 
 cdef extern from *:
@@ -37,33 +37,33 @@ cdef extern from *:
     void wait_for(const int64_t*, int64_t) nogil
 
 cdef enum:
-    CHUNK = 4 * KEYS  # keys of a turn for dk and dv: the queries are transposed again for each
+    CHUNK = 4 * KEYS  # keys of a task for dk and dv: the queries are transposed again for each
     HEAD_MEMORY = 1 << 22  # bytes for the sums of a whole head
-    # Rows of Work.norms. A weight is exp2(score - TOP) * SHARE, with at most CAP as the exponent.
-    TOP = 0  # lse in base 2, or the largest score
+    # Rows of Work.norms. A weight is exp2(min(score - MAXIMUM, CAP)) * SHARE.
+    MAXIMUM = 0  # lse in base 2, or the largest score
     SHARE = 1  # 1, or 1 / sum of the weights
-    CAP = 2  # 0: no weight is above 1, however lse was rounded. Or 1, which limits nothing
+    CAP = 2  # 0: no weight is above 1, however lse was rounded. Or 1, which has no effect
     MEAN = 3  # sum of grad_out * out
     NORMS = 4
 
-# Of |lse|, in base 2. Its rounding changes weights by up to |lse| / 2**24 of them in float32, here
-# by 1e-5, as that of the scores does; scores of trained models stay below.
+# Of |lse|, in base 2. Its rounding changes weights relatively by up to |lse| / 2**24 in float32,
+# here by 1e-5, as that of the scores does; scores of trained models are below.
 cdef double LARGE_LSE = 256
 
 cdef int64_t DONE = 1 << 62
 
 cdef struct Gradient:
-    Heads grad_out, dq, dk, dv, dmask
+    AttentionArray grad_out, dq, dk, dv, dmask
     Py_ssize_t chunk  # keys for which there is memory to sum in
     char* norms  # Work.norms of all tiles, where dk and dv are made over chunks; or NULL
 
 
-cdef Py_ssize_t share_out_backward(
+cdef Py_ssize_t divide_memory_backward(
     const Problem* p, const Gradient* g, const real* like, Work* work, char* memory
 ) noexcept nogil:
     cdef Py_ssize_t wide = 8 if real is double else 4, tile = lanes_of(like) * wide, used
     cdef bint converts = not (real is double or real is float)
-    used = share_out(p, like, work, memory)
+    used = divide_memory(p, like, work, memory)
     work.grad = memory + used
     used += padded(p.value_width * tile)
     work.query_rows = memory + used
@@ -89,7 +89,8 @@ cdef Py_ssize_t share_out_backward(
 # ---- a tile, and a block of keys ------------------------------------------------------------
 
 cdef void load_rows(
-    const Problem* p, const Heads* a, const Tile* tile, const real* like, Py_ssize_t n, void* to
+    const Problem* p, const AttentionArray* a, const Tile* tile, const real* like, Py_ssize_t n,
+    void* to
 ) noexcept nogil:
     """The rows of a tile, (rows, n) in the type that is computed in, or pairs of neighbours."""
     cdef Py_ssize_t w = lanes(like), r, k, left
@@ -147,7 +148,7 @@ cdef void find_norms(
     cdef const real* go
     cdef const real* o
     cdef vector[real] total
-    cdef double lse, top, share, cap, mean
+    cdef double lse, row_max, share, cap, mean
     rows_of(p, &p.lse, tile, lses)
     tile.summed = False
     for r in range(tile.rows):
@@ -169,20 +170,20 @@ cdef void find_norms(
             for k in range((p.value_width + w - 1) // w):
                 left = min(w, p.value_width - k * w)
                 total = mul_add(load_n(go + k * w, left, 0.0), load_n(o + k * w, left, 0.0), total)
-        top = lse * LOG2_E
+        row_max = lse * LOG2_E
         share = 1
         cap = 0
         mean = reduce_add(total)
         if is_large(lse):
-            top = get_wide(like, work.tops, r)
+            row_max = get_wide(like, work.maxima, r)
             share = 1 / get_wide(like, work.totals, r)
             cap = 1
             mean = get_wide(like, work.result, r) * share
-        if top == -INFINITY:  # a query that sees no key: every weight is exp2(-inf)
-            top = INFINITY
+        if row_max == -INFINITY:  # a query that sees no key: every weight is exp2(-inf)
+            row_max = INFINITY
             share = 1
             mean = 0
-        put_wide(like, work.norms, TOP * all + r, top)
+        put_wide(like, work.norms, MAXIMUM * all + r, row_max)
         put_wide(like, work.norms, SHARE * all + r, share)
         put_wide(like, work.norms, CAP * all + r, cap)
         put_wide(like, work.norms, MEAN * all + r, mean)
@@ -192,31 +193,31 @@ cdef void sum_weights(
     const Problem* p, const real* like, const Tile* tile, const Work* work
 ) noexcept nogil:
     """The first pass of rows whose lse is too large: of each row of the tile the largest score in
-    work.tops, in work.totals the sum of the weights below it, and in the first row of work.result
+    work.maxima, in work.totals the sum of the weights below it, and in the first row of work.result
     their sum with grad_out v^T."""
     cdef Py_ssize_t w = lanes(like), step = TILE_VECTORS, c, k, j, n, first
-    cdef vector[real] block_tops[TILE_VECTORS]
+    cdef vector[real] block_maxima[TILE_VECTORS]
     cdef vector[real] factor
-    cdef vector[real]* tops = <vector[real]*>work.tops
+    cdef vector[real]* maxima = <vector[real]*>work.maxima
     cdef vector[real]* totals = <vector[real]*>work.totals
     cdef vector[real]* sums = <vector[real]*>work.result
     cdef vector[real]* s = <vector[real]*>work.scores
-    cdef vector[real]* pulled = <vector[real]*>work.grad_scores
+    cdef vector[real]* grad_weights = <vector[real]*>work.grad_scores
     for c in range(step):
-        tops[c] = splat(like, -INFINITY)
+        maxima[c] = splat(like, -INFINITY)
         totals[c] = splat(like, 0.0)
         sums[c] = splat(like, 0.0)
     for k in range((tile.high - tile.low + KEYS - 1) // KEYS):
         first = tile.low + k * KEYS
         n = min(KEYS, tile.high - first)
-        if not scores(p, like, tile, work, first, n, block_tops, &factor):
+        if not scores(p, like, tile, work, first, n, block_maxima, &factor):
             continue
-        weigh(like, tile, work, n, 1, block_tops, factor)
+        weigh(like, tile, work, n, 1, block_maxima, factor)
         times_keys(p, like, &p.v, tile, first, n, p.value_width, work.grad, work.values,
                    work.grad_scores)
         for c in range(tile.columns // w):
             for j in range(n):
-                sums[c] = mul_add(s[j * step + c], pulled[j * step + c], sums[c])
+                sums[c] = mul_add(s[j * step + c], grad_weights[j * step + c], sums[c])
 
 
 cdef bint block_gradient(
@@ -224,26 +225,26 @@ cdef bint block_gradient(
     Py_ssize_t n, bint of_mask
 ) noexcept nogil:
     """work.scores = p, work.grad_scores = ds of n keys: of the scores before softcap and scale or,
-    for the gradient of a mask, after. False where the mask lets nothing through."""
+    for the gradient of a mask, after. False where the mask allows no key."""
     cdef Py_ssize_t w = lanes(like), step = TILE_VECTORS, c, k
-    cdef vector[real] tops[TILE_VECTORS]
+    cdef vector[real] maxima[TILE_VECTORS]
     cdef vector[real]* s = <vector[real]*>work.scores
     cdef vector[real]* ds = <vector[real]*>work.grad_scores
     cdef vector[real]* slope = <vector[real]*>work.slope
     cdef vector[real] scale = splat(like, p.scale), zero = splat(like, 0.0)
-    cdef vector[real] factor, minus_top, minus_cap, share, mean, v
+    cdef vector[real] factor, minus_max, minus_cap, share, mean, v
     cdef Py_ssize_t all = lanes_of(like)
-    if not scores(p, like, tile, work, first, n, tops, &factor):
+    if not scores(p, like, tile, work, first, n, maxima, &factor):
         return False
     times_keys(p, like, &p.v, tile, first, n, p.value_width, work.grad, work.values,
                work.grad_scores)
     for c in range(tile.columns // w):
-        minus_top = zero - load_wide(like, work.norms, TOP * all + c * w, w)
+        minus_max = zero - load_wide(like, work.norms, MAXIMUM * all + c * w, w)
         minus_cap = zero - load_wide(like, work.norms, CAP * all + c * w, w)
         share = load_wide(like, work.norms, SHARE * all + c * w, w)
         mean = load_wide(like, work.norms, MEAN * all + c * w, w)
         for k in range(n):
-            v = mul_add(s[k * step + c], factor, minus_top)
+            v = mul_add(s[k * step + c], factor, minus_max)
             v = exp_2(like, zero - vmax(minus_cap, zero - v))
             if tile.summed:
                 v = v * share
@@ -306,13 +307,13 @@ cdef void end_tile(
                     TILE_VECTORS)
 
 
-# ---- turns ----------------------------------------------------------------------------------
+# ---- tasks ----------------------------------------------------------------------------------
 
 cdef void clear_queries(const Problem* p, const real* like, const Work* work) noexcept nogil:
     memset(work.grad_queries, 0, p.width * lanes_of(like) * (8 if real is double else 4))
 
 
-cdef void query_turn(
+cdef void query_task(
     const Problem* p, const Gradient* g, const real* like, const Plan* plan, Py_ssize_t number,
     const Work* work
 ) noexcept nogil:
@@ -332,7 +333,7 @@ cdef void query_turn(
     end_tile(p, g, like, &tile, work)
 
 
-cdef void key_turn(
+cdef void key_task(
     const Problem* p, const Gradient* g, const real* like, Py_ssize_t batch, Py_ssize_t head,
     Py_ssize_t first, Py_ssize_t last, const Work* work, bint with_queries, const char* norms
 ) noexcept nogil:
@@ -402,7 +403,7 @@ cdef void write_sums(
                     left)
 
 
-cdef void ordered_turn(
+cdef void ordered_task(
     const Problem* p, const Gradient* g, const real* like, const Plan* plan, Py_ssize_t number,
     int64_t* progress, const Work* work
 ) noexcept nogil:
@@ -435,8 +436,8 @@ cdef void ordered_turn(
 
 
 cdef void add_mask_rows(
-    const Heads* a, const real* like, char* const* rows, Py_ssize_t count, const void* scores,
-    Py_ssize_t lane, Py_ssize_t n, void* scratch
+    const AttentionArray* a, const real* like, char* const* rows, Py_ssize_t count,
+    const void* scores, Py_ssize_t lane, Py_ssize_t n, void* scratch
 ) noexcept nogil:
     """The gradient of the scores, (n, lanes) from `lane`, is added to rows of the mask's; to one
     number where that was broadcast over the keys."""
@@ -459,7 +460,7 @@ cdef void add_mask_rows(
             put_wide(like, rows[r], 0, get_wide(like, rows[r], 0) + reduce_add(total))
 
 
-cdef void mask_turn(
+cdef void mask_task(
     const Problem* p, const Gradient* g, const real* like, Py_ssize_t number, const Work* work
 ) noexcept nogil:
     """The gradient of the mask for one tile of positions, over all batch entries and heads: where
@@ -490,18 +491,18 @@ cdef void mask_turn(
 
 # ---- over threads ---------------------------------------------------------------------------
 
-cdef int typed_backward(
+cdef int backward(
     const Problem* p, const AttentionGradient* arrays, const real* like, int threads
 ) noexcept nogil:
     cdef Gradient g
     cdef Plan plan
     cdef Work work
     cdef Py_ssize_t number, longest = 0, most = 0, chunks, b, heads = p.batches * p.kv_heads
-    cdef int crew = team(threads, multiplications(p) // 4)
+    cdef int num_threads = threads_for(threads, multiplications(p) // 4)
     cdef bint converts = not (real is double or real is float)
     # The last round of heads leaves threads idle: more than five sevenths busy is better than
     # seven products.
-    cdef bint whole = heads * 7 >= (heads + crew - 1) // crew * crew * 5
+    cdef bint whole = heads * 7 >= (heads + num_threads - 1) // num_threads * num_threads * 5
     cdef int64_t* progress = NULL
     g.grad_out = arrays.grad_out
     g.dq = arrays.dq
@@ -522,8 +523,8 @@ cdef int typed_backward(
     if plan.first_tile == NULL:
         return NO_MEMORY
     plan.tiles = plan.first_tile[p.batches]
-    plan.memory = share_out_backward(p, &g, like, &work, NULL)
-    plan.work = <char*>malloc(crew * plan.memory + 64)
+    plan.memory = divide_memory_backward(p, &g, like, &work, NULL)
+    plan.work = <char*>malloc(num_threads * plan.memory + 64)
     g.norms = NULL
     if not whole and converts:
         g.norms = <char*>malloc((plan.tiles + 1) * norms_size(like))
@@ -538,21 +539,21 @@ cdef int typed_backward(
     work.queries = <void*>((<size_t>plan.work + 63) & ~<size_t>63)
     chunks = (longest + g.chunk - 1) // g.chunk if g.chunk else 0
     if whole:
-        for number in prange(heads, num_threads=crew, schedule="dynamic"):
-            head_turn(p, &g, like, &plan, number, 0, <char*>work.queries)
+        for number in prange(heads, num_threads=num_threads, schedule="dynamic"):
+            head_task(p, &g, like, &plan, number, 0, <char*>work.queries)
     elif not converts:
-        for number in prange(plan.tiles, num_threads=crew, schedule="dynamic"):
-            tile_turn(p, &g, like, &plan, number, progress, <char*>work.queries)
+        for number in prange(plan.tiles, num_threads=num_threads, schedule="dynamic"):
+            tile_task(p, &g, like, &plan, number, progress, <char*>work.queries)
     else:
-        for number in prange(plan.tiles, num_threads=crew, schedule="dynamic"):
-            tile_turn(p, &g, like, &plan, number, NULL, <char*>work.queries)
-        for number in prange(heads * chunks, num_threads=crew, schedule="dynamic"):
-            head_turn(p, &g, like, &plan, number, chunks, <char*>work.queries)
+        for number in prange(plan.tiles, num_threads=num_threads, schedule="dynamic"):
+            tile_task(p, &g, like, &plan, number, NULL, <char*>work.queries)
+        for number in prange(heads * chunks, num_threads=num_threads, schedule="dynamic"):
+            head_task(p, &g, like, &plan, number, chunks, <char*>work.queries)
     if g.dmask.data != NULL:
         if g.dmask.row == 0:
-            crew = 1
-        for number in prange(most, num_threads=crew, schedule="dynamic"):
-            position_turn(p, &g, like, &plan, number, <char*>work.queries)
+            num_threads = 1
+        for number in prange(most, num_threads=num_threads, schedule="dynamic"):
+            position_task(p, &g, like, &plan, number, <char*>work.queries)
     free(g.norms)
     free(progress)
     free(plan.work)
@@ -560,7 +561,7 @@ cdef int typed_backward(
     return 0
 
 
-cdef void head_turn(
+cdef void head_task(
     const Problem* p, const Gradient* g, const real* like, const Plan* plan, Py_ssize_t number,
     Py_ssize_t chunks, char* memory
 ) noexcept nogil:
@@ -570,32 +571,32 @@ cdef void head_turn(
     cdef Py_ssize_t head = number // chunks if chunks else number
     cdef Py_ssize_t batch = head // p.kv_heads, keys = keys_of(p, batch)
     cdef Py_ssize_t tile
-    share_out_backward(p, g, like, &work, memory + threadid() * plan.memory)
+    divide_memory_backward(p, g, like, &work, memory + threadid() * plan.memory)
     if chunks == 0:
-        key_turn(p, g, like, batch, head % p.kv_heads, 0, keys, &work, True, NULL)
+        key_task(p, g, like, batch, head % p.kv_heads, 0, keys, &work, True, NULL)
     elif chunk * g.chunk < keys:
         tile = plan.first_tile[batch] + head % p.kv_heads * tiles_of(p, batch, plan.lanes)
-        key_turn(p, g, like, batch, head % p.kv_heads, chunk * g.chunk,
+        key_task(p, g, like, batch, head % p.kv_heads, chunk * g.chunk,
                  min(keys, (chunk + 1) * g.chunk), &work, False,
                  g.norms + tile * norms_size(like))
 
 
-cdef void tile_turn(
+cdef void tile_task(
     const Problem* p, const Gradient* g, const real* like, const Plan* plan, Py_ssize_t number,
     int64_t* progress, char* memory
 ) noexcept nogil:
     cdef Work work
-    share_out_backward(p, g, like, &work, memory + threadid() * plan.memory)
+    divide_memory_backward(p, g, like, &work, memory + threadid() * plan.memory)
     if progress != NULL:
-        ordered_turn(p, g, like, plan, number, progress, &work)
+        ordered_task(p, g, like, plan, number, progress, &work)
     else:
-        query_turn(p, g, like, plan, number, &work)
+        query_task(p, g, like, plan, number, &work)
 
 
-cdef void position_turn(
+cdef void position_task(
     const Problem* p, const Gradient* g, const real* like, const Plan* plan, Py_ssize_t number,
     char* memory
 ) noexcept nogil:
     cdef Work work
-    share_out_backward(p, g, like, &work, memory + threadid() * plan.memory)
-    mask_turn(p, g, like, number, &work)
+    divide_memory_backward(p, g, like, &work, memory + threadid() * plan.memory)
+    mask_task(p, g, like, number, &work)

@@ -1,6 +1,6 @@
-"""The forward: parts of tiles, and what they are merged to.
+"""The forward: parts of tiles, and their merging.
 
-A part is what one stretch of keys says about a tile: for each of its rows the weighted sum of the
+A part is the result of a tile for some of the keys: for each of its rows the weighted sum of the
 values, and behind it the maximum of the scores (in base 2) and the sum of the weights below it.
 """
 
@@ -8,14 +8,14 @@ from cython.parallel cimport prange, threadid
 from libc.stdlib cimport free, malloc
 
 cdef enum:
-    FEW = 8  # queries up to here are taken one by one: a tile's lanes would stay empty
-    ENOUGH = 32  # turns; with fewer, the keys are split
+    FEW = 8  # up to so many queries go one by one: a tile's lanes would stay empty
+    ENOUGH = 32  # tasks; with fewer, the keys are split
     SHORTEST_SPLIT = 512  # keys
     MOST_SPLITS = 32
 
 
-cdef struct Plan:  # who computes what
-    Py_ssize_t lanes, turns, tiles, splits, part  # part: bytes of one
+cdef struct Plan:  # how the work is divided
+    Py_ssize_t lanes, tiles, splits, part  # part: bytes of one
     const int64_t* first_tile  # (batches + 1,): of each batch entry
     char* parts  # (tiles, splits), where the keys are split
     Py_ssize_t memory  # bytes for each thread
@@ -32,10 +32,10 @@ cdef inline Py_ssize_t padded(Py_ssize_t bytes) noexcept nogil:
     return (bytes + 127) // 64 * 64
 
 
-cdef Py_ssize_t share_out(
+cdef Py_ssize_t divide_memory(
     const Problem* p, const real* like, Work* work, char* memory
 ) noexcept nogil:
-    """Cuts a thread's memory up; returns how much it takes."""
+    """Divides a thread's memory; returns the bytes used."""
     cdef Py_ssize_t wide = 8 if real is double else 4, tile = lanes_of(like) * wide, used = 0
     cdef bint converts = not (real is double or real is float)
     work.queries = memory + used
@@ -46,7 +46,7 @@ cdef Py_ssize_t share_out(
     used += padded(KEYS * tile if p.masked else 0)
     work.result = memory + used
     used += padded(p.value_width * tile)
-    work.tops = memory + used
+    work.maxima = memory + used
     used += padded(tile)
     work.totals = memory + used
     used += padded(tile)
@@ -70,34 +70,35 @@ cdef inline Py_ssize_t part_size(const Problem* p, const real* like) noexcept no
 
 cdef inline void weigh(
     const real* like, const Tile* tile, const Work* work, Py_ssize_t n, Py_ssize_t depth,
-    vector[real]* block_tops, vector[real] factor
+    vector[real]* block_maxima, vector[real] factor
 ) noexcept nogil:
     """work.scores = exp2(factor * scores - maximum); the sums are brought up to the new maximum."""
     cdef Py_ssize_t w = lanes(like), step = TILE_VECTORS, c, k
     cdef vector[real]* s = <vector[real]*>work.scores
-    cdef vector[real]* tops = <vector[real]*>work.tops
+    cdef vector[real]* maxima = <vector[real]*>work.maxima
     cdef vector[real]* totals = <vector[real]*>work.totals
     cdef vector[real]* result = <vector[real]*>work.result
     cdef vector[real] lowest = splat(like, -INFINITY), zero = splat(like, 0.0)
-    cdef vector[real] one = splat(like, 1.0), top, minus_top, scale, even, odd, a, b
+    cdef vector[real] one = splat(like, 1.0), row_max, minus_max, scale, even, odd, a, b
     for c in range(tile.columns // w):
-        top = vmax(block_tops[c], tops[c])
-        scale = tops[c]
-        tops[c] = top
-        top = where_equal(top, lowest, zero, top)  # nothing allowed so far: -inf - -inf is NaN
-        minus_top = zero - top
-        scale = exp_2(like, scale - top)
+        row_max = vmax(block_maxima[c], maxima[c])
+        scale = maxima[c]
+        maxima[c] = row_max
+        # No key allowed so far: -inf - -inf is NaN.
+        row_max = where_equal(row_max, lowest, zero, row_max)
+        minus_max = zero - row_max
+        scale = exp_2(like, scale - row_max)
         even = zero
         odd = zero
         for k in range(n // 2):
-            a = exp_2(like, mul_add(s[2 * k * step + c], factor, minus_top))
-            b = exp_2(like, mul_add(s[(2 * k + 1) * step + c], factor, minus_top))
+            a = exp_2(like, mul_add(s[2 * k * step + c], factor, minus_max))
+            b = exp_2(like, mul_add(s[(2 * k + 1) * step + c], factor, minus_max))
             s[2 * k * step + c] = a
             s[(2 * k + 1) * step + c] = b
             even = even + a
             odd = odd + b
         if n % 2:
-            a = exp_2(like, mul_add(s[(n - 1) * step + c], factor, minus_top))
+            a = exp_2(like, mul_add(s[(n - 1) * step + c], factor, minus_max))
             s[(n - 1) * step + c] = a
             even = even + a
         totals[c] = mul_add(totals[c], scale, even + odd)
@@ -112,17 +113,17 @@ cdef void attend(
 ) noexcept nogil:
     """The keys from `first` to `last`, for a tile in lanes."""
     cdef Py_ssize_t w = lanes(like), step = TILE_VECTORS, k, c, r, n
-    cdef vector[real] block_tops[TILE_VECTORS]
+    cdef vector[real] block_maxima[TILE_VECTORS]
     cdef vector[real] factor
-    cdef vector[real]* tops = <vector[real]*>work.tops
+    cdef vector[real]* maxima = <vector[real]*>work.maxima
     cdef vector[real]* totals = <vector[real]*>work.totals
     cdef vector[real]* result = <vector[real]*>work.result
     cdef compute[real]* rows[16]
     cdef Py_ssize_t width = p.value_width + 2
     for c in range(step):
-        tops[c] = splat(like, -INFINITY)
+        maxima[c] = splat(like, -INFINITY)
         totals[c] = splat(like, 0.0)
-    memset(result, 0, p.value_width * step * sizeof(tops[0]))
+    memset(result, 0, p.value_width * step * sizeof(maxima[0]))
     if p.pairs:
         rows_to_lanes(p, &p.q, tile, like, p.width, work.weights)
         lanes_to_pairs(work.weights, p.width, tile.columns, work.queries)
@@ -130,9 +131,9 @@ cdef void attend(
         rows_to_lanes(p, &p.q, tile, like, p.width, work.queries)
     for k in range((last - first + KEYS - 1) // KEYS):
         n = min(KEYS, last - first - k * KEYS)
-        if not scores(p, like, tile, work, first + k * KEYS, n, block_tops, &factor):
+        if not scores(p, like, tile, work, first + k * KEYS, n, block_maxima, &factor):
             continue
-        weigh(like, tile, work, n, p.value_width, block_tops, factor)
+        weigh(like, tile, work, n, p.value_width, block_maxima, factor)
         if p.pairs:
             lanes_to_pairs(work.scores, n, tile.columns, work.weights)
         add_keys_times(p, like, &p.v, tile, first + k * KEYS, n, p.value_width,
@@ -143,7 +144,7 @@ cdef void attend(
             if c * w + r < tile.rows:
                 rows[r] = <compute[real]*>part + (c * w + r) * width
                 k = (c * w + r) * width + p.value_width
-                put_wide(like, part, k, get_wide(like, tops, c * w + r))
+                put_wide(like, part, k, get_wide(like, maxima, c * w + r))
                 put_wide(like, part, k + 1, get_wide(like, totals, c * w + r))
         store_lanes(rows, p.value_width, <vector[compute[real]]*>result + c, step)
 
@@ -157,7 +158,7 @@ cdef void attend_few(
     cdef Py_ssize_t stride = p.k.row // <Py_ssize_t>sizeof(real)
     cdef const real* x
     cdef void* s = work.scores
-    cdef vector[real] factor, cap = splat(like, p.softcap * LOG2_E), v, m, top, total
+    cdef vector[real] factor, cap = splat(like, p.softcap * LOG2_E), v, m, row_max, total
     cdef vector[real] finite = splat(like, -largest_of(like))
     cdef vector[real] lowest = splat(like, -INFINITY), log2_e = splat(like, LOG2_E)
     cdef double old, new, scale
@@ -177,7 +178,7 @@ cdef void attend_few(
         n = min(KEYS, last - start)
         x = <const real*>key_at(p, &p.k, tile, start)
         for r in range(tile.rows):
-            top = lowest
+            row_max = lowest
             for i in range((n + w - 1) // w):
                 k = i * w
                 left = min(w, n - k)
@@ -193,15 +194,15 @@ cdef void attend_few(
                     splat(like, max(-1, min(n, tile.lows[r] - start))),
                     splat(like, max(-1, min(n, tile.highs[r] - start))))
                 store_wide(like, s, r * KEYS + k, v, w)
-                top = vmax(v, top)
+                row_max = vmax(v, row_max)
             old = get_wide(like, part, r * width + p.value_width)
-            new = max(old, reduce_max(top))
+            new = max(old, reduce_max(row_max))
             put_wide(like, part, r * width + p.value_width, new)
-            top = splat(like, new if new != -INFINITY else 0)
+            row_max = splat(like, new if new != -INFINITY else 0)
             total = splat(like, 0.0)
             for i in range((n + w - 1) // w):
                 k = i * w
-                v = exp_2(like, load_wide(like, s, r * KEYS + k, w) - top)
+                v = exp_2(like, load_wide(like, s, r * KEYS + k, w) - row_max)
                 store_wide(like, s, r * KEYS + k, v, w)
                 total = total + v
             scale = exp2(old - new) if old != -INFINITY else 0
@@ -237,7 +238,7 @@ cdef void merge_parts(
 ) noexcept nogil:
     """The rows of a tile and their lse, from its parts in order."""
     cdef Py_ssize_t w = lanes(like), width = p.value_width + 2, r, i, j, k, left
-    cdef double top, total, scale
+    cdef double row_max, total, scale
     cdef real* out
     cdef vector[real] v
     cdef vector[real] scales[MOST_SPLITS]
@@ -247,14 +248,14 @@ cdef void merge_parts(
     if p.lse.data != NULL:
         rows_of(p, &p.lse, tile, norms)
     for r in range(tile.rows):
-        top = -INFINITY
+        row_max = -INFINITY
         total = 0
         for i in range(count):
-            top = max(top, get_wide(like, parts + i * size, r * width + p.value_width))
+            row_max = max(row_max, get_wide(like, parts + i * size, r * width + p.value_width))
         for i in range(count):
             scale = get_wide(like, parts + i * size, r * width + p.value_width)
             # A part that saw no key has 0 to add, or NaN.
-            scale = 1 if scale == -INFINITY or scale == top else exp2(scale - top)
+            scale = 1 if scale == -INFINITY or scale == row_max else exp2(scale - row_max)
             total += scale * get_wide(like, parts + i * size, r * width + p.value_width + 1)
             scales[i] = splat(like, scale)
         for i in range(count):  # no key allowed: 0
@@ -268,12 +269,12 @@ cdef void merge_parts(
                 v = mul_add(load_wide(like, parts + i * size, r * width + k, left), scales[i], v)
             store_n(out + k, v, left)
         if p.lse.data != NULL:
-            put_wide(like, norms[r], 0, top * LN_2 + log(total) if total != 0 else -INFINITY)
+            put_wide(like, norms[r], 0, row_max * LN_2 + log(total) if total != 0 else -INFINITY)
 
 
 # ---- over threads ---------------------------------------------------------------------------
 
-cdef void turn(
+cdef void run_task(
     const Problem* p, const real* like, const Plan* plan, Py_ssize_t number, char* memory
 ) noexcept nogil:
     """One split of one tile."""
@@ -282,7 +283,7 @@ cdef void turn(
     cdef Py_ssize_t split = number % plan.splits, first, last
     cdef char* part
     find_tile(p, like, plan, number // plan.splits, &tile)
-    share_out(p, like, &work, memory)
+    divide_memory(p, like, &work, memory)
     part = plan.parts + number * plan.part if plan.splits > 1 else <char*>work.part
     # Whole blocks for each split.
     last = ((tile.high - tile.low + KEYS - 1) // KEYS + plan.splits - 1) // plan.splits * KEYS
@@ -311,7 +312,7 @@ cdef void find_tile(
               lanes_of(like), lanes(like))
 
 
-cdef void merge_turn(
+cdef void merge_task(
     const Problem* p, const real* like, const Plan* plan, Py_ssize_t number
 ) noexcept nogil:
     cdef Tile tile
@@ -340,11 +341,11 @@ cdef Py_ssize_t multiplications(const Problem* p) noexcept nogil:
     return pairs * p.heads * (p.width + p.value_width)
 
 
-cdef int typed_forward(const Problem* p, const real* like, int threads) noexcept nogil:
+cdef int forward(const Problem* p, const real* like, int threads) noexcept nogil:
     cdef Plan plan
     cdef Work work
     cdef Py_ssize_t b, longest = 0, number
-    cdef int crew
+    cdef int num_threads
     plan.lanes = lanes_of(like)
     plan.first_tile = count_tiles(p, plan.lanes)
     if plan.first_tile == NULL:
@@ -356,11 +357,11 @@ cdef int typed_forward(const Problem* p, const real* like, int threads) noexcept
     if 0 < plan.tiles < ENOUGH:
         plan.splits = max(1, min(min(ENOUGH // plan.tiles, longest // SHORTEST_SPLIT), MOST_SPLITS))
     plan.part = padded(part_size(p, like))
-    plan.memory = share_out(p, like, &work, NULL)
-    crew = team(threads, multiplications(p) // 8)
-    crew = max(1, min(crew, plan.tiles * plan.splits))
+    plan.memory = divide_memory(p, like, &work, NULL)
+    num_threads = threads_for(threads, multiplications(p) // 8)
+    num_threads = max(1, min(num_threads, plan.tiles * plan.splits))
     plan.parts = NULL
-    plan.work = <char*>malloc(crew * plan.memory + 64)
+    plan.work = <char*>malloc(num_threads * plan.memory + 64)
     if plan.splits > 1:
         plan.parts = <char*>malloc(plan.tiles * plan.splits * plan.part)
     if plan.work == NULL or (plan.splits > 1 and plan.parts == NULL):
@@ -369,15 +370,15 @@ cdef int typed_forward(const Problem* p, const real* like, int threads) noexcept
         free(<void*>plan.first_tile)
         return NO_MEMORY
     work.queries = <void*>((<size_t>plan.work + 63) & ~<size_t>63)
-    if crew == 1:
+    if num_threads == 1:
         for number in range(plan.tiles * plan.splits):
-            turn(p, like, &plan, number, <char*>work.queries)
+            run_task(p, like, &plan, number, <char*>work.queries)
     else:
-        for number in prange(plan.tiles * plan.splits, num_threads=crew, schedule="dynamic"):
-            turn(p, like, &plan, number, <char*>work.queries + threadid() * plan.memory)
+        for number in prange(plan.tiles * plan.splits, num_threads=num_threads, schedule="dynamic"):
+            run_task(p, like, &plan, number, <char*>work.queries + threadid() * plan.memory)
     if plan.splits > 1:
         for number in range(plan.tiles):
-            merge_turn(p, like, &plan, number)
+            merge_task(p, like, &plan, number)
     free(plan.work)
     free(plan.parts)
     free(<void*>plan.first_tile)

@@ -1,9 +1,9 @@
 """Tiles of queries against blocks of keys: what the forward and the backward share.
 
-The queries of a tile lie side by side in the lanes. Then no key and no value is ever transposed or
-packed: their numbers are broadcast from where they lie, the scores come out with the keys below
-each other (so maxima and sums over keys need no shuffling), and the weights are at once the right
-operand of the product with the values. Only the queries are transposed, once per tile. Heads that
+The queries of a tile lie side by side in the lanes. Then no key and no value is transposed or
+packed: their numbers are broadcast from where they lie, the scores have the keys below each other
+(so maxima and sums over keys need no shuffling), and the weights are the right operand of the
+product with the values as they are. Only the queries are transposed, once per tile. Heads that
 share keys fill a tile together where there are few queries.
 
 Rejected: keys in the lanes (the usual way), which transposes every block of keys for every tile of
@@ -17,30 +17,19 @@ from libc.stdint cimport int64_t
 from libc.stdlib cimport calloc
 from libc.string cimport memcpy, memset
 
+include "_products.pxi"
+
 cdef extern from "products.h" nogil:
-    enum:
-        TILE_VECTORS
-        HAS_BF16_PRODUCT
-
-    ctypedef struct bf16_pair:
-        pass
-
     cdef cppclass compute[T]:  # the type in which T is computed; only pointers to it are used
         pass
 
-    void product[A, B, C](
-        const A*, Py_ssize_t, Py_ssize_t, Py_ssize_t, const B*, Py_ssize_t, Py_ssize_t, C*,
-        Py_ssize_t, Py_ssize_t, bint)
-    void load_lanes[T](const T* const*, Py_ssize_t, Py_ssize_t, vector[T]*, Py_ssize_t)
     void store_lanes[T](T* const*, Py_ssize_t, const vector[T]*, Py_ssize_t)
     vector[T] row_products[T](const T*, Py_ssize_t, Py_ssize_t, const compute[T]*, Py_ssize_t)
-    void narrow_to(bf16*, vector[float])
     vector[T] load_mask[T](const T*, const void*, bint, Py_ssize_t)
     void load_mask_lanes[T](const T*, const char* const*, bint, Py_ssize_t, Py_ssize_t, Py_ssize_t,
                             vector[T]*, Py_ssize_t)
     vector[T] where_between[T](const T*, vector[T], vector[T], vector[T], vector[T])
     vector[T] count_up[T](const T*)
-    void store_pairs[T](const T*, void*, Py_ssize_t, vector[T], vector[T], Py_ssize_t)
 
 cdef enum:
     KEYS = 96  # in a block: with 64 queries the weights take 24 KB; a multiple of TILE_ROWS
@@ -60,7 +49,7 @@ cdef struct Problem:  # an Attention of attention.pxd, without defaults
     int64_t[5] whole  # which is this
     double scale, softcap
     Py_ssize_t left, right  # of the window, -1 without bound
-    Heads q, k, v, out, lse, mask
+    AttentionArray q, k, v, out, lse, mask
     bint masked, mask_of_bytes
     bint pairs  # products of bfloat16 pairs
 
@@ -80,7 +69,7 @@ cdef struct Work:  # a thread's memory
     void* weights  # the same as bfloat16 pairs
     void* mask  # (KEYS, lanes)
     void* result  # (value_width, lanes)
-    void* tops  # (lanes)
+    void* maxima  # (lanes)
     void* totals  # (lanes)
     void* keys  # (KEYS, width) where the storage type is not computed in
     void* values  # (KEYS, value_width), or pairs of it
@@ -97,7 +86,9 @@ cdef struct Work:  # a thread's memory
     void* grad_values  # (CHUNK, value_width)
 
 
-cdef inline char* batch_at(const Problem* p, const Heads* a, Py_ssize_t batch) noexcept nogil:
+cdef inline char* batch_at(
+    const Problem* p, const AttentionArray* a, Py_ssize_t batch
+) noexcept nogil:
     """Where the first head of a batch entry lies."""
     cdef char* at = <char*>a.data
     cdef int axis
@@ -174,7 +165,7 @@ cdef void make_tile(
 
 
 cdef inline void rows_of(
-    const Problem* p, const Heads* a, const Tile* tile, char** rows
+    const Problem* p, const AttentionArray* a, const Tile* tile, char** rows
 ) noexcept nogil:
     """Where the rows of the tile lie in an array of queries; NULL beyond the last."""
     cdef char* at = (batch_at(p, a, tile.batch) + tile.head * a.head
@@ -189,14 +180,15 @@ cdef inline void rows_of(
 
 
 cdef inline char* key_at(
-    const Problem* p, const Heads* a, const Tile* tile, Py_ssize_t key
+    const Problem* p, const AttentionArray* a, const Tile* tile, Py_ssize_t key
 ) noexcept nogil:
     return (batch_at(p, a, tile.batch) + tile.kv_head * a.head
             + (span(p, tile.batch)[2] + key) * a.row)
 
 
 cdef void rows_to_lanes(
-    const Problem* p, const Heads* a, const Tile* tile, const real* like, Py_ssize_t n, void* to
+    const Problem* p, const AttentionArray* a, const Tile* tile, const real* like, Py_ssize_t n,
+    void* to
 ) noexcept nogil:
     """Rows of n numbers to (n, lanes)."""
     cdef char* rows[MOST_LANES]
@@ -247,8 +239,8 @@ cdef inline void pair_rows(
 
 
 cdef inline void times_keys(
-    const Problem* p, const real* like, const Heads* keys, const Tile* tile, Py_ssize_t first,
-    Py_ssize_t n, Py_ssize_t width, const void* right, void* scratch, void* to
+    const Problem* p, const real* like, const AttentionArray* keys, const Tile* tile,
+    Py_ssize_t first, Py_ssize_t n, Py_ssize_t width, const void* right, void* scratch, void* to
 ) noexcept nogil:
     """(n, lanes) = n rows of the keys (or values) from `first`, times `right` (width, lanes)."""
     cdef const real* x = <const real*>key_at(p, keys, tile, first)
@@ -266,8 +258,8 @@ cdef inline void times_keys(
 
 
 cdef inline void add_keys_times(
-    const Problem* p, const real* like, const Heads* keys, const Tile* tile, Py_ssize_t first,
-    Py_ssize_t n, Py_ssize_t width, const void* right, void* scratch, void* to
+    const Problem* p, const real* like, const AttentionArray* keys, const Tile* tile,
+    Py_ssize_t first, Py_ssize_t n, Py_ssize_t width, const void* right, void* scratch, void* to
 ) noexcept nogil:
     """(width, lanes) += transpose of n rows of the keys (or values), times `right` (n, lanes)."""
     cdef const real* x = <const real*>key_at(p, keys, tile, first)
@@ -287,7 +279,7 @@ cdef inline void add_keys_times(
 cdef bint block_mask(
     const Problem* p, const real* like, const Tile* tile, Py_ssize_t first, Py_ssize_t n, void* to
 ) noexcept nogil:
-    """The mask of a block, (n, lanes); whether it lets anything through."""
+    """The mask of a block, (n, lanes); whether it allows any key."""
     cdef char* rows[MOST_LANES]
     cdef Py_ssize_t w = lanes(like), step = TILE_VECTORS, c, r, k
     cdef vector[real]* m = <vector[real]*>to
@@ -305,18 +297,17 @@ cdef bint block_mask(
 
 cdef bint scores(
     const Problem* p, const real* like, const Tile* tile, const Work* work, Py_ssize_t first,
-    Py_ssize_t n, vector[real]* tops, vector[real]* factor
+    Py_ssize_t n, vector[real]* maxima, vector[real]* factor
 ) noexcept nogil:
     """work.scores, times `factor`, are the scores of n keys from `first`, in base 2, -inf where not
-    allowed; `tops` their maxima. False where the mask lets nothing through: nothing is computed
-    then."""
+    allowed; `maxima` their maxima. False where the mask allows none: nothing is computed then."""
     cdef Py_ssize_t w = lanes(like), step = TILE_VECTORS, c, k
     cdef bint partly = first < tile.full_low or first + n > tile.full_high
     cdef vector[real]* s = <vector[real]*>work.scores
     cdef vector[real]* m = <vector[real]*>work.mask
     cdef vector[real]* slope = <vector[real]*>work.slope
     cdef vector[real] scale = splat(like, p.scale * LOG2_E), cap = splat(like, p.softcap * LOG2_E)
-    cdef vector[real] log2_e = splat(like, LOG2_E), low = scale, high = scale, top, largest, v
+    cdef vector[real] log2_e = splat(like, LOG2_E), low = scale, high = scale, row_max, largest, v
     cdef vector[real] lowest = splat(like, -INFINITY), finite = splat(like, -largest_of(like))
     if p.masked and not block_mask(p, like, tile, first, n, m):
         return False
@@ -324,12 +315,12 @@ cdef bint scores(
     if not (partly or p.masked or p.softcap != 0 or p.scale <= 0):
         largest = splat(like, 0.0)
         for c in range(tile.columns // w):
-            top = splat(like, -INFINITY)
+            row_max = splat(like, -INFINITY)
             for k in range(n):
-                top = vmax(s[k * step + c], top)
-            tops[c] = top * scale
-            top = where_equal(tops[c], lowest, splat(like, 0.0), tops[c])
-            largest = vmax(vmax(top, splat(like, 0.0) - top), largest)
+                row_max = vmax(s[k * step + c], row_max)
+            maxima[c] = row_max * scale
+            row_max = where_equal(maxima[c], lowest, splat(like, 0.0), maxima[c])
+            largest = vmax(vmax(row_max, splat(like, 0.0) - row_max), largest)
         # The factor can wait for exp2, but where the rounding of the maximum has become visible.
         if reduce_max(largest) < LARGE:
             factor[0] = scale
@@ -338,7 +329,7 @@ cdef bint scores(
     if p.softcap != 0:
         scale = splat(like, p.scale / p.softcap)
     for c in range(tile.columns // w):
-        top = splat(like, -INFINITY)
+        row_max = splat(like, -INFINITY)
         if partly:
             bounds(like, tile, first, n, c * w, &low, &high)
         for k in range(n):
@@ -355,8 +346,8 @@ cdef bint scores(
             if partly:
                 v = where_between(like, v, splat(like, k), low, high)
             s[k * step + c] = v
-            top = vmax(v, top)
-        tops[c] = top
+            row_max = vmax(v, row_max)
+        maxima[c] = row_max
     return True
 
 

@@ -1,7 +1,7 @@
 """Which process may use OpenMP's threads: those of libgomp do not survive a fork.
 
 A module may be loaded long after the first one, in a child of the process that computed with that
-one, so what is known is kept here, once for all modules.
+one, so this is found out once, for all modules.
 """
 
 import os
@@ -13,8 +13,8 @@ PF_FORKNOEXEC = 0x40  # of include/linux/sched.h: forked, and has started no pro
 def lost_threads() -> bool:
     """Whether this process was forked, maybe from one that had threads of libgomp.
 
-    Those of PyTorch or scikit-learn count as well, since libgomp is there once for all. It does
-    not tell whether it has threads; where it was not loaded, it has none.
+    libgomp is shared with PyTorch and scikit-learn, so their threads count as well. It has no
+    function that says whether it has threads; where it is not loaded, it has none.
     """
     try:
         stat = Path("/proc/self/stat").read_bytes()

@@ -1,11 +1,12 @@
-"""Instruction set levels: which are built, which this processor has, which one is used.
+"""Instruction set levels: which to build, which were built, which this processor has, which to use.
 
-Every .pyx is compiled once per level into a folder of that level's name; the package puts the
-folder of the chosen one in front of its search path.
+A .pyx is compiled once per level into a folder of that level's name; the package puts the folder
+of the chosen one in front of its search path.
 """
 
 import os
 import platform
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 # Level -> compiler flags, and what /proc/cpuinfo must list. Lowest first.
@@ -26,6 +27,7 @@ X86_64 = {
 }
 # A level that only some modules gain from; the others are taken from the level below.
 ONLY = {"x86_64_v4_bf16": ("attention", "linear_cross_entropy")}
+HOW_TO_BUILD = "build from source with FASTCE_BUILD_ISA=all"
 # Elsewhere the compiler's default is compiled once: on aarch64 that has NEON.
 GENERIC = {"generic": ([], "")}
 
@@ -46,22 +48,51 @@ def supported() -> list[str]:
     return names
 
 
+def to_build(choice: str) -> list[str]:
+    """The levels to compile: ``all``, or names separated by commas, or ``native``: the best of this
+    processor for each module, and the lowest.
+    """
+    if choice == "all":
+        return list(levels())
+    if choice == "native":
+        names = supported()
+        full = [name for name in names if name not in ONLY]
+        return [name for name in names if name in (names[0], full[-1], names[-1])]
+    chosen = choice.split(",")
+    if not set(chosen) <= set(levels()):
+        known = ", ".join(("all", "native", *levels()))
+        raise ValueError(f"FASTCE_BUILD_ISA={choice!r}, but there are {known}")
+    return [name for name in levels() if name in chosen]
+
+
+def built() -> list[str]:
+    """The levels that were compiled, lowest first."""
+    here, suffix = Path(__file__).parent, EXTENSION_SUFFIXES[0]
+    return [name for name in levels() if any((here / name).glob(f"*{suffix}"))]
+
+
 def level() -> str:
-    """The level to use: ``FASTCE_ISA``, else the best that the processor has."""
-    names = supported()
-    wanted = os.environ.get("FASTCE_ISA")
-    if not wanted:
-        return names[-1]
-    if wanted not in names:
-        raise ValueError(f"FASTCE_ISA={wanted!r}, but this processor has {', '.join(names)}")
-    return wanted
+    """The level to use: ``FASTCE_ISA``, else the best that was built and that the processor has."""
+    names, compiled = supported(), built()
+    chosen = os.environ.get("FASTCE_ISA")
+    if chosen and chosen not in names:
+        raise ValueError(f"FASTCE_ISA={chosen!r}, but this processor has {', '.join(names)}")
+    candidates = [chosen] if chosen else names
+    usable = [name for name in candidates if name in compiled]
+    if compiled and not usable:  # without any, the import of a module fails
+        missing = f"FASTCE_ISA={chosen!r}" if chosen else f"any of {', '.join(names)}"
+        raise ImportError(f"{missing} was not built, only {', '.join(compiled)}: {HOW_TO_BUILD}")
+    return (usable or candidates)[-1]
 
 
 def folders() -> list[str]:
     """Where to look for a module, in order: the level to use, and below one that has only some."""
     names, chosen = supported(), level()
-    below = names[names.index(chosen) - 1 : names.index(chosen)] if chosen in ONLY else []
-    return [chosen, *below]
+    if chosen not in ONLY:
+        return [chosen]
+    compiled = built() or names
+    below = [n for n in names[: names.index(chosen)] if n in compiled and n not in ONLY]
+    return [chosen, *below[-1:]]
 
 
 def _processor_flags() -> set[str]:

@@ -19,21 +19,7 @@ from libc.string cimport memcpy, memset
 cdef extern from "scratch.h" nogil:
     void* in_huge_pages(size_t)
 
-cdef extern from "products.h" nogil:
-    enum:
-        TILE_VECTORS
-        TILE_ROWS
-        HAS_BF16_PRODUCT
-
-    ctypedef struct bf16_pair:
-        pass
-
-    void product[A, B, C](
-        const A*, Py_ssize_t, Py_ssize_t, Py_ssize_t, const B*, Py_ssize_t, Py_ssize_t, C*,
-        Py_ssize_t, Py_ssize_t, bint)
-    void load_lanes[T](const T* const*, Py_ssize_t, Py_ssize_t, vector[T]*, Py_ssize_t)
-    void narrow_to(bf16*, vector[float])
-    void store_pairs[T](const T*, void*, Py_ssize_t, vector[T], vector[T], Py_ssize_t)
+include "_products.pxi"
 
 cdef enum:
     PANEL_DEPTH = 512  # 128 KB for the 64 columns of a panel of float: in L2, beside the rows
@@ -133,7 +119,7 @@ cdef void fill_panels(const Block* b, const real* like, Py_ssize_t r) noexcept n
 
 # ---- the products ----------------------------------------------------------------------------
 
-cdef void logits_turn(
+cdef void logits_task(
     const Block* b, const real* w, Py_ssize_t w_row, Py_ssize_t task, void* scratch
 ) noexcept nogil:
     """A panel of logits."""
@@ -186,7 +172,7 @@ cdef void pack_rows(
                 store_wide(w, to, at + i * width, load_n(w + r * w_row + k * lane, left, 0.0), lane)
 
 
-cdef void dx_turn(
+cdef void dx_task(
     const Block* b, const real* w, Py_ssize_t w_row, Py_ssize_t task, void* scratch
 ) noexcept nogil:
     """A group of columns of dx, over all classes."""
@@ -203,7 +189,7 @@ cdef void dx_turn(
                      k > 0)
 
 
-cdef void dw_turn(
+cdef void dw_task(
     const Block* b, const real* like, void* dw, Py_ssize_t dw_row, void* dbias, Py_ssize_t task,
     bint add, void* scratch
 ) noexcept nogil:

@@ -6,7 +6,7 @@ cdef inline void panel_sum(
 ) noexcept nogil:
     """The backward ops' sum of each column, compensated; `errors` is scratch."""
     cdef Py_ssize_t w = lanes(g), vectors = (width + w - 1) // w, c, k, at, left
-    cdef vector[real] a, b, total, back
+    cdef vector[real] a
     for c in range(vectors):
         sums[c] = splat(g, 0.0)
         errors[c] = splat(g, 0.0)
@@ -17,11 +17,7 @@ cdef inline void panel_sum(
             a = load_n(g + at, left, 0.0)
             if op == SOFTMAX_BACKWARD:
                 a = a * load_n(y + at, left, 0.0)
-            b = sums[c]
-            total = a + b
-            back = total - b
-            errors[c] = errors[c] + ((b - (total - back)) + (a - back))
-            sums[c] = total
+            add(sums + c, errors + c, a)
     for c in range(vectors):
         sums[c] = corrected(g, sums[c], errors[c])
 
@@ -37,26 +33,26 @@ cdef void panel(
     """
     cdef char* memory = thread_memory(OF_PANEL, PANEL_MEMORY)
     cdef Py_ssize_t w = lanes(x), vectors = (width + w - 1) // w, c, k, at, left
-    cdef vector[real]* tops = aligned(x, memory)
-    cdef vector[real]* scales = tops + vectors
+    cdef vector[real]* maxima = aligned(x, memory)
+    cdef vector[real]* scales = maxima + vectors
     cdef real* exps = out if op == SOFTMAX and tile else NULL
-    cdef vector[real] a, value, top, scale
+    cdef vector[real] a, value, row_max, scale
     if op == SOFTMAX_BACKWARD or op == LOG_SOFTMAX_BACKWARD:
-        panel_sum(op, x, second, n, stride, width, tops, scales)
+        panel_sum(op, x, second, n, stride, width, maxima, scales)
     else:
         if tile:
-            tile_state(x, exps, n, stride, tops, scales)
+            tile_state(x, exps, n, stride, maxima, scales)
         else:
-            panel_state(x, n, stride, width, tops, scales, scales + vectors)
+            panel_state(x, n, stride, width, maxima, scales, scales + vectors)
         for c in range(vectors):
-            top = tops[c]
+            row_max = maxima[c]
             scale = log_1p(scales[c])
             if op == LOGSUMEXP:
-                store_n(lse + c * w, top + scale, min(w, width - c * w))
+                store_n(lse + c * w, row_max + scale, min(w, width - c * w))
                 continue
             if op == SOFTMAX:
                 scale = inverse(x, scales[c])
-            scales[c] = scale + (top - top)  # NaN where the maximum is infinite
+            scales[c] = scale + (row_max - row_max)  # NaN where the maximum is infinite
     if op == LOGSUMEXP:
         return
     for k in range(n):
@@ -67,10 +63,10 @@ cdef void panel(
             if exps != NULL:
                 value = load(exps + at) * scales[c]
             elif op == SOFTMAX or op == LOG_SOFTMAX:
-                value = exp_sub(a, tops[c]) * scales[c] if op == SOFTMAX else (
-                    sub_before_store(x, a - tops[c], scales[c], halves))
+                value = exp_sub(a, maxima[c]) * scales[c] if op == SOFTMAX else (
+                    sub_before_store(x, a - maxima[c], scales[c], halves))
             else:
-                value = backward_value(op, x, a, load_n(second + at, left, 0.0), tops[c])
+                value = backward_value(op, x, a, load_n(second + at, left, 0.0), maxima[c])
             store_n(out + at, value, left)
 
 

@@ -5,12 +5,13 @@ maximum, the second sums exp(x - maximum), while the next block is being prefetc
 read once. Rejected: the online softmax per vector (it rescales at every new maximum of a lane,
 some 120 times in a row of 32000), and a maximum pass over the whole row (reads it twice).
 
-A state stands for exp(top) * (1 + rest). One maximal element is the 1; `rest` is the sum of all
-others. Where one element dominates, log1p(rest) keeps what log(1 + rest) would round away.
-The states of the blocks are merged in order, so the result does not depend on who computed them.
+A state stands for exp(row_max) * (1 + sumexp_m1). One maximal element is the 1; `sumexp_m1` is the
+sum of all others. Where one element dominates, log1p(sumexp_m1) keeps what log(1 + sumexp_m1) would
+round away.
+The states of the blocks are merged in order, so the result does not depend on the threads.
 
 All sums are compensated. Equal terms round the same way in every addition, so the errors of a plain
-sum do not cancel: 3770 elements of -11 below a 0 cost 25.7 ULP in float, 33 in double.
+sum do not cancel: 3770 elements of -11 below a 0 gave errors of 25.7 ULP in float, 33 in double.
 """
 
 from cython.parallel cimport prange
@@ -21,9 +22,9 @@ cdef enum:
     STREAM_ABOVE = 1 << 22  # bytes of an output beyond which it is written past the caches
 
 cdef struct State:
-    double top
-    double rest
-    double lost  # what rounding took away from `rest`; row_state adds it at the end
+    double row_max
+    double sumexp_m1
+    double lost  # what rounding took away from `sumexp_m1`; row_state adds it at the end
 
 
 cdef inline void add_double(double* total, double* lost, double term) noexcept nogil:
@@ -40,10 +41,10 @@ cdef inline double settled(double total, double lost) noexcept nogil:
 
 cdef inline State block_state(const real* x, Py_ssize_t n, void* exps) noexcept nogil:
     """The state of up to BLOCK elements. Their exponentials, as exp_from gives them, are kept in
-    `exps`, unless it is NULL: computing them again cost 40% of a gradient of 1000 classes.
+    `exps`, unless it is NULL: computing them again took 40% of a gradient of 1000 classes.
     """
     cdef State state
-    cdef Py_ssize_t k, w = lanes(x), fours = n // (4 * w), pairs = 2 * fours, left, ties = -1
+    cdef Py_ssize_t k, w = lanes(x), fours = n // (4 * w), pairs = 2 * fours, left, max_count = 0
     cdef const real* p
     cdef vector[real] zero = splat(x, 0.0), lowest = splat(x, -INFINITY)
     cdef vector[real] m0 = lowest, m1 = lowest, m2 = lowest, m3 = lowest
@@ -56,11 +57,11 @@ cdef inline State block_state(const real* x, Py_ssize_t n, void* exps) noexcept 
     for k in range(4 * fours, (n + w - 1) // w):
         m0 = vmax(load_n(x + k * w, min(w, n - k * w), -INFINITY), m0)
     m0 = vmax(vmax(m0, m1), vmax(m2, m3))
-    state.top = reduce_max(m0)
+    state.row_max = reduce_max(m0)
 
-    cdef Reference at = reference(x, state.top)
+    cdef Reference at = reference(x, state.row_max)
     cdef vector[real] shift = splat(x, at.shift), power = splat(x, at.power)
-    cdef vector[real] top = splat(x, state.top), a, b, e, f
+    cdef vector[real] row_max = splat(x, state.row_max), a, b, e, f
     cdef vector[real] sum0 = zero, sum1 = zero, error0 = zero, error1 = zero
     for k in range(pairs):
         p = x + 2 * w * k
@@ -73,10 +74,10 @@ cdef inline State block_state(const real* x, Py_ssize_t n, void* exps) noexcept 
         if exps != NULL:
             store_wide(x, exps, 2 * w * k, e, w)
             store_wide(x, exps, 2 * w * k + w, f, w)
-        if any_equal(x, vmax(a, b), top):  # mostly once in a block
-            ties += count_equal(x, a, top) + count_equal(x, b, top)
-            e = where_equal(a, top, zero, e)
-            f = where_equal(b, top, zero, f)
+        if any_equal(x, vmax(a, b), row_max):  # mostly once in a block
+            max_count += count_equal(x, a, row_max) + count_equal(x, b, row_max)
+            e = where_equal(a, row_max, zero, e)
+            f = where_equal(b, row_max, zero, f)
         add_fast(&sum0, &error0, e)
         add_fast(&sum1, &error1, f)
     for k in range(2 * pairs, (n + w - 1) // w):
@@ -85,62 +86,62 @@ cdef inline State block_state(const real* x, Py_ssize_t n, void* exps) noexcept 
         e = exp_from(a, shift, power)
         if exps != NULL:
             store_wide(x, exps, k * w, e, left)
-        ties += count_equal(x, a, top)
-        add_fast(&sum0, &error0, where_equal(a, top, zero, e))
-    state.rest = at.ratio * (reduce_add(sum0) + reduce_add(sum1)
-                             + reduce_add(error0 + error1)) + ties
+        max_count += count_equal(x, a, row_max)
+        add_fast(&sum0, &error0, where_equal(a, row_max, zero, e))
+    state.sumexp_m1 = at.ratio * (reduce_add(sum0) + reduce_add(sum1)
+                                  + reduce_add(error0 + error1)) + (max_count - 1)
     state.lost = 0
     return state
 
 
 cdef inline State merge(State a, State b) noexcept nogil:
-    """The state of two parts together. NaN in either `rest` stays."""
+    """The state of two parts together. NaN in either `sumexp_m1` stays."""
     cdef double scale = 1
-    if b.top > a.top:
+    if b.row_max > a.row_max:
         a, b = b, a
-    if a.top != b.top:
-        scale = exp(b.top - a.top)
-    add_double(&a.rest, &a.lost, scale * (1 + b.rest))
+    if a.row_max != b.row_max:
+        scale = exp(b.row_max - a.row_max)
+    add_double(&a.sumexp_m1, &a.lost, scale * (1 + b.sumexp_m1))
     a.lost += scale * b.lost
     return a
 
 
 cdef inline State empty_state() noexcept nogil:
     cdef State state
-    state.top = -INFINITY
-    state.rest = 0
+    state.row_max = -INFINITY
+    state.sumexp_m1 = 0
     state.lost = 0
     return state
 
 
-cdef State row_state(const real* x, Py_ssize_t n, void* exps, int crew) noexcept nogil:
-    """The state of a row; with more than one thread in the crew, its blocks are spread.
+cdef State row_state(const real* x, Py_ssize_t n, void* exps, int num_threads) noexcept nogil:
+    """The state of a row, whose blocks are shared by the threads.
 
     The exponentials of a row of one block are kept in `exps`, unless it is NULL.
     """
     cdef State state = empty_state()
     cdef Py_ssize_t blocks = (n + BLOCK - 1) // BLOCK, k
     cdef State* states = NULL
-    if crew > 1:
+    if num_threads > 1:
         states = <State*>malloc(blocks * sizeof(State))
     if states == NULL:
         for k in range(blocks):
             state = merge(state, block_state(x + k * BLOCK, min(BLOCK, n - k * BLOCK),
                                              exps if blocks == 1 else NULL))
-        state.rest += state.lost
+        state.sumexp_m1 += state.lost
         return state
-    for k in prange(blocks, num_threads=crew, schedule="static"):
+    for k in prange(blocks, num_threads=num_threads, schedule="static"):
         states[k] = block_state(x + k * BLOCK, min(BLOCK, n - k * BLOCK), NULL)
     for k in range(blocks):
         state = merge(state, states[k])
-    state.rest += state.lost
+    state.sumexp_m1 += state.lost
     free(states)
     return state
 
 
 cdef inline double log_total(State state) noexcept nogil:
-    """log(1 + rest), or NaN where the maximum is infinite and there is no distribution."""
-    return NAN if isinf(state.top) else log1p(state.rest)
+    """log(1 + sumexp_m1), or NaN where the maximum is infinite and there is no distribution."""
+    return NAN if isinf(state.row_max) else log1p(state.sumexp_m1)
 
 
 cdef inline Py_ssize_t stream_head(const real* y, Py_ssize_t n, bint streaming) noexcept nogil:

@@ -74,8 +74,8 @@ cdef extern from "vector_math.h" nogil:
     vector[T] power_of[T](vector[T], vector[T])
     vector[T] log_sum[T](vector[T], vector[T], vector[T])
 
-    vector[T] relative[T](vector[T], vector[T], vector[T])
-    vector[T] relative_log[T](vector[T], vector[T], vector[T], vector[T]*)
+    vector[T] kl_div_term[T](vector[T], vector[T], vector[T])
+    vector[T] kl_div_term_log[T](vector[T], vector[T], vector[T], vector[T]*)
     vector[T] scale_near_one[T](vector[T])
 
     ctypedef struct Reference:

@@ -1,7 +1,7 @@
 """How many threads a loop gets, and what memory a thread has beside its stack.
 
-libgomp's threads do not survive a fork, and a child that waits for them hangs: `_forks.py` says
-which process may use them.
+libgomp's threads do not survive a fork, and a child that waits for them hangs: `_forks.py` has the
+process that may use them.
 """
 
 from posix.unistd cimport getpid, pid_t
@@ -13,8 +13,8 @@ cdef extern from "scratch.h" nogil:
     char* thread_memory "THREAD_MEMORY"(int number, size_t bytes)
 
 cdef enum:
-    # Fewer elements than this run on one thread. Of 32,000, two threads save a microsecond in ten
-    # on an idle machine, and cost milliseconds where another process holds the second processor.
+    # Fewer elements than this run on one thread. With 32,000, a second one saves 1 us of 10 on an
+    # idle machine, and loses milliseconds where another process holds the second processor.
     SERIAL_BELOW = 1 << 16
 
 cdef enum:  # numbers of thread_memory; a tile is computed as a panel, so both are in use at once
@@ -25,7 +25,7 @@ cdef enum:  # numbers of thread_memory; a tile is computed as a panel, so both a
 cdef pid_t THREADS_OF = OWNER
 
 
-cdef int team(int threads, Py_ssize_t elements) noexcept nogil:
+cdef int threads_for(int threads, Py_ssize_t elements) noexcept nogil:
     if threads <= 1 or elements < SERIAL_BELOW or getpid() != THREADS_OF:
         return 1
     return threads

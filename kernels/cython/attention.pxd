@@ -1,7 +1,4 @@
-"""The kernels of attention.pyx for Cython code: raw pointers, no Python objects, no GIL.
-
-    from fastce.kernels.cython.attention cimport Attention, c_attention, F32
-    from libc.string cimport memset
+"""attention for Cython code; first read _c_interface.pxd.
 
     cdef Attention a
     memset(&a, 0, sizeof(a))  # the defaults
@@ -11,34 +8,15 @@
     with nogil:
         failed = c_attention(F32, &a, threads)
 
-Both functions return 0, or -1 where there is no memory, or -2 where `dtype` is none of the four;
-then the outputs hold anything. Nothing else is checked, so what stands beside the fields below must
-hold. Every array but the mask, lse and dmask is of `dtype`; float16 and bfloat16 are their 16 bits.
-Pointers and strides are aligned to the elements. No output overlaps anything.
-
-`threads` is how many OpenMP threads may be used; 0 and 1 are the caller's alone. Small problems are
-not spread. The result does not depend on it, not in the last bit. Any thread may call, also several
-at once; from inside a `prange`, pass 1.
-
-What is computed is in kernels/reference/attention.py. The code is that of the instruction set
-level that is used by the process (FASTCE_ISA), and is found when the calling module is imported.
+Strides, too, are aligned to the elements. No output overlaps anything. Small problems are computed
+by one thread.
 """
 
 from libc.stdint cimport int64_t
 
-cdef enum:
-    CONTRACT = 2  # see kernels/__init__.py
+from ._c_interface cimport BF16, CONTRACT, F16, F32, F64
 
-cdef enum:  # dtype
-    F64 = 0
-    F32 = 1
-    F16 = 2
-    BF16 = 3
-
-# Cython compares the names of structs when a module that uses them is imported, not their fields.
-# A struct whose fields change therefore gets another name.
-
-cdef struct Heads:
+cdef struct AttentionArray:
     # An array (batch axes..., heads, rows, numbers). Strides are in bytes, as in Py_buffer: arrays
     # of several dtypes meet here. They may be 0 for an input that is broadcast.
     void* data
@@ -48,17 +26,17 @@ cdef struct Heads:
     Py_ssize_t item  # of mask and dmask: from key to key, or 0; elsewhere numbers are contiguous
 
 cdef struct Attention:
-    Heads q  # (batch..., heads, queries, width)
-    Heads k  # (batch..., kv_heads, keys, width)
-    Heads v  # (batch..., kv_heads, keys, value_width)
-    Heads out  # (batch..., heads, queries, value_width); an input of the backward
+    AttentionArray q  # (batch..., heads, queries, width)
+    AttentionArray k  # (batch..., kv_heads, keys, width)
+    AttentionArray v  # (batch..., kv_heads, keys, value_width)
+    AttentionArray out  # (batch..., heads, queries, value_width); an input of the backward
     # (batch..., heads, queries), the logsumexp of the scores, in the compute dtype: double for F64,
-    # else float. Forward: data is NULL where it is not wanted. Backward: an input, of these keys.
-    Heads lse
+    # else float. Forward: data may be NULL. Backward: an input, of these keys.
+    AttentionArray lse
     # (batch..., heads, queries, keys), or data is NULL. It is added to the scores; or, with
     # bool_mask, has one byte for each, 1 where a query sees a key. item is the size of an element,
     # or 0.
-    Heads mask
+    AttentionArray mask
     bint bool_mask
 
     int axes  # how many batch axes there are, 0 for a single entry
@@ -85,13 +63,13 @@ cdef struct Attention:
     Py_ssize_t right
 
 cdef struct AttentionGradient:
-    Heads grad_out  # as out
-    Heads dq  # as q, dk as k, dv as v
-    Heads dk  # must hold zeros
-    Heads dv  # must hold zeros
+    AttentionArray grad_out  # as out
+    AttentionArray dq  # as q, dk as k, dv as v
+    AttentionArray dk  # must hold zeros
+    AttentionArray dv  # must hold zeros
     # In the compute dtype, or data is NULL. It is added to; with strides of 0, several sums may
     # meet in one place.
-    Heads dmask
+    AttentionArray dmask
 
 cdef int c_attention(int dtype, const Attention* a, int threads) noexcept nogil
 

@@ -10,16 +10,24 @@ are merged in order. How work is cut depends on the shapes alone, so the result 
 the threads.
 """
 
+cdef struct Arguments:  # of the forward, or of the backward
+    const Attention* attention
+    const AttentionGradient* gradient
+
+cdef enum:  # the ops
+    ATTENTION
+    ATTENTION_BACKWARD
+
 include "_simd.pxi"
 include "_arrays.pxi"
-include "_dtypes.pxi"
+include "_calls.pxi"
 include "_threads.pxi"
 include "_attention_tiles.pxi"
 include "_attention_forward.pxi"
 include "_attention_backward.pxi"
 
 
-cdef void fill_problem(Problem* p, int dtype, const Attention* a) noexcept nogil:
+cdef void fill_problem(Problem* p, const Attention* a, const real* like) noexcept nogil:
     cdef int axis
     p.axes = a.axes
     p.shape = a.shape
@@ -51,47 +59,42 @@ cdef void fill_problem(Problem* p, int dtype, const Attention* a) noexcept nogil
     p.mask = a.mask
     p.masked = a.mask.data != NULL
     p.mask_of_bytes = a.bool_mask
-    p.pairs = (
-        HAS_BF16_PRODUCT and dtype == BF16 and p.width % 2 == 0 and p.value_width % 2 == 0
-        and p.k.row % 4 == 0 and p.v.row % 4 == 0)
+    p.pairs = False
+    if real is bf16:
+        p.pairs = (HAS_BF16_PRODUCT and p.width % 2 == 0 and p.value_width % 2 == 0
+                   and p.k.row % 4 == 0 and p.v.row % 4 == 0)
+
+
+cdef int typed(int op, const Arguments* a, const real* like, int threads) noexcept nogil:
+    cdef Problem p
+    fill_problem(&p, a.attention, like)
+    if op == ATTENTION:
+        return forward(&p, like, threads)
+    return backward(&p, a.gradient, like, threads)
 
 
 # ---- for Cython: see attention.pxd ----------------------------------------------------------
 
 cdef int c_attention(int dtype, const Attention* a, int threads) noexcept nogil:
-    cdef Problem p
-    fill_problem(&p, dtype, a)
-    if dtype == F32:
-        return typed_forward(&p, <const float*>NULL, threads)
-    if dtype == F64:
-        return typed_forward(&p, <const double*>NULL, threads)
-    if dtype == F16:
-        return typed_forward(&p, <const f16*>NULL, threads)
-    if dtype == BF16:
-        return typed_forward(&p, <const bf16*>NULL, threads)
-    return NO_DTYPE
+    cdef Arguments all
+    all.attention = a
+    all.gradient = NULL
+    return by_dtype(ATTENTION, dtype, &all, threads)
 
 
 cdef int c_attention_backward(
     int dtype, const Attention* a, const AttentionGradient* g, int threads
 ) noexcept nogil:
-    cdef Problem p
-    fill_problem(&p, dtype, a)
-    if dtype == F32:
-        return typed_backward(&p, g, <const float*>NULL, threads)
-    if dtype == F64:
-        return typed_backward(&p, g, <const double*>NULL, threads)
-    if dtype == F16:
-        return typed_backward(&p, g, <const f16*>NULL, threads)
-    if dtype == BF16:
-        return typed_backward(&p, g, <const bf16*>NULL, threads)
-    return NO_DTYPE
+    cdef Arguments all
+    all.attention = a
+    all.gradient = g
+    return by_dtype(ATTENTION_BACKWARD, dtype, &all, threads)
 
 
 # ---- for Python -----------------------------------------------------------------------------
 
-cdef Heads heads_of(object array, int axes):
-    cdef Heads a
+cdef AttentionArray array_of(object array, int axes):
+    cdef AttentionArray a
     cdef cnp.ndarray n = array
     memset(&a, 0, sizeof(a))
     if array is None:
@@ -123,12 +126,12 @@ cdef Attention attention_of(
     a.windowed = True
     a.left = left
     a.right = right
-    a.q = heads_of(q, axes)
-    a.k = heads_of(k, axes)
-    a.v = heads_of(v, axes)
-    a.out = heads_of(out, axes)
-    a.lse = heads_of(lse, axes)
-    a.mask = heads_of(mask, axes)
+    a.q = array_of(q, axes)
+    a.k = array_of(k, axes)
+    a.v = array_of(v, axes)
+    a.out = array_of(out, axes)
+    a.lse = array_of(lse, axes)
+    a.mask = array_of(mask, axes)
     a.bool_mask = mask is not None and cnp.PyArray_TYPE(mask) == cnp.NPY_BOOL
     return a
 
@@ -136,10 +139,10 @@ cdef Attention attention_of(
 def attention(q, k, v, mask, spans, out, lse, *, double scale, Py_ssize_t left, Py_ssize_t right,
               double softcap, int threads):
     cdef Attention a = attention_of(q, k, v, mask, spans, out, lse, scale, left, right, softcap)
-    cdef int dtype = dtype_of(q), result
-    with nogil:
-        result = c_attention(dtype, &a, threads)
-    done(result)
+    cdef Arguments all
+    all.attention = &a
+    all.gradient = NULL
+    from_python(ATTENTION, dtype_of(q), &all, threads)
 
 
 def attention_backward(grad_out, q, k, v, mask, spans, out, lse, dq, dk, dv, dmask, *,
@@ -147,12 +150,12 @@ def attention_backward(grad_out, q, k, v, mask, spans, out, lse, dq, dk, dv, dma
                        int threads):
     cdef Attention a = attention_of(q, k, v, mask, spans, out, lse, scale, left, right, softcap)
     cdef AttentionGradient g
-    cdef int dtype = dtype_of(q), result
-    g.grad_out = heads_of(grad_out, a.axes)
-    g.dq = heads_of(dq, a.axes)
-    g.dk = heads_of(dk, a.axes)
-    g.dv = heads_of(dv, a.axes)
-    g.dmask = heads_of(dmask, a.axes)
-    with nogil:
-        result = c_attention_backward(dtype, &a, &g, threads)
-    done(result)
+    cdef Arguments all
+    g.grad_out = array_of(grad_out, a.axes)
+    g.dq = array_of(dq, a.axes)
+    g.dk = array_of(dk, a.axes)
+    g.dv = array_of(dv, a.axes)
+    g.dmask = array_of(dmask, a.axes)
+    all.attention = &a
+    all.gradient = &g
+    from_python(ATTENTION_BACKWARD, dtype_of(q), &all, threads)

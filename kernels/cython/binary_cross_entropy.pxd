@@ -1,103 +1,62 @@
-"""The kernels of binary_cross_entropy.pyx for Cython code: raw pointers, no Python objects, no GIL.
+"""binary_cross_entropy and sigmoid_focal_loss for Cython code; first read _c_interface.pxd.
 
-    from fastce.kernels.cython.binary_cross_entropy cimport (
-        c_binary_cross_entropy_with_logits_with_grad, F32)
-
+    cdef BinaryLoss a
+    memset(&a, 0, sizeof(a))
+    a.x, a.target, a.loss, a.grad = logits, target, &loss, grad
+    a.n = a.denominator = n  # the mean
     with nogil:
-        failed = c_binary_cross_entropy_with_logits_with_grad(
-            F32, logits, target, NULL, 0, NULL, 0, loss, grad, n, False, n, 0, threads)
-
-Every function returns 0, or -1 where there is no memory, or -2 where `dtype` is none of the four;
-then the outputs hold anything. Nothing else is checked, so the following must hold:
-
-- `logits`, `probs`, `target` and `grad` are n numbers of `dtype`, one after another; float16 and
-  bfloat16 are their 16 bits. The elements may be in any order, the same in all arrays. Beside 16
-  bits `target` may be of float: then WIDE_TARGET is added to `dtype`.
-- Probabilities are from 0 to 1 or NaN: c_scan_probabilities checks that. Others give a loss of NaN
-  and any gradient.
-- `weight` is `weights` numbers, and element i has number i % weights; so have `pos_weight` and
-  `pos_weights`. At least a thousand are best: repeat fewer. NULL is 1 for each element.
-- `weight`, `pos_weight`, `loss` and `grad_loss` are of the compute dtype: double for F64, else
-  float. `loss` and `grad_loss` are n numbers where `per_element` is true, else one: the sum over
-  the elements. NULL for `grad_loss` is 1.
-- The sum is divided by `denominator`: n for the mean; 1 where `per_element` is true.
-- `label_smoothing` is from 0 to 1, `gamma` at least 0. `positive` and `negative` are what targets
-  of 1 and of 0 count: alpha and 1 - alpha, or 1 and 1.
-- Pointers are aligned to their elements. `grad` is exactly `logits`, `probs` or `target`, or
-  overlaps no input; no other output overlaps anything.
-- `threads` is how many OpenMP threads may be used; 0 and 1 are the caller's alone. Arrays of fewer
-  than 65,536 elements are not spread. The result does not depend on it, not in the last bit. Any
-  thread may call, also several at once; from inside a `prange`, pass 1.
-
-What the functions compute, and what becomes of infinities and NaN, is what the functions of
-these names in fastce compute. Their code is that of the instruction set level that is used by the
-process (FASTCE_ISA), and is found when the calling module is imported.
+        failed = c_binary_cross_entropy_with_logits_with_grad(F32, &a, threads)
 """
 
-cdef enum:
-    CONTRACT = 2  # see kernels/__init__.py
+from ._c_interface cimport BF16, CONTRACT, F16, F32, F64
 
-cdef enum:  # dtype
-    F64 = 0
-    F32 = 1
-    F16 = 2
-    BF16 = 3
-    WIDE_TARGET = 4  # added to F16 or BF16
+cdef struct BinaryLoss:
+    # IN (n,): logits or, of c_binary_cross_entropy*, probabilities. The elements may be in any
+    # order, the same in all arrays. Probabilities below 0 or above 1, which c_scan_probabilities
+    # finds, give a loss of NaN and any gradient
+    const void* x
+    const void* target  # IN (n,)
+    # IN (weights,), compute dtype, or NULL for 1: element i has weight[i % weights]. A thousand of
+    # them are best: repeat fewer
+    const void* weight
+    const void* pos_weight  # IN (pos_weights,), the same; of c_binary_cross_entropy_with_logits*
+    # IN, compute dtype, or NULL for 1: (n,) if per_element; else one number
+    const void* grad_loss
+    void* loss  # OUT, compute dtype: (n,) if per_element; else one number, their sum
+    void* grad  # OUT (n,): the gradient for x. It may be x, or `target` of that dtype
+    double* stats  # OUT (1,), of c_scan_probabilities: the first of x out of range, or -1
+    Py_ssize_t n
+    Py_ssize_t weights, pos_weights  # 0 for n
+    bint wide_target  # `target` is of the compute dtype, not of dtype
+    bint per_element
+    double denominator  # divides losses and gradients, 0 for 1: n for the mean
+    double label_smoothing  # from 0 to 1; of c_binary_cross_entropy_with_logits*
+    # Of c_sigmoid_focal_loss*: gamma is at least 0; losses of targets of 1 and of 0 are multiplied
+    # by `positive` and `negative`, alpha and 1 - alpha for example. Both 0: by 1
+    double gamma, positive, negative
 
+# Of each: loss; grad; and loss with grad for a grad_loss of 1.
 cdef int c_binary_cross_entropy_with_logits(
-    int dtype, const void* logits, const void* target, const void* weight, Py_ssize_t weights,
-    const void* pos_weight, Py_ssize_t pos_weights, void* loss, Py_ssize_t n, bint per_element,
-    double denominator, double label_smoothing, int threads
+    int dtype, const BinaryLoss* a, int threads
 ) noexcept nogil
-
-# grad: that for the logits.
 cdef int c_binary_cross_entropy_with_logits_backward(
-    int dtype, const void* grad_loss, const void* logits, const void* target, const void* weight,
-    Py_ssize_t weights, const void* pos_weight, Py_ssize_t pos_weights, void* grad, Py_ssize_t n,
-    bint per_element, double denominator, double label_smoothing, int threads
+    int dtype, const BinaryLoss* a, int threads
 ) noexcept nogil
-
-# Both at once; grad is what the backward gives for a grad_loss of 1.
 cdef int c_binary_cross_entropy_with_logits_with_grad(
-    int dtype, const void* logits, const void* target, const void* weight, Py_ssize_t weights,
-    const void* pos_weight, Py_ssize_t pos_weights, void* loss, void* grad, Py_ssize_t n,
-    bint per_element, double denominator, double label_smoothing, int threads
+    int dtype, const BinaryLoss* a, int threads
 ) noexcept nogil
 
-# The same of probabilities.
-cdef int c_binary_cross_entropy(
-    int dtype, const void* probs, const void* target, const void* weight, Py_ssize_t weights,
-    void* loss, Py_ssize_t n, bint per_element, double denominator, int threads
-) noexcept nogil
-
+cdef int c_binary_cross_entropy(int dtype, const BinaryLoss* a, int threads) noexcept nogil
 cdef int c_binary_cross_entropy_backward(
-    int dtype, const void* grad_loss, const void* probs, const void* target, const void* weight,
-    Py_ssize_t weights, void* grad, Py_ssize_t n, bint per_element, double denominator, int threads
+    int dtype, const BinaryLoss* a, int threads
 ) noexcept nogil
-
 cdef int c_binary_cross_entropy_with_grad(
-    int dtype, const void* probs, const void* target, const void* weight, Py_ssize_t weights,
-    void* loss, void* grad, Py_ssize_t n, bint per_element, double denominator, int threads
+    int dtype, const BinaryLoss* a, int threads
 ) noexcept nogil
 
-cdef int c_sigmoid_focal_loss(
-    int dtype, const void* logits, const void* target, void* loss, Py_ssize_t n, bint per_element,
-    double denominator, double gamma, double positive, double negative, int threads
-) noexcept nogil
+cdef int c_sigmoid_focal_loss(int dtype, const BinaryLoss* a, int threads) noexcept nogil
+cdef int c_sigmoid_focal_loss_backward(int dtype, const BinaryLoss* a, int threads) noexcept nogil
+cdef int c_sigmoid_focal_loss_with_grad(int dtype, const BinaryLoss* a, int threads) noexcept nogil
 
-cdef int c_sigmoid_focal_loss_backward(
-    int dtype, const void* grad_loss, const void* logits, const void* target, void* grad,
-    Py_ssize_t n, bint per_element, double denominator, double gamma, double positive,
-    double negative, int threads
-) noexcept nogil
-
-cdef int c_sigmoid_focal_loss_with_grad(
-    int dtype, const void* logits, const void* target, void* loss, void* grad, Py_ssize_t n,
-    bint per_element, double denominator, double gamma, double positive, double negative,
-    int threads
-) noexcept nogil
-
-# stats[0]: the first probability that is below 0 or above 1, or -1.
-cdef int c_scan_probabilities(
-    int dtype, const void* probs, double* stats, Py_ssize_t n, int threads
-) noexcept nogil
+# stats, from x and n.
+cdef int c_scan_probabilities(int dtype, const BinaryLoss* a, int threads) noexcept nogil

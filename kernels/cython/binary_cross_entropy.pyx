@@ -1,7 +1,7 @@
 # cython: boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
 # cython: binding=True
 """Binary cross-entropy, from logits and from probabilities, and the sigmoid focal loss, each with
-its gradient in one trip.
+its gradient in a single pass.
 
 The formulas are in kernels/reference/binary_cross_entropy.py. From logits with e = exp(-|x|), of
 the two factors a (of the target) and b one belongs to the side of 0 on which x is, c:
@@ -21,47 +21,48 @@ caches must begin at an aligned address, so it goes to a tile in the L1 cache fi
 vectors that begin at the first aligned address of the gradient; the sum then depends on it.
 """
 
-include "_simd.pxi"
-include "_arrays.pxi"
-include "_dtypes.pxi"
-include "_threads.pxi"
-
 from cython.parallel cimport prange
 from libc.stdlib cimport free, malloc
+from libc.string cimport memset
+
+ctypedef BinaryLoss Arguments
+
+include "_simd.pxi"
+include "_arrays.pxi"
+include "_calls.pxi"
+include "_threads.pxi"
 
 cdef enum:
     TILE = 1024  # elements: 4 KB of float
-    BLOCK = 16 * TILE  # a thread's turn
+    BLOCK = 16 * TILE  # elements of a task
     STREAM_ABOVE = 1 << 22  # bytes of an output beyond which it is written past the caches
 
-cdef enum Form:
+cdef enum:  # the ops
     OF_PROBABILITIES
     OF_LOGITS
     FOCAL  # of logits
-
-cdef struct Formula:
-    Form form
-    double hard  # 1 - label_smoothing: of the target
-    double soft  # label_smoothing / 2: of both classes
-    double gamma, positive, negative  # of the focal loss, see the reference
+    SCAN
 
 cdef struct Problem:
-    Formula formula
+    int op
     Py_ssize_t n
     const void* weight  # `weights` numbers of the compute type, or NULL for ones
     const void* pos_weight
     Py_ssize_t weights, pos_weights  # element i has that of number i % weights
-    const void* upstream  # (n,), or NULL
+    const void* grad_loss  # (n,), or NULL
     void* loss  # (n,), or NULL
     bint with_loss, stream_grad, stream_loss
     bint wide_target  # of the compute type, beside an input of 16 bits
     double denominator
-    double scale  # of the gradient: upstream gradient, if there is one of all, over denominator
+    double grad_scale  # grad_loss, if there is one for all, over denominator
+    double target_scale  # 1 - label_smoothing: of the target
+    double uniform_share  # label_smoothing / 2: of both classes
+    double gamma, positive, negative  # of the focal loss, see the reference
 
 cdef struct Part:  # of the arrays: where a tile of it begins
     const void* weight
     const void* pos_weight
-    const void* upstream
+    const void* grad_loss
     void* loss
     void* grad
 
@@ -79,7 +80,7 @@ cdef inline vector[real] from_logits(
     if with_slope:
         quotient = (c - where_negative(x, b, a) * e) / (one + e)
         slope[0] = where_negative(x, zero - quotient, quotient)
-    # A factor of 0 costs nothing even at infinity; NaN is still in e.
+    # A factor of 0 gives no loss, even at infinity; NaN is still in e.
     size = where_equal(c, zero, zero, size)
     return mul_add(a + b, log_1p_small(e), zero - c * size)
 
@@ -114,7 +115,7 @@ cdef inline vector[real] focal(
         steeper = (c - other * e) + where_equal(e, zero, zero, steeper)
         steeper = factor * (steeper * inverse)
         slope[0] = where_negative(x, zero - steeper, steeper)
-    far = c * factor  # where it is 0, it costs nothing even at infinity
+    far = c * factor  # where it is 0, there is no loss, even at infinity
     return mul_add(factor, near, where_equal(far, zero, zero, zero - far * size))
 
 
@@ -159,23 +160,24 @@ cdef inline bint are_labels(const real* t, Py_ssize_t n, bint wide_target) noexc
 cdef double tile(
     const Problem* p, const real* x, const real* t, const Part* to, Py_ssize_t n
 ) noexcept nogil:
-    """The losses of n elements, their gradients and their sum, whichever are wanted.
+    """The losses of n elements, their gradients and their sum, whichever are asked for.
 
     The function calls each of those above in one place, so that they are inlined.
     """
-    cdef Form form = p.formula.form
-    cdef bint smooth = p.formula.soft != 0, with_loss = p.with_loss
-    cdef bint labels = form == OF_PROBABILITIES and are_labels(t, n, p.wide_target)
+    cdef int op = p.op
+    cdef bint smooth = p.uniform_share != 0, with_loss = p.with_loss
+    cdef bint labels = op == OF_PROBABILITIES and are_labels(t, n, p.wide_target)
     cdef const void* weights = to.weight
     cdef const void* pos_weights = to.pos_weight
-    cdef const void* upstream = to.upstream
+    cdef const void* grad_loss = to.grad_loss
     cdef void* loss = to.loss
     cdef real* grad = <real*>to.grad
     cdef Py_ssize_t w = lanes(x), k, at, left
-    cdef vector[real] one = splat(x, 1.0), scale = splat(x, p.scale)
-    cdef vector[real] hard = splat(x, p.formula.hard), soft = splat(x, p.formula.soft)
-    cdef vector[real] positive = splat(x, p.formula.positive)
-    cdef vector[real] negative = splat(x, p.formula.negative)
+    cdef vector[real] one = splat(x, 1.0), scale = splat(x, p.grad_scale)
+    cdef vector[real] target_scale = splat(x, p.target_scale)
+    cdef vector[real] uniform_share = splat(x, p.uniform_share)
+    cdef vector[real] positive = splat(x, p.positive)
+    cdef vector[real] negative = splat(x, p.negative)
     cdef vector[real] a, b, factor, weight = one, losses, slopes = one
     cdef vector[double] low = splat(<double*>NULL, 0.0), high = low
     for k in range((n + w - 1) // w):
@@ -184,16 +186,16 @@ cdef double tile(
         a = load_target(t, at, left, p.wide_target)
         if weights != NULL:
             weight = load_wide(x, weights, at, left)
-        if form == FOCAL:
+        if op == FOCAL:
             b = one - a
             factor = mul_add(positive, a, negative * b)
             losses = focal(
-                x, load_n(x + at, left, 0.0), a, b, p.formula.gamma, factor, grad != NULL, &slopes)
-        elif form == OF_LOGITS:
+                x, load_n(x + at, left, 0.0), a, b, p.gamma, factor, grad != NULL, &slopes)
+        elif op == OF_LOGITS:
             b = one - a
             if smooth:
-                a = mul_add(hard, a, soft)
-                b = mul_add(hard, b, soft)
+                a = mul_add(target_scale, a, uniform_share)
+                b = mul_add(target_scale, b, uniform_share)
             if weights != NULL:
                 a = a * weight
                 b = b * weight
@@ -207,8 +209,8 @@ cdef double tile(
                 losses = losses * weight
                 slopes = slopes * weight
         if grad != NULL:
-            if upstream != NULL:
-                scale = load_wide(x, upstream, at, left)
+            if grad_loss != NULL:
+                scale = load_wide(x, grad_loss, at, left)
             store_n(grad + at, slopes * scale, left)
         if loss != NULL:
             store_wide(x, loss, at, losses, left)
@@ -248,7 +250,7 @@ cdef double block(
             n = min(n, p.pos_weights - v)
         to.weight = wide_at(x, p.weight, w)
         to.pos_weight = wide_at(x, p.pos_weight, v)
-        to.upstream = wide_at(x, p.upstream, at)
+        to.grad_loss = wide_at(x, p.grad_loss, at)
         loss_to = <void*>wide_at(x, p.loss, at)
         to.loss = <void*>losses if p.stream_loss else loss_to
         grad_to = <void*>(grad + at) if grad != NULL else NULL
@@ -266,11 +268,12 @@ cdef double block(
 
 # ---- loops over threads ---------------------------------------------------------------------
 
-cdef int typed(
+cdef int compute(
     Problem* p, const real* x, const real* t, real* grad, void* sum, int threads
 ) noexcept nogil:
+    """Loss and gradient, whichever are not NULL."""
     cdef Py_ssize_t blocks = (p.n + BLOCK - 1) // BLOCK, k
-    cdef int crew = team(threads, p.n)
+    cdef int num_threads = threads_for(threads, p.n)
     cdef double total = 0
     cdef double* sums = <double*>malloc((blocks + 1) * sizeof(double))
     if sums == NULL:
@@ -278,11 +281,11 @@ cdef int typed(
     p.stream_grad = (grad != NULL and grad != x and grad != t
                      and p.n * <Py_ssize_t>sizeof(real) > STREAM_ABOVE)
     p.stream_loss = p.loss != NULL and p.n * wide_size(x) > STREAM_ABOVE
-    if crew == 1:  # a parallel region of one thread costs as much as a thousand elements
+    if num_threads == 1:  # a parallel region of one thread takes as long as a thousand elements
         for k in range(blocks):
             sums[k] = block(p, x, t, grad, k * BLOCK, min(p.n, (k + 1) * BLOCK))
     else:
-        for k in prange(blocks, num_threads=crew, schedule="dynamic"):
+        for k in prange(blocks, num_threads=num_threads, schedule="dynamic"):
             sums[k] = block(p, x, t, grad, k * BLOCK, min(p.n, (k + 1) * BLOCK))
     for k in range(blocks):
         total += sums[k]
@@ -290,67 +293,6 @@ cdef int typed(
     if sum != NULL:
         put_wide(x, sum, 0, total / p.denominator)
     return 0
-
-
-cdef inline Formula formula_of(
-    Form form, double label_smoothing, double gamma, double positive, double negative
-) noexcept nogil:
-    cdef Formula f
-    f.form = form
-    f.hard = 1 - label_smoothing
-    f.soft = label_smoothing / 2
-    f.gamma = gamma
-    f.positive = positive
-    f.negative = negative
-    return f
-
-
-cdef inline Formula probabilities() noexcept nogil:
-    return formula_of(OF_PROBABILITIES, 0, 0, 1, 1)
-
-
-cdef inline Formula logits_with(double label_smoothing) noexcept nogil:
-    return formula_of(OF_LOGITS, label_smoothing, 0, 1, 1)
-
-
-cdef inline Formula focal_with(double gamma, double positive, double negative) noexcept nogil:
-    return formula_of(FOCAL, 0, gamma, positive, negative)
-
-
-cdef int compute(
-    int dtype, Formula formula, const void* grad_loss, const void* x, const void* target,
-    const void* weight, Py_ssize_t weights, const void* pos_weight, Py_ssize_t pos_weights,
-    void* loss, void* grad, Py_ssize_t n, bint per_element, double denominator, int threads
-) noexcept nogil:
-    """Loss and gradient, whichever are not NULL."""
-    cdef Problem p
-    cdef void* sum = NULL if per_element else loss
-    p.wide_target = dtype == F16 + WIDE_TARGET or dtype == BF16 + WIDE_TARGET
-    if p.wide_target:
-        dtype -= WIDE_TARGET
-    p.n = n
-    p.formula = formula
-    p.with_loss = loss != NULL
-    p.weight = weight
-    p.weights = weights
-    p.pos_weight = pos_weight
-    p.pos_weights = pos_weights
-    p.upstream = grad_loss if per_element else NULL
-    p.loss = loss if per_element else NULL
-    p.denominator = denominator
-    p.scale = 1 / denominator
-    if grad_loss != NULL and not per_element:
-        p.scale = (<const double*>grad_loss)[0] if dtype == F64 else (<const float*>grad_loss)[0]
-        p.scale = p.scale / denominator
-    if dtype == F32:
-        return typed(&p, <const float*>x, <const float*>target, <float*>grad, sum, threads)
-    if dtype == F64:
-        return typed(&p, <const double*>x, <const double*>target, <double*>grad, sum, threads)
-    if dtype == F16:
-        return typed(&p, <const f16*>x, <const f16*>target, <f16*>grad, sum, threads)
-    if dtype == BF16:
-        return typed(&p, <const bf16*>x, <const bf16*>target, <bf16*>grad, sum, threads)
-    return NO_DTYPE
 
 
 cdef Py_ssize_t first_bad(const real* p, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
@@ -378,7 +320,7 @@ cdef int scan(const real* p, double* stats, Py_ssize_t n, int threads) noexcept 
     if blocks == 1:
         bad[0] = first_bad(p, 0, n)
     else:
-        for k in prange(blocks, num_threads=team(threads, n), schedule="static"):
+        for k in prange(blocks, num_threads=threads_for(threads, n), schedule="static"):
             bad[k] = first_bad(p, k * BLOCK, min(n, (k + 1) * BLOCK))
     stats[0] = -1
     for k in range(blocks):
@@ -389,187 +331,200 @@ cdef int scan(const real* p, double* stats, Py_ssize_t n, int threads) noexcept 
     return 0
 
 
+cdef int typed(int op, const BinaryLoss* a, const real* like, int threads) noexcept nogil:
+    cdef Problem p
+    if op == SCAN:
+        return scan(<const real*>a.x, a.stats, a.n, threads)
+    p.op = op
+    p.n = a.n
+    p.weight = a.weight
+    p.weights = a.weights
+    p.pos_weight = a.pos_weight
+    p.pos_weights = a.pos_weights
+    p.grad_loss = a.grad_loss if a.per_element else NULL
+    p.loss = a.loss if a.per_element else NULL
+    p.with_loss = a.loss != NULL
+    p.wide_target = a.wide_target
+    p.denominator = a.denominator
+    p.grad_scale = 1
+    if a.grad_loss != NULL and not a.per_element:
+        p.grad_scale = get_wide(like, a.grad_loss, 0)
+    p.grad_scale = p.grad_scale / a.denominator
+    p.target_scale = 1 - a.label_smoothing
+    p.uniform_share = a.label_smoothing / 2
+    p.gamma = a.gamma
+    p.positive = a.positive
+    p.negative = a.negative
+    return compute(&p, <const real*>a.x, <const real*>a.target, <real*>a.grad,
+                   NULL if a.per_element else a.loss, threads)
+
+
 # ---- for Cython: see binary_cross_entropy.pxd -----------------------------------------------
 
-cdef int c_scan_probabilities(
-    int dtype, const void* probs, double* stats, Py_ssize_t n, int threads
+cdef int from_cython(
+    int op, int part, int dtype, const BinaryLoss* a, int threads
 ) noexcept nogil:
-    if dtype == F32:
-        return scan(<const float*>probs, stats, n, threads)
-    if dtype == F64:
-        return scan(<const double*>probs, stats, n, threads)
-    if dtype == F16:
-        return scan(<const f16*>probs, stats, n, threads)
-    if dtype == BF16:
-        return scan(<const bf16*>probs, stats, n, threads)
-    return NO_DTYPE
+    """Defaults are filled in; what is no argument of the function is not read."""
+    cdef BinaryLoss b = a[0]
+    b.weights = a.weights or a.n
+    b.pos_weights = a.pos_weights or a.n
+    b.denominator = a.denominator or 1
+    if op == FOCAL:
+        b.weight = NULL
+    if op != OF_LOGITS:
+        b.pos_weight = NULL
+        b.label_smoothing = 0
+    if a.positive == 0 and a.negative == 0:
+        b.positive = 1
+        b.negative = 1
+    if part == BACKWARD:
+        b.loss = NULL
+    else:
+        b.grad_loss = NULL
+    if part == FORWARD:
+        b.grad = NULL
+    return by_dtype(op, dtype, &b, threads)
 
 
-cdef int c_binary_cross_entropy(
-    int dtype, const void* probs, const void* target, const void* weight, Py_ssize_t weights,
-    void* loss, Py_ssize_t n, bint per_element, double denominator, int threads
-) noexcept nogil:
-    return compute(dtype, probabilities(), NULL, probs, target, weight, weights, NULL, 0, loss,
-                   NULL, n, per_element, denominator, threads)
+cdef int c_scan_probabilities(int dtype, const BinaryLoss* a, int threads) noexcept nogil:
+    return from_cython(SCAN, FORWARD, dtype, a, threads)
+
+
+cdef int c_binary_cross_entropy(int dtype, const BinaryLoss* a, int threads) noexcept nogil:
+    return from_cython(OF_PROBABILITIES, FORWARD, dtype, a, threads)
 
 
 cdef int c_binary_cross_entropy_backward(
-    int dtype, const void* grad_loss, const void* probs, const void* target, const void* weight,
-    Py_ssize_t weights, void* grad, Py_ssize_t n, bint per_element, double denominator, int threads
+    int dtype, const BinaryLoss* a, int threads
 ) noexcept nogil:
-    return compute(dtype, probabilities(), grad_loss, probs, target, weight, weights, NULL, 0, NULL,
-                   grad, n, per_element, denominator, threads)
+    return from_cython(OF_PROBABILITIES, BACKWARD, dtype, a, threads)
 
 
 cdef int c_binary_cross_entropy_with_grad(
-    int dtype, const void* probs, const void* target, const void* weight, Py_ssize_t weights,
-    void* loss, void* grad, Py_ssize_t n, bint per_element, double denominator, int threads
+    int dtype, const BinaryLoss* a, int threads
 ) noexcept nogil:
-    return compute(dtype, probabilities(), NULL, probs, target, weight, weights, NULL, 0, loss,
-                   grad, n, per_element, denominator, threads)
+    return from_cython(OF_PROBABILITIES, WITH_GRAD, dtype, a, threads)
 
 
 cdef int c_binary_cross_entropy_with_logits(
-    int dtype, const void* logits, const void* target, const void* weight, Py_ssize_t weights,
-    const void* pos_weight, Py_ssize_t pos_weights, void* loss, Py_ssize_t n, bint per_element,
-    double denominator, double label_smoothing, int threads
+    int dtype, const BinaryLoss* a, int threads
 ) noexcept nogil:
-    return compute(dtype, logits_with(label_smoothing), NULL, logits, target, weight, weights,
-                   pos_weight, pos_weights, loss, NULL, n, per_element, denominator, threads)
+    return from_cython(OF_LOGITS, FORWARD, dtype, a, threads)
 
 
 cdef int c_binary_cross_entropy_with_logits_backward(
-    int dtype, const void* grad_loss, const void* logits, const void* target, const void* weight,
-    Py_ssize_t weights, const void* pos_weight, Py_ssize_t pos_weights, void* grad, Py_ssize_t n,
-    bint per_element, double denominator, double label_smoothing, int threads
+    int dtype, const BinaryLoss* a, int threads
 ) noexcept nogil:
-    return compute(dtype, logits_with(label_smoothing), grad_loss, logits, target, weight, weights,
-                   pos_weight, pos_weights, NULL, grad, n, per_element, denominator, threads)
+    return from_cython(OF_LOGITS, BACKWARD, dtype, a, threads)
 
 
 cdef int c_binary_cross_entropy_with_logits_with_grad(
-    int dtype, const void* logits, const void* target, const void* weight, Py_ssize_t weights,
-    const void* pos_weight, Py_ssize_t pos_weights, void* loss, void* grad, Py_ssize_t n,
-    bint per_element, double denominator, double label_smoothing, int threads
+    int dtype, const BinaryLoss* a, int threads
 ) noexcept nogil:
-    return compute(dtype, logits_with(label_smoothing), NULL, logits, target, weight, weights,
-                   pos_weight, pos_weights, loss, grad, n, per_element, denominator, threads)
+    return from_cython(OF_LOGITS, WITH_GRAD, dtype, a, threads)
 
 
-cdef int c_sigmoid_focal_loss(
-    int dtype, const void* logits, const void* target, void* loss, Py_ssize_t n, bint per_element,
-    double denominator, double gamma, double positive, double negative, int threads
-) noexcept nogil:
-    return compute(dtype, focal_with(gamma, positive, negative), NULL, logits, target, NULL, 0,
-                   NULL, 0, loss, NULL, n, per_element, denominator, threads)
+cdef int c_sigmoid_focal_loss(int dtype, const BinaryLoss* a, int threads) noexcept nogil:
+    return from_cython(FOCAL, FORWARD, dtype, a, threads)
 
 
-cdef int c_sigmoid_focal_loss_backward(
-    int dtype, const void* grad_loss, const void* logits, const void* target, void* grad,
-    Py_ssize_t n, bint per_element, double denominator, double gamma, double positive,
-    double negative, int threads
-) noexcept nogil:
-    return compute(dtype, focal_with(gamma, positive, negative), grad_loss, logits, target, NULL, 0,
-                   NULL, 0, NULL, grad, n, per_element, denominator, threads)
+cdef int c_sigmoid_focal_loss_backward(int dtype, const BinaryLoss* a, int threads) noexcept nogil:
+    return from_cython(FOCAL, BACKWARD, dtype, a, threads)
 
 
 cdef int c_sigmoid_focal_loss_with_grad(
-    int dtype, const void* logits, const void* target, void* loss, void* grad, Py_ssize_t n,
-    bint per_element, double denominator, double gamma, double positive, double negative,
-    int threads
+    int dtype, const BinaryLoss* a, int threads
 ) noexcept nogil:
-    return compute(dtype, focal_with(gamma, positive, negative), NULL, logits, target, NULL, 0,
-                   NULL, 0, loss, grad, n, per_element, denominator, threads)
+    return from_cython(FOCAL, WITH_GRAD, dtype, a, threads)
 
 
 # ---- for Python -----------------------------------------------------------------------------
 
-cdef Py_ssize_t count(object a):
-    return 0 if a is None else cnp.PyArray_SIZE(<cnp.ndarray>a)
-
-
 cdef on_arrays(
-    Formula formula, grad_loss, cnp.ndarray x, cnp.ndarray target, weight, pos_weight, loss, grad,
-    double denominator, int threads
+    int op, grad_loss, cnp.ndarray x, cnp.ndarray target, weight, pos_weight, loss, grad,
+    double denominator, int threads, double label_smoothing=0, double gamma=0, double positive=1,
+    double negative=1
 ):
-    cdef bint wide_target = cnp.PyArray_ITEMSIZE(target) > cnp.PyArray_ITEMSIZE(x)
-    cdef int dtype = dtype_of(x) + (WIDE_TARGET if wide_target else 0), result
-    cdef Py_ssize_t n = cnp.PyArray_SIZE(x), weights = count(weight)
-    cdef Py_ssize_t pos_weights = count(pos_weight)
-    cdef bint per_element = n > 1 and count(grad_loss if loss is None else loss) == n
-    cdef void* upstream = data(grad_loss)
-    cdef void* values = data(x)
-    cdef void* targets = data(target)
-    cdef void* w = data(weight)
-    cdef void* v = data(pos_weight)
-    cdef void* losses = data(loss)
-    cdef void* slopes = data(grad)
-    if n == 0 and count(loss) == 0:  # nothing, each of which has a loss
+    cdef BinaryLoss a
+    memset(&a, 0, sizeof(a))
+    a.x = data(x)
+    a.target = data(target)
+    a.weight = data(weight)
+    a.pos_weight = data(pos_weight)
+    a.grad_loss = data(grad_loss)
+    a.loss = data(loss)
+    a.grad = data(grad)
+    a.n = size(x)
+    a.weights = size(weight)
+    a.pos_weights = size(pos_weight)
+    a.wide_target = cnp.PyArray_ITEMSIZE(target) > cnp.PyArray_ITEMSIZE(x)
+    a.per_element = a.n > 1 and size(grad_loss if loss is None else loss) == a.n
+    a.denominator = denominator
+    a.label_smoothing = label_smoothing
+    a.gamma = gamma
+    a.positive = positive
+    a.negative = negative
+    if a.n == 0 and size(loss) == 0:  # no element, and a loss for each
         return
-    with nogil:
-        result = compute(dtype, formula, upstream, values, targets, w, weights, v, pos_weights,
-                         losses, slopes, n, per_element, denominator, threads)
-    done(result)
+    from_python(op, dtype_of(x), &a, threads)
 
 
-def scan_probabilities(cnp.ndarray probs, stats, *, int threads):
-    cdef int dtype = dtype_of(probs), result
-    cdef Py_ssize_t n = cnp.PyArray_SIZE(probs)
-    cdef void* values = data(probs)
-    cdef double* found = <double*>data(stats)
-    with nogil:
-        result = c_scan_probabilities(dtype, values, found, n, threads)
-    done(result)
+def scan_probabilities(probs, stats, *, int threads):
+    cdef BinaryLoss a
+    a.x = data(probs)
+    a.stats = <double*>data(stats)
+    a.n = size(probs)
+    from_python(SCAN, dtype_of(probs), &a, threads)
 
 
 def binary_cross_entropy(probs, target, weight, loss, *, double denominator, int threads):
-    on_arrays(probabilities(), None, probs, target, weight, None, loss, None, denominator, threads)
+    on_arrays(OF_PROBABILITIES, None, probs, target, weight, None, loss, None, denominator, threads)
 
 
 def binary_cross_entropy_backward(grad_loss, probs, target, weight, grad, *, double denominator,
                                   int threads):
-    on_arrays(probabilities(), grad_loss, probs, target, weight, None, None, grad, denominator,
+    on_arrays(OF_PROBABILITIES, grad_loss, probs, target, weight, None, None, grad, denominator,
               threads)
 
 
 def binary_cross_entropy_with_grad(probs, target, weight, loss, grad, *, double denominator,
                                    int threads):
-    on_arrays(probabilities(), None, probs, target, weight, None, loss, grad, denominator, threads)
+    on_arrays(OF_PROBABILITIES, None, probs, target, weight, None, loss, grad, denominator, threads)
 
 
 def binary_cross_entropy_with_logits(logits, target, weight, pos_weight, loss, *,
                                      double denominator, double label_smoothing, int threads):
-    on_arrays(logits_with(label_smoothing), None, logits, target, weight, pos_weight, loss, None,
-              denominator, threads)
+    on_arrays(OF_LOGITS, None, logits, target, weight, pos_weight, loss, None, denominator,
+              threads, label_smoothing)
 
 
 def binary_cross_entropy_with_logits_backward(grad_loss, logits, target, weight, pos_weight, grad,
                                               *, double denominator, double label_smoothing,
                                               int threads):
-    on_arrays(logits_with(label_smoothing), grad_loss, logits, target, weight, pos_weight, None,
-              grad, denominator, threads)
+    on_arrays(OF_LOGITS, grad_loss, logits, target, weight, pos_weight, None, grad, denominator,
+              threads, label_smoothing)
 
 
 def binary_cross_entropy_with_logits_with_grad(logits, target, weight, pos_weight, loss, grad, *,
                                                double denominator, double label_smoothing,
                                                int threads):
-    on_arrays(logits_with(label_smoothing), None, logits, target, weight, pos_weight, loss, grad,
-              denominator, threads)
+    on_arrays(OF_LOGITS, None, logits, target, weight, pos_weight, loss, grad, denominator,
+              threads, label_smoothing)
 
 
 def sigmoid_focal_loss(logits, target, loss, *, double denominator, double gamma, double positive,
                        double negative, int threads):
-    on_arrays(focal_with(gamma, positive, negative), None, logits, target, None, None, loss, None,
-              denominator, threads)
+    on_arrays(FOCAL, None, logits, target, None, None, loss, None, denominator, threads, 0, gamma,
+              positive, negative)
 
 
 def sigmoid_focal_loss_backward(grad_loss, logits, target, grad, *, double denominator,
                                 double gamma, double positive, double negative, int threads):
-    on_arrays(focal_with(gamma, positive, negative), grad_loss, logits, target, None, None, None,
-              grad, denominator, threads)
+    on_arrays(FOCAL, grad_loss, logits, target, None, None, None, grad, denominator, threads, 0,
+              gamma, positive, negative)
 
 
 def sigmoid_focal_loss_with_grad(logits, target, loss, grad, *, double denominator, double gamma,
                                  double positive, double negative, int threads):
-    on_arrays(focal_with(gamma, positive, negative), None, logits, target, None, None, loss, grad,
-              denominator, threads)
+    on_arrays(FOCAL, None, logits, target, None, None, loss, grad, denominator, threads, 0, gamma,
+              positive, negative)

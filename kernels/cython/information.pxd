@@ -1,81 +1,44 @@
-"""The kernels of information.pyx for Cython code: raw pointers, no Python objects, no GIL.
+"""Entropies, divergences and mutual information for Cython code; first read _c_interface.pxd.
 
-    from fastce.kernels.cython.information cimport c_entropy, F32
-
+    cdef Information a
+    memset(&a, 0, sizeof(a))
+    a.p, a.out, a.outer, a.n = p, out, rows, outcomes
     with nogil:
-        c_entropy(F32, p, out, rows, outcomes, 1, outcomes, 1.0, False, threads)
-
-Every function returns 0, -1 where there was no memory for intermediate results (of tables only), or
--2 where `dtype` is none of the four. Nothing else is checked. What log_softmax.pxd says of arrays,
-pointers, steps and threads holds here too; the outcomes lie on the middle axis.
-
-`out` has shape (outer, inner), is contiguous, in the compute type: double for F64, else float. It
-overlaps nothing. Results are divided by `unit`: 1 for nats, log(2) for bits. With `exponential`
-they are exp of the number of nats instead.
+        c_entropy(F32, &a, threads)
 """
 
-cdef enum:
-    CONTRACT = 2  # see kernels/__init__.py
+from ._c_interface cimport BF16, CONTRACT, F16, F32, F64
 
-cdef enum:  # dtype
-    F64 = 0
-    F32 = 1
-    F16 = 2
-    BF16 = 3
+cdef struct Information:
+    # IN (outer, n, inner): probabilities or weights, which need not add up to 1; or logits. Of
+    # tables: `outer` of them, each with n rows and `inner` columns
+    const void* p
+    const void* q  # IN (outer, n, inner): the same of the second distribution
+    void* out  # OUT (outer, inner), compute dtype, overlaps nothing; of tables (outer,)
+    void* p_grad  # OUT (outer, n, inner): of each result, for the logits p
+    void* q_grad  # OUT (outer, n, inner): for the logits q
+    Py_ssize_t outer, n, inner
+    Py_ssize_t p_step, q_step, p_grad_step, q_grad_step
+    bint p_broadcast, q_broadcast  # one plane (n, inner) serves all; its step is not read
+    double unit  # divides the results, 0 for 1: nats. log(2) gives bits
+    bint exponential  # of c_entropy and c_cross_entropy_of: exp of the nats instead
 
-cdef int c_entropy(
-    int dtype, const void* p, void* out, Py_ssize_t outer, Py_ssize_t n, Py_ssize_t inner,
-    Py_ssize_t p_step, double unit, bint exponential, int threads
-) noexcept nogil
+cdef int c_entropy(int dtype, const Information* a, int threads) noexcept nogil
+cdef int c_cross_entropy_of(int dtype, const Information* a, int threads) noexcept nogil
+cdef int c_kl_divergence(int dtype, const Information* a, int threads) noexcept nogil
+cdef int c_js_divergence(int dtype, const Information* a, int threads) noexcept nogil
 
-# -sum(p * log(q)) of probabilities; c_cross_entropy of cross_entropy.pxd is the loss of logits.
-cdef int c_cross_entropy_of(
-    int dtype, const void* p, const void* q, void* out, Py_ssize_t outer, Py_ssize_t n,
-    Py_ssize_t inner, Py_ssize_t p_step, Py_ssize_t q_step, double unit, bint exponential,
-    int threads
-) noexcept nogil
+# Of tables: the entropy of the column given the row, and the mutual information of the two. A
+# table is computed by one thread.
+cdef int c_conditional_entropy(int dtype, const Information* a, int threads) noexcept nogil
+cdef int c_mutual_information(int dtype, const Information* a, int threads) noexcept nogil
 
-cdef int c_kl_divergence(
-    int dtype, const void* p, const void* q, void* out, Py_ssize_t outer, Py_ssize_t n,
-    Py_ssize_t inner, Py_ssize_t p_step, Py_ssize_t q_step, double unit, int threads
-) noexcept nogil
-
-cdef int c_js_divergence(
-    int dtype, const void* p, const void* q, void* out, Py_ssize_t outer, Py_ssize_t n,
-    Py_ssize_t inner, Py_ssize_t p_step, Py_ssize_t q_step, double unit, int threads
-) noexcept nogil
-
-# table: (tables, rows, columns), each table contiguous; out: (tables,). The entropy of the column
-# given the row, and the mutual information of the two. A table is not spread over threads.
-cdef int c_conditional_entropy(
-    int dtype, const void* table, void* out, Py_ssize_t tables, Py_ssize_t rows,
-    Py_ssize_t columns, Py_ssize_t table_step, double unit, int threads
-) noexcept nogil
-
-cdef int c_mutual_information(
-    int dtype, const void* table, void* out, Py_ssize_t tables, Py_ssize_t rows,
-    Py_ssize_t columns, Py_ssize_t table_step, double unit, int threads
-) noexcept nogil
-
-cdef int c_entropy_from_logits(
-    int dtype, const void* logits, void* out, Py_ssize_t outer, Py_ssize_t n, Py_ssize_t inner,
-    Py_ssize_t step, double unit, int threads
-) noexcept nogil
-
-# grad: that of each row's own result, in the dtype of the logits.
+# Of logits; with p_grad for the entropy, and with q_grad and, if it is not NULL, p_grad for KL.
+cdef int c_entropy_from_logits(int dtype, const Information* a, int threads) noexcept nogil
 cdef int c_entropy_from_logits_with_grad(
-    int dtype, const void* logits, void* out, void* grad, Py_ssize_t outer, Py_ssize_t n,
-    Py_ssize_t inner, Py_ssize_t step, Py_ssize_t grad_step, double unit, int threads
+    int dtype, const Information* a, int threads
 ) noexcept nogil
-
-cdef int c_kl_divergence_from_logits(
-    int dtype, const void* p_logits, const void* q_logits, void* out, Py_ssize_t outer,
-    Py_ssize_t n, Py_ssize_t inner, Py_ssize_t p_step, Py_ssize_t q_step, double unit, int threads
-) noexcept nogil
-
-# p_grad may be NULL.
+cdef int c_kl_divergence_from_logits(int dtype, const Information* a, int threads) noexcept nogil
 cdef int c_kl_divergence_from_logits_with_grad(
-    int dtype, const void* p_logits, const void* q_logits, void* out, void* q_grad, void* p_grad,
-    Py_ssize_t outer, Py_ssize_t n, Py_ssize_t inner, Py_ssize_t p_step, Py_ssize_t q_step,
-    Py_ssize_t q_grad_step, Py_ssize_t p_grad_step, double unit, int threads
+    int dtype, const Information* a, int threads
 ) noexcept nogil

@@ -11,9 +11,11 @@ Read _information_rows.pxi first, then _information_tiles.pxi for short rows and
 _information_logits.pxi and _information_tables.pxi.
 """
 
+ctypedef Information Arguments
+
 include "_simd.pxi"
 include "_arrays.pxi"
-include "_dtypes.pxi"
+include "_calls.pxi"
 include "_threads.pxi"
 include "_rows.pxi"
 include "_panels.pxi"
@@ -28,27 +30,14 @@ cdef enum:  # the ops
     CONDITIONAL
     MUTUAL
 
-cdef struct Finish:  # of a number of nats
-    double unit  # to divide by
-    bint exponential  # exp of it instead
-
-cdef struct Steps:  # from one plane to the next, in elements
-    Py_ssize_t x, y, grad, p_grad
-
-cdef struct Job:
-    int op
-    Py_ssize_t outer, n, inner
-    Steps step
-    Finish finish
-
 
 cdef inline real* moved(real* a, Py_ssize_t elements) noexcept nogil:
     """NULL stays NULL."""
     return a if a == NULL else a + elements
 
 
-cdef inline double finished(double value, Finish finish) noexcept nogil:
-    return exp(value) if finish.exponential else value / finish.unit
+cdef inline double finished(double nats, const Information* a) noexcept nogil:
+    return exp(nats) if a.exponential else nats / a.unit
 
 
 include "_information_rows.pxi"
@@ -60,263 +49,208 @@ include "_information_tables.pxi"
 # ---- loops over threads ---------------------------------------------------------------------
 
 cdef void row(
-    const Job* job, const real* x, const real* y, void* out, real* grad, real* p_grad,
-    Py_ssize_t number, int crew
+    int op, const Information* a, const real* like, Py_ssize_t number, int num_threads
 ) noexcept nogil:
-    cdef const real* a = x + number * job.step.x
-    cdef const real* b = y + number * job.step.y
-    cdef real* to = moved(grad, number * job.step.grad)
-    cdef real* p_to = moved(p_grad, number * job.step.p_grad)
+    cdef const real* x = <const real*>a.p + number * a.p_step
+    cdef const real* y = <const real*>a.q + number * a.q_step
     cdef double value
-    if job.op == LOGITS_ENTROPY or job.op == LOGITS_KL:
-        value = logits_row(job.op, a, b, to, p_to, job.n, job.finish.unit, crew)
+    if op == LOGITS_ENTROPY or op == LOGITS_KL:
+        value = logits_row(op, x, y, moved(<real*>a.q_grad, number * a.q_grad_step),
+                           moved(<real*>a.p_grad, number * a.p_grad_step), a.n, a.unit,
+                           num_threads)
     else:
-        value = row_value(job.op, a, b, job.n, crew)
-    put_wide(x, out, number, finished(value, job.finish))
+        value = row_value(op, x, y, a.n, num_threads)
+    put_wide(like, a.out, number, finished(value, a))
 
 
-cdef void turn(
-    const Job* job, const real* x, const real* y, void* out, real* grad, real* p_grad,
-    Py_ssize_t task
+cdef void run_task(
+    int op, const Information* a, const real* like, Py_ssize_t task
 ) noexcept nogil:
-    """One thread's turn: a panel, or some rows."""
-    cdef Py_ssize_t panels = (job.inner + PANEL - 1) // PANEL, plane, at, k
-    cdef Py_ssize_t rows = tile_rows(job.n, lanes(x)), chunk = rows_per_task(job.n, lanes(x))
-    cdef Py_ssize_t last = min(job.outer, (task + 1) * chunk)
-    cdef bint logits = job.op == LOGITS_ENTROPY or job.op == LOGITS_KL
-    if job.inner > 1:
+    """A panel, or some rows."""
+    cdef Py_ssize_t panels = (a.inner + PANEL - 1) // PANEL, plane, at, k
+    cdef Py_ssize_t rows = tile_rows(a.n, lanes(like)), chunk = rows_per_task(a.n, lanes(like))
+    cdef Py_ssize_t last = min(a.outer, (task + 1) * chunk)
+    cdef bint logits = op == LOGITS_ENTROPY or op == LOGITS_KL
+    cdef const real* x = <const real*>a.p
+    cdef const real* y = <const real*>a.q
+    cdef real* q_grad = <real*>a.q_grad
+    cdef real* p_grad = <real*>a.p_grad
+    if a.inner > 1:
         plane = task // panels
         at = task % panels * PANEL
-        x += plane * job.step.x + at
-        y += plane * job.step.y + at
+        x += plane * a.p_step + at
+        y += plane * a.q_step + at
         if logits:
-            logits_panel(job.op, x, y, out, plane * job.inner + at,
-                         moved(grad, plane * job.step.grad + at),
-                         moved(p_grad, plane * job.step.p_grad + at),
-                         job.n, job.inner, min(PANEL, job.inner - at), job.finish.unit)
+            logits_panel(op, a, x, y, plane * a.inner + at,
+                         moved(q_grad, plane * a.q_grad_step + at),
+                         moved(p_grad, plane * a.p_grad_step + at), min(PANEL, a.inner - at))
         else:
-            panel(job.op, x, y, out, plane * job.inner + at, job.n, job.inner,
-                  min(PANEL, job.inner - at), job.finish)
-    elif job.n <= SHORT:
+            panel(op, a, x, y, plane * a.inner + at, min(PANEL, a.inner - at))
+    elif a.n <= SHORT:
         for k in range((last - task * chunk + rows - 1) // rows):
             at = task * chunk + k * rows
             if logits:
-                logits_tile(job.op, x + at * job.step.x, y + at * job.step.y, out, at,
-                            moved(grad, at * job.step.grad),
-                            moved(p_grad, at * job.step.p_grad),
-                            min(rows, last - at), job.n, &job.step, job.finish.unit)
+                logits_tile(op, a, x + at * a.p_step, y + at * a.q_step, at,
+                            moved(q_grad, at * a.q_grad_step), moved(p_grad, at * a.p_grad_step),
+                            min(rows, last - at))
             else:
-                tile(job.op, x + at * job.step.x, y + at * job.step.y, out, at,
-                     min(rows, last - at), job.n, job.step.x, job.step.y, job.finish)
+                tile(op, a, x + at * a.p_step, y + at * a.q_step, at, min(rows, last - at))
     else:
         for k in range(task * chunk, last):
-            row(job, x, y, out, grad, p_grad, k, 1)
-
-
-cdef void typed(
-    const Job* job, const real* x, const real* y, void* out, real* grad, real* p_grad, int threads
-) noexcept nogil:
-    cdef Py_ssize_t count = tasks(job.outer, job.n, job.inner, lanes(x)), task
-    cdef int crew = team(threads, job.outer * job.n * job.inner)
-    if crew == 1:
-        for task in range(count):
-            turn(job, x, y, out, grad, p_grad, task)
-    elif few_long_rows(job.outer, job.n, job.inner, crew):
-        for task in range(job.outer):
-            row(job, x, y, out, grad, p_grad, task, crew)
-    else:
-        for task in prange(count, num_threads=crew, schedule="dynamic"):
-            turn(job, x, y, out, grad, p_grad, task)
+            row(op, a, like, k, 1)
 
 
 cdef void table(
-    const Job* job, const real* x, void* out, void* scratch, Py_ssize_t number
+    int op, const Information* a, const real* like, char* scratch, Py_ssize_t number
 ) noexcept nogil:
-    """Its rows and columns are n and inner of the job."""
+    cdef const real* x = <const real*>a.p + number * a.p_step
     cdef double* sums = <double*>scratch
     cdef double value
-    x += number * job.step.x
-    if job.op == CONDITIONAL:
-        value = table_conditional(x, job.n, job.inner)
+    if op == CONDITIONAL:
+        value = table_conditional(x, a.n, a.inner)
     else:
-        value = table_mutual(x, job.n, job.inner, sums, sums + job.inner)
-    put_wide(x, out, number, value / job.finish.unit)
+        value = table_mutual(x, a.n, a.inner, sums, sums + a.inner)
+    put_wide(like, a.out, number, finished(value, a))
 
 
-cdef int typed_tables(const Job* job, const real* x, void* out, int threads) noexcept nogil:
+cdef int tables(
+    int op, const Information* a, const real* like, int num_threads
+) noexcept nogil:
     cdef Py_ssize_t number
-    cdef int crew = team(threads, job.outer * job.n * job.inner), result = 0
-    cdef size_t size = 2 * job.inner * sizeof(double)
-    cdef char* scratch = <char*>malloc(crew * size + 1)
+    cdef size_t each = 2 * a.inner * sizeof(double)
+    cdef char* scratch = <char*>malloc(num_threads * each + 1)
     if scratch == NULL:
         return NO_MEMORY
-    if crew == 1:
-        for number in range(job.outer):
-            table(job, x, out, scratch, number)
+    if num_threads == 1:
+        for number in range(a.outer):
+            table(op, a, like, scratch, number)
     else:
-        for number in prange(job.outer, num_threads=crew, schedule="dynamic"):
-            table(job, x, out, scratch + threadid() * size, number)
+        for number in prange(a.outer, num_threads=num_threads, schedule="dynamic"):
+            table(op, a, like, scratch + threadid() * each, number)
     free(scratch)
-    return result
-
-
-cdef int by_type(
-    const Job* job, const real* x, const void* y, void* out, void* grad, void* p_grad, int threads
-) noexcept nogil:
-    if job.op == CONDITIONAL or job.op == MUTUAL:
-        return typed_tables(job, x, out, threads)
-    typed(job, x, <const real*>y, out, <real*>grad, <real*>p_grad, threads)
     return 0
 
 
-cdef int by_dtype(
-    Job job, int dtype, const void* x, const void* y, void* out, void* grad, void* p_grad,
-    int threads
-) noexcept nogil:
-    if dtype == F32:
-        return by_type(&job, <const float*>x, y, out, grad, p_grad, threads)
-    if dtype == F64:
-        return by_type(&job, <const double*>x, y, out, grad, p_grad, threads)
-    if dtype == F16:
-        return by_type(&job, <const f16*>x, y, out, grad, p_grad, threads)
-    if dtype == BF16:
-        return by_type(&job, <const bf16*>x, y, out, grad, p_grad, threads)
-    return NO_DTYPE
+cdef int typed(int op, const Information* a, const real* like, int threads) noexcept nogil:
+    cdef Py_ssize_t count = tasks(a.outer, a.n, a.inner, lanes(like)), task
+    cdef int num_threads = threads_for(threads, a.outer * a.n * a.inner)
+    if op == CONDITIONAL or op == MUTUAL:
+        return tables(op, a, like, num_threads)
+    if num_threads == 1:
+        for task in range(count):
+            run_task(op, a, like, task)
+    elif few_long_rows(a.outer, a.n, a.inner, num_threads):
+        for task in range(a.outer):
+            row(op, a, like, task, num_threads)
+    else:
+        for task in prange(count, num_threads=num_threads, schedule="dynamic"):
+            run_task(op, a, like, task)
+    return 0
 
 
 # ---- for Cython: see information.pxd --------------------------------------------------------
 
-cdef inline Job job_of(
-    int op, Py_ssize_t outer, Py_ssize_t n, Py_ssize_t inner, Steps step, double unit,
-    bint exponential
+cdef inline void of_one(int op, Information* a) noexcept nogil:
+    """Where there is one distribution, it is also the second, and so is its gradient."""
+    if op == ENTROPY or op == LOGITS_ENTROPY:
+        a.q = a.p
+        a.q_step = a.p_step
+        a.q_grad = a.p_grad
+        a.q_grad_step = a.p_grad_step
+        a.p_grad = NULL
+
+
+cdef int from_cython(
+    int op, bint with_grad, int dtype, const Information* a, int threads
 ) noexcept nogil:
-    cdef Job job
-    job.op = op
-    job.outer = outer
-    job.n = n
-    job.inner = inner
-    job.step = step
-    job.finish.unit = unit
-    job.finish.exponential = exponential
-    return job
+    cdef Information b = a[0]
+    cdef Py_ssize_t plane
+    b.inner = a.inner or 1
+    plane = a.n * b.inner
+    b.p_step = 0 if a.p_broadcast else a.p_step or plane
+    b.q_step = 0 if a.q_broadcast else a.q_step or plane
+    b.p_grad_step = a.p_grad_step or plane
+    b.q_grad_step = a.q_grad_step or plane
+    b.unit = a.unit or 1
+    if op != ENTROPY and op != CROSS_ENTROPY:
+        b.exponential = False
+    if not with_grad:
+        b.p_grad = NULL
+        b.q_grad = NULL
+    of_one(op, &b)
+    return by_dtype(op, dtype, &b, threads)
 
 
-cdef inline Steps steps(
-    Py_ssize_t x, Py_ssize_t y, Py_ssize_t grad, Py_ssize_t p_grad
-) noexcept nogil:
-    cdef Steps step
-    step.x = x
-    step.y = y
-    step.grad = grad
-    step.p_grad = p_grad
-    return step
+cdef int c_entropy(int dtype, const Information* a, int threads) noexcept nogil:
+    return from_cython(ENTROPY, False, dtype, a, threads)
 
 
-cdef int c_entropy(
-    int dtype, const void* p, void* out, Py_ssize_t outer, Py_ssize_t n, Py_ssize_t inner,
-    Py_ssize_t p_step, double unit, bint exponential, int threads
-) noexcept nogil:
-    return by_dtype(job_of(ENTROPY, outer, n, inner, steps(p_step, p_step, 0, 0), unit,
-                           exponential), dtype, p, p, out, NULL, NULL, threads)
+cdef int c_cross_entropy_of(int dtype, const Information* a, int threads) noexcept nogil:
+    return from_cython(CROSS_ENTROPY, False, dtype, a, threads)
 
 
-cdef int c_cross_entropy_of(
-    int dtype, const void* p, const void* q, void* out, Py_ssize_t outer, Py_ssize_t n,
-    Py_ssize_t inner, Py_ssize_t p_step, Py_ssize_t q_step, double unit, bint exponential,
-    int threads
-) noexcept nogil:
-    return by_dtype(job_of(CROSS_ENTROPY, outer, n, inner, steps(p_step, q_step, 0, 0), unit,
-                           exponential), dtype, p, q, out, NULL, NULL, threads)
+cdef int c_kl_divergence(int dtype, const Information* a, int threads) noexcept nogil:
+    return from_cython(KL, False, dtype, a, threads)
 
 
-cdef int c_kl_divergence(
-    int dtype, const void* p, const void* q, void* out, Py_ssize_t outer, Py_ssize_t n,
-    Py_ssize_t inner, Py_ssize_t p_step, Py_ssize_t q_step, double unit, int threads
-) noexcept nogil:
-    return by_dtype(job_of(KL, outer, n, inner, steps(p_step, q_step, 0, 0), unit, False), dtype,
-                    p, q, out, NULL, NULL, threads)
+cdef int c_js_divergence(int dtype, const Information* a, int threads) noexcept nogil:
+    return from_cython(JS, False, dtype, a, threads)
 
 
-cdef int c_js_divergence(
-    int dtype, const void* p, const void* q, void* out, Py_ssize_t outer, Py_ssize_t n,
-    Py_ssize_t inner, Py_ssize_t p_step, Py_ssize_t q_step, double unit, int threads
-) noexcept nogil:
-    return by_dtype(job_of(JS, outer, n, inner, steps(p_step, q_step, 0, 0), unit, False), dtype,
-                    p, q, out, NULL, NULL, threads)
+cdef int c_conditional_entropy(int dtype, const Information* a, int threads) noexcept nogil:
+    return from_cython(CONDITIONAL, False, dtype, a, threads)
 
 
-cdef int c_conditional_entropy(
-    int dtype, const void* table, void* out, Py_ssize_t tables, Py_ssize_t rows,
-    Py_ssize_t columns, Py_ssize_t table_step, double unit, int threads
-) noexcept nogil:
-    return by_dtype(job_of(CONDITIONAL, tables, rows, columns, steps(table_step, 0, 0, 0), unit,
-                           False), dtype, table, NULL, out, NULL, NULL, threads)
+cdef int c_mutual_information(int dtype, const Information* a, int threads) noexcept nogil:
+    return from_cython(MUTUAL, False, dtype, a, threads)
 
 
-cdef int c_mutual_information(
-    int dtype, const void* table, void* out, Py_ssize_t tables, Py_ssize_t rows,
-    Py_ssize_t columns, Py_ssize_t table_step, double unit, int threads
-) noexcept nogil:
-    return by_dtype(job_of(MUTUAL, tables, rows, columns, steps(table_step, 0, 0, 0), unit, False),
-                    dtype, table, NULL, out, NULL, NULL, threads)
-
-
-cdef int c_entropy_from_logits(
-    int dtype, const void* logits, void* out, Py_ssize_t outer, Py_ssize_t n, Py_ssize_t inner,
-    Py_ssize_t step, double unit, int threads
-) noexcept nogil:
-    return c_entropy_from_logits_with_grad(dtype, logits, out, NULL, outer, n, inner, step, 0,
-                                           unit, threads)
+cdef int c_entropy_from_logits(int dtype, const Information* a, int threads) noexcept nogil:
+    return from_cython(LOGITS_ENTROPY, False, dtype, a, threads)
 
 
 cdef int c_entropy_from_logits_with_grad(
-    int dtype, const void* logits, void* out, void* grad, Py_ssize_t outer, Py_ssize_t n,
-    Py_ssize_t inner, Py_ssize_t step, Py_ssize_t grad_step, double unit, int threads
+    int dtype, const Information* a, int threads
 ) noexcept nogil:
-    return by_dtype(job_of(LOGITS_ENTROPY, outer, n, inner, steps(step, step, grad_step, 0), unit,
-                           False), dtype, logits, logits, out, grad, NULL, threads)
+    return from_cython(LOGITS_ENTROPY, True, dtype, a, threads)
 
 
-cdef int c_kl_divergence_from_logits(
-    int dtype, const void* p_logits, const void* q_logits, void* out, Py_ssize_t outer,
-    Py_ssize_t n, Py_ssize_t inner, Py_ssize_t p_step, Py_ssize_t q_step, double unit, int threads
-) noexcept nogil:
-    return c_kl_divergence_from_logits_with_grad(dtype, p_logits, q_logits, out, NULL, NULL, outer,
-                                                 n, inner, p_step, q_step, 0, 0, unit, threads)
+cdef int c_kl_divergence_from_logits(int dtype, const Information* a, int threads) noexcept nogil:
+    return from_cython(LOGITS_KL, False, dtype, a, threads)
 
 
 cdef int c_kl_divergence_from_logits_with_grad(
-    int dtype, const void* p_logits, const void* q_logits, void* out, void* q_grad, void* p_grad,
-    Py_ssize_t outer, Py_ssize_t n, Py_ssize_t inner, Py_ssize_t p_step, Py_ssize_t q_step,
-    Py_ssize_t q_grad_step, Py_ssize_t p_grad_step, double unit, int threads
+    int dtype, const Information* a, int threads
 ) noexcept nogil:
-    return by_dtype(job_of(LOGITS_KL, outer, n, inner, steps(p_step, q_step, q_grad_step,
-                                                             p_grad_step), unit, False), dtype,
-                    p_logits, q_logits, out, q_grad, p_grad, threads)
+    return from_cython(LOGITS_KL, True, dtype, a, threads)
 
 
 # ---- for Python -----------------------------------------------------------------------------
 
 cdef on_arrays(
-    int op, cnp.ndarray x, y, cnp.ndarray out, grad, p_grad, double unit, bint exponential,
-    int threads
+    int op, cnp.ndarray p, q, out, p_grad, q_grad, double unit, bint exponential, int threads
 ):
-    cdef int dtype = dtype_of(x), result
-    cdef void* second = data(y)
-    cdef void* to = data(grad)
-    cdef void* p_to = data(p_grad)
-    cdef Job job = job_of(
-        op, cnp.PyArray_DIM(x, 0), cnp.PyArray_DIM(x, 1), cnp.PyArray_DIM(x, 2),
-        steps(plane_step(x), plane_step(y), plane_step(grad), plane_step(p_grad)), unit,
-        exponential)
-    with nogil:
-        result = by_dtype(job, dtype, cnp.PyArray_DATA(x), second, cnp.PyArray_DATA(out), to, p_to,
-                          threads)
-    done(result)
+    cdef Information a
+    a.p = data(p)
+    a.q = data(q)
+    a.out = data(out)
+    a.p_grad = data(p_grad)
+    a.q_grad = data(q_grad)
+    a.outer = cnp.PyArray_DIM(p, 0)
+    a.n = cnp.PyArray_DIM(p, 1)
+    a.inner = cnp.PyArray_DIM(p, 2)
+    a.p_step = plane_step(p)
+    a.q_step = plane_step(q)
+    a.p_grad_step = plane_step(p_grad)
+    a.q_grad_step = plane_step(q_grad)
+    a.unit = unit
+    a.exponential = exponential
+    of_one(op, &a)
+    from_python(op, dtype_of(p), &a, threads)
 
 
 def entropy(p, out, *, double unit, bint exponential, int threads):
-    on_arrays(ENTROPY, p, p, out, None, None, unit, exponential, threads)
+    on_arrays(ENTROPY, p, None, out, None, None, unit, exponential, threads)
 
 
 def cross_entropy_of(p, q, out, *, double unit, bint exponential, int threads):
@@ -340,11 +274,11 @@ def mutual_information(table, out, *, double unit, int threads):
 
 
 def entropy_from_logits(logits, out, *, double unit, int threads):
-    on_arrays(LOGITS_ENTROPY, logits, logits, out, None, None, unit, False, threads)
+    on_arrays(LOGITS_ENTROPY, logits, None, out, None, None, unit, False, threads)
 
 
 def entropy_from_logits_with_grad(logits, out, grad, *, double unit, int threads):
-    on_arrays(LOGITS_ENTROPY, logits, logits, out, grad, None, unit, False, threads)
+    on_arrays(LOGITS_ENTROPY, logits, None, out, grad, None, unit, False, threads)
 
 
 def kl_divergence_from_logits(p_logits, q_logits, out, *, double unit, int threads):
@@ -354,4 +288,4 @@ def kl_divergence_from_logits(p_logits, q_logits, out, *, double unit, int threa
 def kl_divergence_from_logits_with_grad(
     p_logits, q_logits, out, q_grad, p_grad, *, double unit, int threads
 ):
-    on_arrays(LOGITS_KL, p_logits, q_logits, out, q_grad, p_grad, unit, False, threads)
+    on_arrays(LOGITS_KL, p_logits, q_logits, out, p_grad, q_grad, unit, False, threads)

@@ -1,69 +1,50 @@
-"""The kernels of linear_cross_entropy.pyx for Cython code: raw pointers, no Python objects, no GIL.
+"""linear_cross_entropy for Cython code; first read _c_interface.pxd.
 
-    from fastce.kernels.cython.linear_cross_entropy cimport (
-        LinearLoss, c_linear_cross_entropy, F32)
-    from libc.string cimport memset
-
-    cdef LinearLoss a
-    memset(&a, 0, sizeof(a))  # the defaults
-    a.input, a.linear_weight, a.target, a.loss = x, w, labels, &loss
-    a.rows, a.width, a.classes = rows, width, classes
-    a.input_row = a.linear_weight_row = width
-    a.denominator, a.ignore_index = rows, -100
+    cdef LinearClassLoss a
+    memset(&a, 0, sizeof(a))
+    a.input, a.linear_weight, a.labels, a.loss = x, w, labels, &loss
+    a.rows, a.width, a.classes, a.denominator = rows, width, classes, rows
     with nogil:
         failed = c_linear_cross_entropy(F32, &a, threads)
-
-Each returns 0, or -1 where there is no memory, or -2 where `dtype` is none of the four; then the
-outputs hold anything. Nothing else is checked: labels must be classes or ignore_index. `weight`,
-`grad_loss` and `loss` are of the compute type (double for F64, else float), all other floating
-arrays of `dtype`; float16 and bfloat16 are their 16 bits. No output overlaps anything.
-
-`threads` is how many OpenMP threads may be used; 0 and 1 are the caller's alone. The result does
-not depend on it, not in the last bit. Any thread may call; from inside a `prange`, pass 1.
-
-What is computed is in kernels/reference/linear_cross_entropy.py. The code is that of the
-instruction set level that is used by the process (FASTCE_ISA).
 """
 
 from libc.stdint cimport int64_t
 
-cdef enum:
-    CONTRACT = 2  # see kernels/__init__.py
+from ._c_interface cimport BF16, CONTRACT, ClassLoss, F16, F32, F64
 
-cdef enum:  # dtype
-    F64 = 0
-    F32 = 1
-    F16 = 2
-    BF16 = 3
-
-# Cython compares the names of structs when a module that uses them is imported, not their fields.
-# A struct whose fields change therefore gets another name.
-
-cdef struct LinearLoss:
+cdef struct LinearClassLoss:
     const void* input  # IN (rows, width)
     const void* linear_weight  # IN (classes, width)
     const void* linear_bias  # IN (classes,), or NULL for 0
-    const int64_t* target  # IN (rows,)
-    const void* weight  # IN (classes,), or NULL for 1
-    const void* grad_loss  # IN (rows,) if per_row, else one number
-    void* loss  # OUT (rows,) if per_row, else one number
-    void* d_input  # OUT (rows, width)
-    void* d_linear_weight  # OUT (classes, width)
-    void* d_linear_bias  # OUT (classes,), or NULL
+    const int64_t* labels  # IN (rows,): at least 0 and less than classes, or ignore_index
+    const void* weight  # IN (classes,), compute dtype, or NULL for 1
+    # IN, compute dtype, or NULL for 1: (rows,) if per_row; else one number
+    const void* grad_loss
+    void* loss  # OUT, compute dtype: (rows,) if per_row; else one number, their sum
+    # OUT, as input, linear_weight and linear_bias; the last may be NULL. They overlap nothing
+    void* d_input
+    void* d_linear_weight
+    void* d_linear_bias
     Py_ssize_t rows, width, classes
-    # From one row to the next, in elements; rows themselves are contiguous.
+    # From one row to the next, in elements, 0 for width; rows themselves are contiguous.
     Py_ssize_t input_row, linear_weight_row, d_input_row, d_linear_weight_row
     bint per_row
+    bint has_ignore_index  # else no row is ignored
     int64_t ignore_index
-    double denominator, label_smoothing, z_loss, softcap  # softcap: 0 for none
+    double denominator  # divides losses and gradients, 0 for 1; see ClassLoss
+    double label_smoothing  # from 0 to 1
+    double z_loss  # at least 0
+    double softcap  # logits become softcap * tanh(logits / softcap); 0 for none
 
-# The loss; gradients are not looked at.
-cdef int c_linear_cross_entropy(int dtype, const LinearLoss* a, int threads) noexcept nogil
+# loss.
+cdef int c_linear_cross_entropy(int dtype, const LinearClassLoss* a, int threads) noexcept nogil
 
-# The gradients; `loss` is not looked at.
-cdef int c_linear_cross_entropy_backward(int dtype, const LinearLoss* a, int threads) noexcept nogil
+# The gradients.
+cdef int c_linear_cross_entropy_backward(
+    int dtype, const LinearClassLoss* a, int threads
+) noexcept nogil
 
-# Both, and the gradients are those for a grad_loss of 1.
+# loss, and the gradients for a grad_loss of 1.
 cdef int c_linear_cross_entropy_with_grad(
-    int dtype, const LinearLoss* a, int threads
+    int dtype, const LinearClassLoss* a, int threads
 ) noexcept nogil

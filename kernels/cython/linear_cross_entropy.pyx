@@ -1,11 +1,11 @@
 # cython: boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
 # cython: binding=True
-"""Cross-entropy of a linear layer, x @ w.T + bias, whose logits are never there as a whole.
+"""Cross-entropy of a linear layer, x @ w.T + bias, whose logits are never in memory as a whole.
 
 Rows go in blocks, which take MEMORY at most. Per block: the logits (read
-_linear_cross_entropy_products.pxi), their loss and gradient in place (_cross_entropy.pxi), dx, and
+_linear_cross_entropy_products.pxi), their loss and gradient in place (_loss.pxi), dx, and
 dw += ..., so three products and nothing is computed twice. A dw of 16 bits cannot be added to
-block by block: it is made in a second trip, by chunks of classes, for which the logits are
+block by block: it is made in a second pass, by chunks of classes, for which the logits are
 computed again from the state of each row: four products, as many as there would be without any
 logits in memory, and these are of pairs of bfloat16 where the processor has them.
 
@@ -13,19 +13,21 @@ Rejected: tiles of logits that stay in the cache (with the lse first, so four pr
 dtypes: a third more arithmetic, which is all there is to save); rows of all blocks at once, whose
 logits are 262 MB for 2048 rows and 32000 classes.
 
-Rows that are ignored are left out from the start.
+Ignored rows are left out from the start.
 """
 
 from libc.math cimport expm1
 
 cdef enum:
-    CURVED = 0  # see _cross_entropy.pxi
+    TRANSFORMED = 0  # see _loss.pxi
 
-include "_cross_entropy.pxi"
+ctypedef LinearClassLoss Arguments
+
+include "_loss.pxi"
 include "_linear_cross_entropy_products.pxi"
 
 cdef enum:
-    MEMORY = 54 << 20  # bytes: with what threads need less than 64 MB beyond inputs and outputs
+    MEMORY = 54 << 20  # bytes; with that of threads less than 64 MB beside inputs and outputs
     CHUNK_MEMORY = 12 << 20  # of these, for a chunk of dw in float
 
 cdef struct Linear:  # one call
@@ -33,12 +35,12 @@ cdef struct Linear:  # one call
     const Py_ssize_t* row  # their numbers
     const int64_t* labels  # of them
     Py_ssize_t x_row, w_row, dx_row, dw_row  # from one row to the next, in elements
-    const void* upstream  # of them, in the compute type; or of one number, or NULL
+    const void* grad_loss  # of them, in the compute type; or of one number, or NULL
     void* loss  # of them, or NULL
-    void* top  # of them, or NULL: the states of their logits, see _rows.pxi
-    void* rest
+    void* row_max  # of them, or NULL: the states of their logits, see _rows.pxi
+    void* sumexp_m1
     double softcap
-    int crew
+    int num_threads
     Problem loss_of  # what the loss of a block is
 
 
@@ -46,8 +48,8 @@ cdef Py_ssize_t block_rows(const Linear* a, const real* like) noexcept nogil:
     """Rows of a block, as equal as blocks can be, in whole tiles."""
     cdef Py_ssize_t logits = (a.classes + PADDING) * (2 if a.softcap else 1)
     cdef Py_ssize_t of_row = (logits + 3 * (a.width + PADDING)) * wide_size(like)  # and x, dx
-    cdef Py_ssize_t room = MEMORY if sizeof(real) > 2 else MEMORY - CHUNK_MEMORY
-    cdef Py_ssize_t most = max(TILE_ROWS, room // of_row // TILE_ROWS * TILE_ROWS)
+    cdef Py_ssize_t memory = MEMORY if sizeof(real) > 2 else MEMORY - CHUNK_MEMORY
+    cdef Py_ssize_t most = max(TILE_ROWS, memory // of_row // TILE_ROWS * TILE_ROWS)
     cdef Py_ssize_t blocks = max(1, (a.rows + most - 1) // most), rows
     rows = (a.rows + blocks - 1) // blocks
     return (rows + TILE_ROWS - 1) // TILE_ROWS * TILE_ROWS
@@ -64,7 +66,7 @@ cdef Py_ssize_t chunk_classes(const Linear* a) noexcept nogil:
 cdef void finish_logits(
     const Block* b, const real* bias, double softcap, Py_ssize_t r
 ) noexcept nogil:
-    """softcap * tanh((logits + bias) / softcap) of row r, either where it is wanted."""
+    """softcap * tanh((logits + bias) / softcap) of row r, without what is NULL or 0."""
     cdef Py_ssize_t w = lanes(bias), k, at, left
     cdef vector[real] cap = splat(bias, softcap), inverse_cap = splat(bias, 1), v
     if softcap != 0:
@@ -100,23 +102,25 @@ cdef void gradient_from_state(
     """The gradient of row r for the classes from `first`, as many as the block has."""
     cdef const wide* x = <const wide*>b.logits + r * b.logits_row
     cdef wide* grad = <wide*>b.grad + r * b.logits_row
-    cdef double top = get_wide(like, p.top, r), rest = get_wide(like, p.rest, r)
-    cdef double log_sum = log1p(rest) + (top - top)  # NaN where the maximum is infinite
-    cdef double scale = 1, weight = p.hard, pull, below = 0
+    cdef double row_max = get_wide(like, p.row_max, r), sumexp_m1 = get_wide(like, p.sumexp_m1, r)
+    # NaN where the maximum is infinite.
+    cdef double log_sum = log1p(sumexp_m1) + (row_max - row_max)
+    cdef double scale = 1, weight = p.target_scale, p_factor, below = 0
     cdef Py_ssize_t label = p.labels[r] - first
     cdef bint inside = 0 <= label < b.classes
-    if p.upstream != NULL:
-        scale = get_wide(like, p.upstream, r if p.upstream_per_row else 0)
+    if p.grad_loss != NULL:
+        scale = get_wide(like, p.grad_loss, r if p.grad_loss_per_row else 0)
     scale = scale / p.denominator
     if p.weight != NULL:
         weight = weight * get_wide(like, p.weight, label)
-    pull = p.soft_total + weight + 2 * p.z_loss * (top + log_sum)
+    p_factor = p.uniform_total + weight + 2 * p.z_loss * (row_max + log_sum)
     if inside:
-        below = expm1(x[label] - top - log_sum)
-        weight = weight + p.soft * (get_wide(like, p.weight, label) if p.weight != NULL else 1)
-        below = scale * (weight * below + (pull - weight) * (1 + below))
-    row_gradient(p, x, NULL, <const wide*>NULL, grad, 0, b.classes, top,
-                 scale * pull / (1 + rest), scale, 0)
+        below = expm1(x[label] - row_max - log_sum)
+        weight = weight + p.uniform_share * (
+            get_wide(like, p.weight, label) if p.weight != NULL else 1)
+        below = scale * (weight * below + (p_factor - weight) * (1 + below))
+    row_gradient(p, x, NULL, <const wide*>NULL, grad, 0, b.classes, row_max,
+                 scale * p_factor / (1 + sumexp_m1), scale, 0)
     if inside:
         put(grad + label, below)
 
@@ -128,21 +132,21 @@ cdef void start_block(
 ) noexcept nogil:
     """The rows of x from number `first`, as many as the block has."""
     cdef Py_ssize_t r, step = 2 if b.pairs else 1
-    for r in prange(b.rows, num_threads=a.crew, schedule="static"):
+    for r in prange(b.rows, num_threads=a.num_threads, schedule="static"):
         gather_row(b, x + a.row[first + r] * a.x_row, r)
     if panels:
-        for r in prange((b.rows + step - 1) // step, num_threads=a.crew, schedule="static"):
+        for r in prange((b.rows + step - 1) // step, num_threads=a.num_threads, schedule="static"):
             fill_panels(b, x, r * step)
 
 
 cdef void make_logits(
     const Linear* a, const Block* b, const real* w, const real* bias
 ) noexcept nogil:
-    cdef Py_ssize_t width = panel_width(w), task
-    for task in prange((b.classes + width - 1) // width, num_threads=a.crew, schedule="dynamic"):
-        logits_turn(b, w, a.w_row, task, <char*>b.scratch + threadid() * b.scratch_size)
+    cdef Py_ssize_t width = panel_width(w), panels = (b.classes + width - 1) // width, task
+    for task in prange(panels, num_threads=a.num_threads, schedule="dynamic"):
+        logits_task(b, w, a.w_row, task, <char*>b.scratch + threadid() * b.scratch_size)
     if bias != NULL or a.softcap != 0:
-        for task in prange(b.rows, num_threads=a.crew, schedule="static"):
+        for task in prange(b.rows, num_threads=a.num_threads, schedule="static"):
             finish_logits(b, bias, a.softcap, task)
 
 
@@ -150,9 +154,9 @@ cdef void add_dw(
     const Linear* a, const Block* b, const real* like, void* dw, Py_ssize_t dw_row, void* dbias,
     bint add
 ) noexcept nogil:
-    cdef Py_ssize_t task
-    for task in prange((b.classes + STRIP - 1) // STRIP, num_threads=a.crew, schedule="dynamic"):
-        dw_turn(b, like, dw, dw_row, dbias, task, add,
+    cdef Py_ssize_t strips = (b.classes + STRIP - 1) // STRIP, task
+    for task in prange(strips, num_threads=a.num_threads, schedule="dynamic"):
+        dw_task(b, like, dw, dw_row, dbias, task, add,
                 <char*>b.scratch + threadid() * b.scratch_size)
 
 
@@ -161,11 +165,11 @@ cdef void make_dx(
 ) noexcept nogil:
     cdef Py_ssize_t groups = (b.width + COLUMN_GROUP - 1) // COLUMN_GROUP, task
     if b.pairs:
-        for task in prange(b.rows, num_threads=a.crew, schedule="static"):
+        for task in prange(b.rows, num_threads=a.num_threads, schedule="static"):
             narrow_row(b, w, task)
-    for task in prange(groups, num_threads=a.crew, schedule="dynamic"):
-        dx_turn(b, w, a.w_row, task, <char*>b.scratch + threadid() * b.scratch_size)
-    for task in prange(b.rows, num_threads=a.crew, schedule="static"):
+    for task in prange(groups, num_threads=a.num_threads, schedule="dynamic"):
+        dx_task(b, w, a.w_row, task, <char*>b.scratch + threadid() * b.scratch_size)
+    for task in prange(b.rows, num_threads=a.num_threads, schedule="static"):
         narrow_numbers(dx, b.dx, task * b.width, dx + a.row[first + task] * a.dx_row, b.width)
 
 
@@ -179,12 +183,12 @@ cdef Problem problem_of_rows(const Linear* a, const real* like, Py_ssize_t first
     p.grad_step = b.logits_row
     p.labels = a.labels + first
     p.loss = at_wide(like, a.loss, first) if a.loss != NULL else NULL
-    if a.top != NULL:
-        p.top = at_wide(like, a.top, first)
-        p.rest = at_wide(like, a.rest, first)
-    p.upstream = a.upstream
-    if p.upstream_per_row:
-        p.upstream = at_wide(like, <void*>a.upstream, first)
+    if a.row_max != NULL:
+        p.row_max = at_wide(like, a.row_max, first)
+        p.sumexp_m1 = at_wide(like, a.sumexp_m1, first)
+    p.grad_loss = a.grad_loss
+    if p.grad_loss_per_row:
+        p.grad_loss = at_wide(like, <void*>a.grad_loss, first)
     return p
 
 
@@ -205,14 +209,14 @@ cdef double blocks_of_rows(
         p = problem_of_rows(a, x, first, b)
         if real is double:
             total += run(&p, <const double*>b.logits, <const double*>NULL,
-                         <double*>b.grad if dx != NULL else NULL, sums, a.crew)
+                         <double*>b.grad if dx != NULL else NULL, sums, a.num_threads)
         else:
             total += run(&p, <const float*>b.logits, <const float*>NULL,
-                         <float*>b.grad if dx != NULL else NULL, sums, a.crew)
+                         <float*>b.grad if dx != NULL else NULL, sums, a.num_threads)
         if dx == NULL:
             continue
         if a.softcap != 0:
-            for r in prange(b.rows, num_threads=a.crew, schedule="static"):
+            for r in prange(b.rows, num_threads=a.num_threads, schedule="static"):
                 softcap_slope(b, x, a.softcap, r)
         if sum_dw:
             add_dw(a, b, x, dw, a.dw_row, dbias, first > 0)
@@ -239,12 +243,12 @@ cdef void chunks_of_classes(
             p = problem_of_rows(a, x, first, b)
             if p.weight != NULL:
                 p.weight = at_wide(x, <void*>p.weight, c)
-            for r in prange(b.rows, num_threads=a.crew, schedule="static"):
+            for r in prange(b.rows, num_threads=a.num_threads, schedule="static"):
                 gradient_from_state(b, &p, <const float*>NULL, c, r)
                 if a.softcap != 0:
                     softcap_slope(b, x, a.softcap, r)
             add_dw(a, b, x, sums, a.width, bias_sums, first > 0)
-        for r in prange(b.classes, num_threads=a.crew, schedule="static"):
+        for r in prange(b.classes, num_threads=a.num_threads, schedule="static"):
             narrow_numbers(x, sums, r * a.width, dw + (c + r) * a.dw_row, a.width)
             if dbias != NULL:
                 put(dbias + c + r, get_wide(x, bias_sums, r))
@@ -272,7 +276,7 @@ cdef int typed_linear(
         b.pairs = HAS_BF16_PRODUCT and a.width % 2 == 0 and a.w_row % 2 == 0
     b.x_row = a.width + PADDING
     b.logits_row = a.classes + PADDING
-    a.crew = team(threads, a.rows * a.width * a.classes // 8)
+    a.num_threads = threads_for(threads, a.rows * a.width * a.classes // 8)
     panels = (a.width + panel_width(x) - 1) // panel_width(x) * panel_width(x)
     depth = max(PANEL_DEPTH * max(COLUMN_GROUP, panel_width(x)), b.rows * STRIP + STRIP)
     b.scratch_size = (depth + PADDING) * size
@@ -282,14 +286,14 @@ cdef int typed_linear(
     sizes[2] = b.rows * b.logits_row * size
     sizes[3] = sizes[2] if a.softcap != 0 and dx != NULL else 0
     sizes[4] = b.rows * a.width * size
-    sizes[5] = a.crew * b.scratch_size
+    sizes[5] = a.num_threads * b.scratch_size
     sizes[6] = chunk * (a.width + 1) * size
     cdef Py_ssize_t whole = 64
     for k in range(7):
         sizes[k] = (sizes[k] + 63) // 64 * 64
         whole += sizes[k]
     memory = <char*>in_huge_pages(whole)
-    sums = room(tasks(b.rows, a.classes, 1, lanes(x)))
+    sums = allocate_sums(tasks(b.rows, a.classes, 1, lanes(x)))
     if memory == NULL or sums == NULL:
         free(memory)
         free(sums)
@@ -314,30 +318,30 @@ cdef int typed_linear(
 
 # ---- one call --------------------------------------------------------------------------------
 
-cdef int counted_rows(const LinearLoss* g, const real* x, int threads) noexcept nogil:
-    """Without the rows that are ignored; then these."""
+cdef int typed(int op, const LinearClassLoss* g, const real* x, int threads) noexcept nogil:
+    """Loss and gradients, whichever are not NULL: without the rows that are ignored, then these."""
     cdef Linear a
-    cdef Problem* p = &a.loss_of
-    cdef Py_ssize_t size = wide_size(x), r, k, kept = 0
+    cdef ClassLoss of_logits
+    cdef Py_ssize_t number = wide_size(x), r, k, kept = 0
     cdef real* dx = <real*>g.d_input
     cdef real* dw = <real*>g.d_linear_weight
     cdef real* dbias = <real*>g.d_linear_bias
     cdef double total = 0
     cdef int result = 0
-    cdef bint losses = g.per_row and g.loss != NULL, slopes = g.per_row and g.grad_loss != NULL
-    cdef char* memory = <char*>malloc((g.rows + 1) * (2 * sizeof(int64_t) + 4 * size))
+    cdef bint losses = g.per_row and g.loss != NULL, grad_losses = g.per_row and g.grad_loss != NULL
+    cdef char* memory = <char*>malloc((g.rows + 1) * (2 * sizeof(int64_t) + 4 * number))
     if memory == NULL:
         return NO_MEMORY
     cdef Py_ssize_t* row = <Py_ssize_t*>memory
     cdef int64_t* labels = <int64_t*>(row + g.rows)
     cdef void* loss = labels + g.rows
-    cdef void* upstream = at_wide(x, loss, g.rows)
+    cdef void* grad_loss = at_wide(x, loss, g.rows)
     for r in range(g.rows):
-        if g.target[r] != g.ignore_index:
+        if g.labels[r] != g.ignore_index:
             row[kept] = r
-            labels[kept] = g.target[r]
-            if slopes:
-                put_wide(x, upstream, kept, get_wide(x, g.grad_loss, r))
+            labels[kept] = g.labels[r]
+            if grad_losses:
+                put_wide(x, grad_loss, kept, get_wide(x, g.grad_loss, r))
             kept += 1
     memset(&a, 0, sizeof(a))
     a.rows = kept
@@ -350,25 +354,24 @@ cdef int counted_rows(const LinearLoss* g, const real* x, int threads) noexcept 
     a.dx_row = g.d_input_row
     a.dw_row = g.d_linear_weight_row
     a.softcap = g.softcap
-    a.upstream = g.grad_loss
-    if slopes:
-        a.upstream = upstream
+    a.grad_loss = g.grad_loss
+    if grad_losses:
+        a.grad_loss = grad_loss
     a.loss = loss if losses else NULL
-    if dw != NULL and sizeof(real) == 2:  # for the second trip
-        a.top = at_wide(x, upstream, g.rows)
-        a.rest = at_wide(x, a.top, g.rows)
-    p.weight = g.weight
-    p.upstream_per_row = slopes
-    p.loss_per_row = losses
-    p.ignore_index = -1
-    p.denominator = g.denominator
-    p.z_loss = g.z_loss
-    p.dense_q = g.label_smoothing != 0
-    p.hard = 1 - g.label_smoothing
-    p.soft = g.label_smoothing / g.classes if g.classes else 0
-    if p.soft != 0:
-        p.soft_total = p.soft * (weight_sum(x, g.weight, g.classes) if g.weight != NULL
-                                 else g.classes)
+    if dw != NULL and sizeof(real) == 2:  # for the second pass
+        a.row_max = at_wide(x, grad_loss, g.rows)
+        a.sumexp_m1 = at_wide(x, a.row_max, g.rows)
+    memset(&of_logits, 0, sizeof(of_logits))
+    of_logits.n = g.classes
+    of_logits.weight = g.weight
+    of_logits.ignore_index = INT64_MIN
+    of_logits.denominator = g.denominator
+    of_logits.label_smoothing = g.label_smoothing
+    of_logits.z_loss = g.z_loss
+    a.loss_of = problem_of(&of_logits)
+    a.loss_of.grad_loss_per_row = grad_losses
+    a.loss_of.loss_per_row = losses
+    a.loss_of.uniform_total = uniform_total(&a.loss_of, x)
     if kept:
         result = typed_linear(&a, <const real*>g.input, <const real*>g.linear_weight,
                               <const real*>g.linear_bias, dx, dw, dbias, &total, threads)
@@ -394,43 +397,43 @@ cdef int counted_rows(const LinearLoss* g, const real* x, int threads) noexcept 
     return result
 
 
-cdef int compute_linear(int dtype, const LinearLoss* a, int threads) noexcept nogil:
-    """Loss and gradients, whichever are not NULL."""
-    if dtype == F32:
-        return counted_rows(a, <const float*>NULL, threads)
-    if dtype == F64:
-        return counted_rows(a, <const double*>NULL, threads)
-    if dtype == F16:
-        return counted_rows(a, <const f16*>NULL, threads)
-    if dtype == BF16:
-        return counted_rows(a, <const bf16*>NULL, threads)
-    return NO_DTYPE
-
-
 # ---- for Cython: see linear_cross_entropy.pxd ------------------------------------------------
 
-cdef int c_linear_cross_entropy(int dtype, const LinearLoss* a, int threads) noexcept nogil:
-    cdef LinearLoss only = a[0]
-    only.d_input = NULL
-    only.d_linear_weight = NULL
-    only.d_linear_bias = NULL
-    return compute_linear(dtype, &only, threads)
+cdef int from_cython(int part, int dtype, const LinearClassLoss* a, int threads) noexcept nogil:
+    """Defaults are filled in; what is no argument of the function is not read."""
+    cdef LinearClassLoss b = a[0]
+    b.input_row = a.input_row or a.width
+    b.linear_weight_row = a.linear_weight_row or a.width
+    b.d_input_row = a.d_input_row or a.width
+    b.d_linear_weight_row = a.d_linear_weight_row or a.width
+    b.denominator = a.denominator or 1
+    if not a.has_ignore_index:
+        b.ignore_index = INT64_MIN
+    if part == BACKWARD:
+        b.loss = NULL
+    else:
+        b.grad_loss = NULL
+    if part == FORWARD:
+        b.d_input = NULL
+        b.d_linear_weight = NULL
+        b.d_linear_bias = NULL
+    return by_dtype(0, dtype, &b, threads)
+
+
+cdef int c_linear_cross_entropy(int dtype, const LinearClassLoss* a, int threads) noexcept nogil:
+    return from_cython(FORWARD, dtype, a, threads)
 
 
 cdef int c_linear_cross_entropy_backward(
-    int dtype, const LinearLoss* a, int threads
+    int dtype, const LinearClassLoss* a, int threads
 ) noexcept nogil:
-    cdef LinearLoss only = a[0]
-    only.loss = NULL
-    return compute_linear(dtype, &only, threads)
+    return from_cython(BACKWARD, dtype, a, threads)
 
 
 cdef int c_linear_cross_entropy_with_grad(
-    int dtype, const LinearLoss* a, int threads
+    int dtype, const LinearClassLoss* a, int threads
 ) noexcept nogil:
-    cdef LinearLoss both = a[0]
-    both.grad_loss = NULL
-    return compute_linear(dtype, &both, threads)
+    return from_cython(WITH_GRAD, dtype, a, threads)
 
 
 # ---- for Python ------------------------------------------------------------------------------
@@ -440,14 +443,12 @@ cdef on_arrays(
     d_linear_weight, d_linear_bias, double denominator, int64_t ignore_index,
     double label_smoothing, double z_loss, double softcap, int threads
 ):
-    cdef LinearLoss a
-    cdef int dtype = dtype_of(input), result
-    cdef cnp.ndarray per_row = loss if grad_loss is None else grad_loss
-    memset(&a, 0, sizeof(a))
+    cdef LinearClassLoss a
+    cdef cnp.ndarray losses = loss if grad_loss is None else grad_loss
     a.input = data(input)
     a.linear_weight = data(linear_weight)
     a.linear_bias = data(linear_bias)
-    a.target = <const int64_t*>data(target)
+    a.labels = <const int64_t*>data(target)
     a.weight = data(weight)
     a.grad_loss = data(grad_loss)
     a.loss = data(loss)
@@ -461,15 +462,14 @@ cdef on_arrays(
     a.linear_weight_row = plane_step(linear_weight)
     a.d_input_row = plane_step(d_input)
     a.d_linear_weight_row = plane_step(d_linear_weight)
-    a.per_row = cnp.PyArray_DIM(per_row, 0) == a.rows
+    a.per_row = cnp.PyArray_DIM(losses, 0) == a.rows
+    a.has_ignore_index = True
     a.ignore_index = ignore_index
     a.denominator = denominator
     a.label_smoothing = label_smoothing
     a.z_loss = z_loss
     a.softcap = softcap
-    with nogil:
-        result = compute_linear(dtype, &a, threads)
-    done(result)
+    from_python(0, dtype_of(input), &a, threads)
 
 
 def linear_cross_entropy(

@@ -8,9 +8,11 @@ past the caches. Read _rows.pxi first, then _panels.pxi; the passes that write f
 the loops over threads.
 """
 
+ctypedef LogSoftmax Arguments
+
 include "_simd.pxi"
 include "_arrays.pxi"
-include "_dtypes.pxi"
+include "_calls.pxi"
 include "_threads.pxi"
 include "_rows.pxi"
 include "_panels.pxi"
@@ -31,9 +33,9 @@ cdef inline vector[real] backward_value(
 
 cdef inline double forward_scale(int op, State state, Reference ref) noexcept nogil:
     """What row_value needs beside the maximum: NaN where there is no distribution."""
-    if isinf(state.top):
+    if isinf(state.row_max):
         return NAN
-    return ref.ratio / (1 + state.rest) if op == SOFTMAX else log1p(state.rest)
+    return ref.ratio / (1 + state.sumexp_m1) if op == SOFTMAX else log1p(state.sumexp_m1)
 
 
 # ---- rows -----------------------------------------------------------------------------------
@@ -46,12 +48,12 @@ cdef inline vector[real] scaled(
 
 
 cdef inline vector[real] row_value(
-    int op, const real* like, vector[real] v, vector[real] top, vector[real] power,
+    int op, const real* like, vector[real] v, vector[real] row_max, vector[real] power,
     vector[real] scale, vector[real] scale_low
 ) noexcept nogil:
     if op == SOFTMAX:
-        return scaled(exp_from(v, top, power), scale, scale_low)
-    return sub_before_store(like, v - top, scale, False)
+        return scaled(exp_from(v, row_max, power), scale, scale_low)
+    return sub_before_store(like, v - row_max, scale, False)
 
 
 cdef inline void forward_write(
@@ -62,8 +64,8 @@ cdef inline void forward_write(
     For softmax `exps` may hold the exponentials of the row; else it is NULL.
     """
     cdef Py_ssize_t k, at, left, w = lanes(x), head = stream_head(y, n, streaming)
-    cdef Reference ref = reference(x, state.top)
-    cdef vector[real] top = splat(x, ref.shift if op == SOFTMAX else state.top), value
+    cdef Reference ref = reference(x, state.row_max)
+    cdef vector[real] row_max = splat(x, ref.shift if op == SOFTMAX else state.row_max), value
     cdef vector[real] power = splat(x, ref.power)
     cdef double exact = forward_scale(op, state, ref)
     cdef vector[real] scale = splat(x, exact), low = splat(x, exact - rounded(x, exact))
@@ -76,7 +78,7 @@ cdef inline void forward_write(
         if exps != NULL:
             value = scaled(load_wide(x, exps, at, left), scale, low)
         else:
-            value = row_value(op, x, load_n(x + at, left, 0.0), top, power, scale, low)
+            value = row_value(op, x, load_n(x + at, left, 0.0), row_max, power, scale, low)
         if streaming and left == w and k >= 0:
             stream(y + at, value)
         else:
@@ -89,7 +91,7 @@ cdef inline vector[real] backward_term(int op, const real* g, const real* y) noe
 
 cdef inline double backward_sum(int op, const real* g, const real* y, Py_ssize_t n) noexcept nogil:
     """sum(g * y) for softmax, sum(g) for log_softmax, of up to BLOCK elements. Four vectors meet
-    before the compensated addition: one for each vector cost 18% of log_softmax_backward."""
+    before the compensated addition: one for each vector took 18% of log_softmax_backward."""
     cdef Py_ssize_t k, j, w = lanes(g), fours = n // (4 * w), left
     cdef vector[real] zero = splat(g, 0.0), total = zero, error = zero, a
     cdef const real* p
@@ -130,19 +132,19 @@ cdef inline void backward_write(
 
 
 cdef double row_sum(
-    int op, const real* g, const real* y, Py_ssize_t n, int crew
+    int op, const real* g, const real* y, Py_ssize_t n, int num_threads
 ) noexcept nogil:
-    """The backward ops' sum over a row; with a crew, its blocks are spread over the threads."""
+    """The backward ops' sum over a row, whose blocks are shared by the threads."""
     cdef Py_ssize_t blocks = (n + BLOCK - 1) // BLOCK, k
     cdef double total = 0
     cdef double* sums = NULL
-    if crew > 1:
+    if num_threads > 1:
         sums = <double*>malloc(blocks * sizeof(double))
     if sums == NULL:
         for k in range(blocks):
             total += backward_sum(op, g + k * BLOCK, y + k * BLOCK, min(BLOCK, n - k * BLOCK))
         return total
-    for k in prange(blocks, num_threads=crew, schedule="static"):
+    for k in prange(blocks, num_threads=num_threads, schedule="static"):
         sums[k] = backward_sum(op, g + k * BLOCK, y + k * BLOCK, min(BLOCK, n - k * BLOCK))
     for k in range(blocks):
         total += sums[k]
@@ -151,7 +153,8 @@ cdef double row_sum(
 
 
 cdef void row(
-    int op, const real* x, const real* second, real* out, Py_ssize_t n, bint streaming, int crew
+    int op, const real* x, const real* second, real* out, Py_ssize_t n, bint streaming,
+    int num_threads
 ) noexcept nogil:
     """Any op on one row. The backward ops have x = grad, second = y."""
     cdef bint backward = op == SOFTMAX_BACKWARD or op == LOG_SOFTMAX_BACKWARD
@@ -161,15 +164,15 @@ cdef void row(
     cdef void* exps = memory if op == SOFTMAX and n <= BLOCK else NULL
     cdef State state = empty_state()
     if backward:
-        total = row_sum(op, x, second, n, crew)
+        total = row_sum(op, x, second, n, num_threads)
     else:
-        state = row_state(x, n, exps, crew)
+        state = row_state(x, n, exps, num_threads)
     if op == LOGSUMEXP:
-        put(out, state.top + log1p(state.rest))
-    elif crew == 1:
+        put(out, state.row_max + log1p(state.sumexp_m1))
+    elif num_threads == 1:
         write(op, x, exps, second, out, n, state, total, streaming)
     else:
-        for k in prange(blocks, num_threads=crew, schedule="static"):
+        for k in prange(blocks, num_threads=num_threads, schedule="static"):
             write(op, x + k * BLOCK, NULL, second + k * BLOCK, out + k * BLOCK,
                   min(BLOCK, n - k * BLOCK), state, total, streaming)
             if streaming:
@@ -198,10 +201,10 @@ cdef struct Job:
     bint streaming
 
 
-cdef void turn(
+cdef void run_task(
     const Job* job, const real* x, const real* second, real* out, Py_ssize_t task
 ) noexcept nogil:
-    """One thread's turn: a panel, or some rows."""
+    """A panel, or some rows."""
     cdef Py_ssize_t panels = (job.inner + PANEL - 1) // PANEL, k, at
     cdef Py_ssize_t rows = tile_rows(job.n, lanes(x)), chunk = rows_per_task(job.n, lanes(x))
     cdef Py_ssize_t last = min(job.outer, (task + 1) * chunk)
@@ -225,126 +228,103 @@ cdef void turn(
             stream_end()
 
 
-cdef void typed(
-    Job* job, const real* x, const real* second, real* out, int threads
-) noexcept nogil:
-    cdef Py_ssize_t elements = job.outer * job.n * job.inner, count, task
-    cdef int crew = team(threads, elements)
-    job.streaming = (job.op != LOGSUMEXP and out != x and out != second
+cdef int typed(int op, const LogSoftmax* a, const real* like, int threads) noexcept nogil:
+    cdef bint backward = op == SOFTMAX_BACKWARD or op == LOG_SOFTMAX_BACKWARD
+    cdef const real* x = <const real*>(a.grad if backward else a.x)
+    cdef const real* second = <const real*>(a.y if backward else a.x)
+    cdef real* out = <real*>a.out
+    cdef Py_ssize_t elements = a.outer * a.n * a.inner
+    cdef Py_ssize_t count = tasks(a.outer, a.n, a.inner, lanes(like)), task
+    cdef int num_threads = threads_for(threads, elements)
+    cdef Job job
+    job.op = op
+    job.outer = a.outer
+    job.n = a.n
+    job.inner = a.inner
+    job.x_step = a.grad_step if backward else a.x_step
+    job.second_step = a.y_step if backward else a.x_step
+    job.out_step = 1 if op == LOGSUMEXP else a.out_step
+    job.streaming = (op != LOGSUMEXP and out != x and out != second
                      and elements * <Py_ssize_t>sizeof(real) > STREAM_ABOVE)
-    count = tasks(job.outer, job.n, job.inner, lanes(x))
-    if crew == 1:  # a parallel region of one thread costs as much as a row of 1000
+    if num_threads == 1:  # a parallel region of one thread takes as long as a row of 1000
         for task in range(count):
-            turn(job, x, second, out, task)
-    elif few_long_rows(job.outer, job.n, job.inner, crew):
-        for task in range(job.outer):
-            row(job.op, x + task * job.x_step, second + task * job.second_step,
-                out + task * job.out_step, job.n, job.streaming, crew)
+            run_task(&job, x, second, out, task)
+    elif few_long_rows(a.outer, a.n, a.inner, num_threads):
+        for task in range(a.outer):
+            row(op, x + task * job.x_step, second + task * job.second_step,
+                out + task * job.out_step, a.n, job.streaming, num_threads)
     else:
-        for task in prange(count, num_threads=crew, schedule="dynamic"):
-            turn(job, x, second, out, task)
-
-
-cdef int by_dtype(
-    Job job, int dtype, const void* x, const void* second, void* out, int threads
-) noexcept nogil:
-    if dtype == F32:
-        typed(&job, <const float*>x, <const float*>second, <float*>out, threads)
-    elif dtype == F64:
-        typed(&job, <const double*>x, <const double*>second, <double*>out, threads)
-    elif dtype == F16:
-        typed(&job, <const f16*>x, <const f16*>second, <f16*>out, threads)
-    elif dtype == BF16:
-        typed(&job, <const bf16*>x, <const bf16*>second, <bf16*>out, threads)
-    else:
-        return NO_DTYPE
+        for task in prange(count, num_threads=num_threads, schedule="dynamic"):
+            run_task(&job, x, second, out, task)
     return 0
 
 
 # ---- for Cython: see log_softmax.pxd --------------------------------------------------------
 
-cdef inline Job job_of(
-    int op, Py_ssize_t outer, Py_ssize_t n, Py_ssize_t inner, Py_ssize_t x_step,
-    Py_ssize_t second_step, Py_ssize_t out_step
-) noexcept nogil:
-    cdef Job job
-    job.op = op
-    job.outer = outer
-    job.n = n
-    job.inner = inner
-    job.x_step = x_step
-    job.second_step = second_step
-    job.out_step = out_step
-    return job
+cdef int from_cython(int op, int dtype, const LogSoftmax* a, int threads) noexcept nogil:
+    cdef LogSoftmax b = a[0]
+    b.inner = a.inner or 1
+    b.x_step = a.x_step or a.n * b.inner
+    b.y_step = a.y_step or a.n * b.inner
+    b.grad_step = a.grad_step or a.n * b.inner
+    b.out_step = a.out_step or a.n * b.inner
+    return by_dtype(op, dtype, &b, threads)
 
 
-cdef int c_logsumexp(
-    int dtype, const void* x, void* out, Py_ssize_t outer, Py_ssize_t n, Py_ssize_t inner,
-    Py_ssize_t x_step, int threads
-) noexcept nogil:
-    return by_dtype(job_of(LOGSUMEXP, outer, n, inner, x_step, x_step, 1), dtype, x, x, out,
-                    threads)
+cdef int c_logsumexp(int dtype, const LogSoftmax* a, int threads) noexcept nogil:
+    return from_cython(LOGSUMEXP, dtype, a, threads)
 
 
-cdef int c_softmax(
-    int dtype, const void* x, void* out, Py_ssize_t outer, Py_ssize_t n, Py_ssize_t inner,
-    Py_ssize_t x_step, Py_ssize_t out_step, int threads
-) noexcept nogil:
-    return by_dtype(job_of(SOFTMAX, outer, n, inner, x_step, x_step, out_step), dtype, x, x, out,
-                    threads)
+cdef int c_softmax(int dtype, const LogSoftmax* a, int threads) noexcept nogil:
+    return from_cython(SOFTMAX, dtype, a, threads)
 
 
-cdef int c_log_softmax(
-    int dtype, const void* x, void* out, Py_ssize_t outer, Py_ssize_t n, Py_ssize_t inner,
-    Py_ssize_t x_step, Py_ssize_t out_step, int threads
-) noexcept nogil:
-    return by_dtype(job_of(LOG_SOFTMAX, outer, n, inner, x_step, x_step, out_step), dtype, x, x,
-                    out, threads)
+cdef int c_log_softmax(int dtype, const LogSoftmax* a, int threads) noexcept nogil:
+    return from_cython(LOG_SOFTMAX, dtype, a, threads)
 
 
-cdef int c_softmax_backward(
-    int dtype, const void* grad, const void* y, void* out, Py_ssize_t outer, Py_ssize_t n,
-    Py_ssize_t inner, Py_ssize_t grad_step, Py_ssize_t y_step, Py_ssize_t out_step, int threads
-) noexcept nogil:
-    return by_dtype(job_of(SOFTMAX_BACKWARD, outer, n, inner, grad_step, y_step, out_step), dtype,
-                    grad, y, out, threads)
+cdef int c_softmax_backward(int dtype, const LogSoftmax* a, int threads) noexcept nogil:
+    return from_cython(SOFTMAX_BACKWARD, dtype, a, threads)
 
 
-cdef int c_log_softmax_backward(
-    int dtype, const void* grad, const void* y, void* out, Py_ssize_t outer, Py_ssize_t n,
-    Py_ssize_t inner, Py_ssize_t grad_step, Py_ssize_t y_step, Py_ssize_t out_step, int threads
-) noexcept nogil:
-    return by_dtype(job_of(LOG_SOFTMAX_BACKWARD, outer, n, inner, grad_step, y_step, out_step),
-                    dtype, grad, y, out, threads)
+cdef int c_log_softmax_backward(int dtype, const LogSoftmax* a, int threads) noexcept nogil:
+    return from_cython(LOG_SOFTMAX_BACKWARD, dtype, a, threads)
 
 
 # ---- for Python -----------------------------------------------------------------------------
 
-cdef on_arrays(int op, cnp.ndarray x, cnp.ndarray second, cnp.ndarray out, int threads):
-    cdef int dtype = dtype_of(x)
-    cdef Job job = job_of(
-        op, cnp.PyArray_DIM(x, 0), cnp.PyArray_DIM(x, 1), cnp.PyArray_DIM(x, 2), plane_step(x),
-        plane_step(second), 1 if op == LOGSUMEXP else plane_step(out))
-    with nogil:
-        by_dtype(job, dtype, cnp.PyArray_DATA(x), cnp.PyArray_DATA(second),
-                 cnp.PyArray_DATA(out), threads)
+cdef on_arrays(int op, x, y, grad, cnp.ndarray out, int threads):
+    cdef LogSoftmax a
+    cdef cnp.ndarray shaped = y if x is None else x
+    a.x = data(x)
+    a.y = data(y)
+    a.grad = data(grad)
+    a.out = data(out)
+    a.outer = cnp.PyArray_DIM(shaped, 0)
+    a.n = cnp.PyArray_DIM(shaped, 1)
+    a.inner = cnp.PyArray_DIM(shaped, 2)
+    a.x_step = plane_step(x)
+    a.y_step = plane_step(y)
+    a.grad_step = plane_step(grad)
+    a.out_step = plane_step(out)
+    from_python(op, dtype_of(out), &a, threads)
 
 
 def logsumexp(x, out, *, int threads):
-    on_arrays(LOGSUMEXP, x, x, out, threads)
+    on_arrays(LOGSUMEXP, x, None, None, out, threads)
 
 
 def softmax(x, out, *, int threads):
-    on_arrays(SOFTMAX, x, x, out, threads)
+    on_arrays(SOFTMAX, x, None, None, out, threads)
 
 
 def log_softmax(x, out, *, int threads):
-    on_arrays(LOG_SOFTMAX, x, x, out, threads)
+    on_arrays(LOG_SOFTMAX, x, None, None, out, threads)
 
 
 def softmax_backward(grad, y, out, *, int threads):
-    on_arrays(SOFTMAX_BACKWARD, grad, y, out, threads)
+    on_arrays(SOFTMAX_BACKWARD, None, y, grad, out, threads)
 
 
 def log_softmax_backward(grad, y, out, *, int threads):
-    on_arrays(LOG_SOFTMAX_BACKWARD, grad, y, out, threads)
+    on_arrays(LOG_SOFTMAX_BACKWARD, None, y, grad, out, threads)

@@ -20,7 +20,7 @@
 typedef struct { uint16_t even, odd; } bf16_pair;
 template <> struct vector_of<bf16_pair> { typedef f32v type; };
 
-// The first n columns. Pairs only lie in scratch memory, which is there to the whole vector.
+// The first n columns. Pairs lie in scratch memory only, where whole vectors can be read.
 template <class B> INLINE vector<B> load_row(const B *p, long n) {
     if constexpr (is<B, bf16_pair>) return load((const float *)p);
     else return load_n(p, n, 0);
@@ -33,7 +33,7 @@ INLINE f32v add_product(const bf16_pair *a, f32v b, f32v sum) {
     return _mm512_dpbf16_ps(sum, bits<__m512bh>(b), bits<__m512bh>(i32v{} + bits<int32_t>(*a)));
 }
 #else
-#define HAS_BF16_PRODUCT 0  // and the next function is never called
+#define HAS_BF16_PRODUCT 0  // the next function is never called
 INLINE f32v add_product(const bf16_pair *, f32v, f32v sum) { return sum; }
 #endif
 

@@ -1,5 +1,5 @@
-// The vocabulary of the Cython kernels: vectors of float (f32v) and double (f64v) as wide as the
-// instruction set level has them, and what can be done with them. No algorithm lives here.
+// The vectors of the Cython kernels, of float (f32v) and double (f64v), as wide as the instruction
+// set level has them, and the operations on them. No algorithms.
 //
 // Built on the vector extensions of GCC and Clang, so `a * b + c` and `a < b ? c : d` are plain
 // code; intrinsics only where the extensions lack an instruction. Four storage types (double,
@@ -46,7 +46,7 @@ template <> struct traits<f32v> {
     static constexpr float far_below = -1024.0f;
     static constexpr float largest = 3.40282347e38f;
     static constexpr float least = 0x1p-126f;     // normal number
-    static constexpr float tiny = 0x1p-63f, untiny = 0x1p86f, untiny_power = 86;  // see relative
+    static constexpr float tiny = 0x1p-63f, untiny = 0x1p86f, untiny_power = 86;  // see kl_div_term
     static constexpr float two_steps = 0x1p-22f;  // of the last place, relatively
     static constexpr int sqrt_half = 0x3f3504f3;
 };
@@ -280,7 +280,7 @@ INLINE void prefetch_write(const void *p) { __builtin_prefetch(p, 1, 3); }
 
 // ---- arithmetic -----------------------------------------------------------------------------
 
-// NaN in `a` is ignored, so that maxima skip NaN; it comes back through the sums.
+// NaN in `a` is ignored, so that maxima skip NaN; the sums have it.
 template <class V> INLINE V vmax(V a, V b) {
 #if defined(__AVX512F__)  // one instruction, which the compiler does not see in the last line
     if constexpr (is<V, f32v>) return _mm512_max_ps(a, b);

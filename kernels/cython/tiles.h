@@ -1,4 +1,4 @@
-// Rows turned into lanes and back: a square of as many vectors as a vector has lanes is transposed in
+// Rows into lanes and back: squares of as many vectors as a vector has lanes are transposed in
 // registers.
 #pragma once
 #include "simd.h"
@@ -30,8 +30,8 @@ template <class V> INLINE void transpose(V *v) {
     }
 }
 
-// Rows ahead of those being loaded that are fetched meanwhile: short rows are read faster than
-// the processor's own prefetching runs ahead (11 against 6 ns per row of 10 floats).
+// How many rows ahead of those being loaded are prefetched: the processor's own prefetching is too
+// late for short rows (11 instead of 6 ns per row of 10 floats).
 constexpr int TILE_AHEAD = 256;
 
 // Rows to lanes: lane r of tile[j * step] = x[r * stride + j], for j < n and r < rows. Lanes

@@ -39,13 +39,12 @@ INLINE f64v exp_tail(f64v r) {
 }
 
 // exp(x - m) for x <= m, within 2 ULP. The rounding error of x - m (two-sum) is added to the
-// reduced argument instead of being lost: at x = -80, m = 80 it would cost 64 ULP in float.
+// reduced argument instead of being lost: at x = -80, m = 80 the loss would be 64 ULP in float.
 // NaN only where x is NaN: an infinite m counts as the largest finite number.
 template <class V> INLINE V exp_sub(V x, V m) {
     typedef traits<V> t;
     m = -vmax(-vmax(m, V{} - t::largest), V{} - t::largest);
-    // What is so far below that the result is 0 comes as near as that; the next number below a
-    // huge m is farther.
+    // x below m - apart gives 0, so it is replaced by that; of a huge m the next number is farther.
     V apart = vmax(V{} - t::exp_low, vmax(m, -m) * t::two_steps);
     x = vmax(vmax(m - apart, V{} - t::largest), x);
     V d = x - m, back = d - x;
@@ -165,7 +164,7 @@ template <class V> INLINE V log_sum(V u, V lost, V down) {
     V f = bits<V>(all - (k << t::mantissa)) - 1;
     // lost is scaled with u; 2**-k must be a normal number, and lost is 0 long before it is not
     ints least = k < t::bias ? k : ints{} + t::bias - 1;
-    V shift = lost * bits<V>((t::bias - least) << t::mantissa);  // log(1 + f + shift) wanted
+    V shift = lost * bits<V>((t::bias - least) << t::mantissa);  // the result is log(1 + f + shift)
     // Where the compiler could fuse one product or another, or none, mul_add says which: bits differed
     // between two copies of one loop, for one thread and for more.
     V s = f / (f + 2), h = mul_add<scalar>((scalar)0.5 * f, f, V{});
@@ -243,7 +242,7 @@ template <class V> INLINE V power_of(V x, V y) {
     V f = bits<V>(all - (k << t::mantissa)) - 1;
     V s = f / (f + 2), h = (scalar)0.5 * f * f;
     V log_2 = (f - (h - s * (h + log_tail(s * s)))) * (scalar)1.4426950408889634;
-    // Where the result is 0, any remainder will do.
+    // Where the result is 0, the remainder does not matter.
     V n = (vmax(V{} - 4 * t::bias, y * (whole + log_2)) + t::to_int) - t::to_int;
     V upper = bits<V>(bits<ints>(y) >> t::mantissa / 2 << t::mantissa / 2);
     V r = (upper * whole - n) + mul_add<scalar>(y - upper, whole, y * log_2);
@@ -258,7 +257,7 @@ template <class V> INLINE V power_of(V x, V y) {
 //
 // With y / x = 2**power * (1 + f), it is x * (f - log(1 + f)) if power is 0; else y - x is added, and
 // x * (f + power * log(2)) taken away.
-template <class V> INLINE V relative(V x, V y, V low) {
+template <class V> INLINE V kl_div_term(V x, V y, V low) {
     typedef traits<V> t;
     typedef typename t::ints ints;
     typedef typename t::scalar scalar;
@@ -280,7 +279,7 @@ template <class V> INLINE V relative(V x, V y, V low) {
 }
 
 // The same of p and q, given log_ratio = log(p / q), and in `apart` q - p, exact in the same way.
-template <class V> INLINE V relative_log(V p, V q, V log_ratio, V *apart) {
+template <class V> INLINE V kl_div_term_log(V p, V q, V log_ratio, V *apart) {
     typedef typename traits<V>::scalar scalar;
     V r = -log_ratio, square = r * r, tail = exp_tail(r);  // expm1(r) = r + square * tail
     auto near = (r < (scalar)0.34657359) & (r > (scalar)-0.34657359);
@@ -296,17 +295,17 @@ template <class V> INLINE V scale_near_one(V x) {
     typedef traits<V> t;
     typedef typename t::ints ints;
     ints exponent = bits<ints>(x) >> t::mantissa;
-    ints wanted = 2 * t::bias - exponent;
-    return bits<V>((wanted > 1 ? wanted : ints{} + 1) << t::mantissa);
+    ints inverse = 2 * t::bias - exponent;
+    return bits<V>((inverse > 1 ? inverse : ints{} + 1) << t::mantissa);
 }
 
 // Cython calls these with the storage type, as in exp_sub<f16>(x, m).
-template <class T> INLINE vector<T> relative(vector<T> x, vector<T> y, vector<T> low) {
-    return relative<vector<T>>(x, y, low);
+template <class T> INLINE vector<T> kl_div_term(vector<T> x, vector<T> y, vector<T> low) {
+    return kl_div_term<vector<T>>(x, y, low);
 }
 template <class T>
-INLINE vector<T> relative_log(vector<T> p, vector<T> q, vector<T> log_ratio, vector<T> *apart) {
-    return relative_log<vector<T>>(p, q, log_ratio, apart);
+INLINE vector<T> kl_div_term_log(vector<T> p, vector<T> q, vector<T> log_ratio, vector<T> *apart) {
+    return kl_div_term_log<vector<T>>(p, q, log_ratio, apart);
 }
 template <class T> INLINE vector<T> scale_near_one(vector<T> x) {
     return scale_near_one<vector<T>>(x);

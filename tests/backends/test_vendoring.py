@@ -62,8 +62,7 @@ grad[...] = 0
 
 
 WANTED = {"log_softmax", "cross_entropy", "attention"}
-# The best level that all modules are compiled for: what fastce computes with here.
-LEVEL = [level for level in _isa.supported() if level not in _isa.ONLY][-1]
+LEVEL = _isa.folders()[-1]  # what fastce computes with, except for modules of a level in ONLY
 
 
 def delete(kernels, ops, levels):

@@ -1,4 +1,4 @@
-"""The example that draws the picture of docs/robust_losses.md."""
+"""The example that draws the picture of docs/guide/robust_losses.md."""
 
 import numpy as np
 import pytest

@@ -26,7 +26,7 @@ from fastce import kernels
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples" / "vendoring"
-GUIDE = ROOT / "docs" / "vendoring.md"
+GUIDE = ROOT / "docs" / "guide" / "vendoring.md"
 
 
 def example(name):

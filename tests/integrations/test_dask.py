@@ -417,7 +417,7 @@ def test_no_chunk_is_larger_than_those_that_come_in():
     del largest[:]
     with made:
         dask.compute(results[-1], optimize_graph=False)
-    assert max(largest) <= fd.FAN_IN * 64 * 65 * 4  # what one task merges
+    assert max(largest) <= fd._attention.FAN_IN * 64 * 65 * 4  # what one task merges
 
 
 def test_the_same_bits_for_any_number_of_workers():
@@ -447,9 +447,9 @@ def test_threads(threads):
 
     def compute():
         del seen[:]
-        blocks = fd._dask_blocks
+        graph, tasks = fd._graph, fd._blocks
         x = split(logits(), (5, C))
-        fd.blocks(blocks.call, (0, 1), x, (0, 1), function=counted, dtype=x.dtype).compute()
+        graph.blocks(tasks.call, (0, 1), (x, (0, 1)), function=counted, dtype=x.dtype).compute()
         return set(seen)
 
     assert compute() == {1}

@@ -9,6 +9,7 @@ from test_threads import python
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 ft = importlib.import_module("fastce.torch")
+tensors = importlib.import_module("fastce.torch._tensors")
 F = torch.nn.functional
 
 FLOATS = torch.float64, torch.float32, torch.float16, torch.bfloat16
@@ -278,11 +279,11 @@ def test_autocast_leaves_float64():
 @dtypes
 def test_nothing_is_copied(dtype):
     for x in torch.randn(6, 8).to(dtype), torch.randn(8, 6).to(dtype).T[::2]:
-        array = ft._given(x.requires_grad_())
+        array = tensors.as_array(x.requires_grad_())
         assert array.__array_interface__["data"][0] == x.data_ptr()
         assert array.shape == x.shape
         assert [s // array.itemsize for s in array.strides] == list(x.stride())
-        back = ft._tensor(array, x)
+        back = tensors.as_tensor(array)
         assert back.data_ptr() == x.data_ptr()
         assert back.dtype == dtype
 
@@ -434,7 +435,7 @@ def test_forward_mode_is_refused():
 
 
 def test_disabled_under_compile_is_one_break_a_call():
-    """As docs/pytorch.md says."""
+    """As docs/guide/pytorch.md says."""
     counters = pytest.importorskip("torch._dynamo.utils").counters
     loss_of = torch.compiler.disable(ft.cross_entropy)
     attend = torch.compiler.disable(ft.scaled_dot_product_attention)

@@ -351,7 +351,7 @@ KINDS = ["int8", "uint8", "int64", "uint64", "bool", "float", "text", "far apart
 @pytest.mark.parametrize("kind", KINDS)
 def test_samples(backend, monkeypatch, kind, cells):
     """The same as from a table, also where there is no room for one."""
-    monkeypatch.setattr(info, "CELLS", cells)
+    monkeypatch.setattr(info.samples, "CELLS", cells)
     x, y = samples(kind)
     a, b = (np.unique(v, return_inverse=True)[1] for v in (x, y))
     table = np.zeros((a.max() + 1, b.max() + 1))

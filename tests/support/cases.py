@@ -1,6 +1,6 @@
 """The one table of cases: every op with its inputs, options, truth and tolerance.
 
-Tests run it on every backend, dtype, shape and layout; the benchmarks take their inputs from it.
+Tests run it on every backend, dtype, shape and layout.
 `Case.inputs` has the classes on `axis`. The truth (`truths.py`) has them last.
 """
 

@@ -1,6 +1,7 @@
 """What another project would write: the kernels of fastce, called through their .pxd files.
 
 Its functions have the names and parameters of the kernels, and return what the C function returns.
+Where a field of a struct has its default, it is left at zero.
 """
 
 from cython.parallel cimport prange
@@ -8,538 +9,406 @@ from libc.stdint cimport int64_t
 from libc.string cimport memset
 
 from fastce.kernels.cython.attention cimport (
-    Attention, AttentionGradient, Heads, c_attention, c_attention_backward
+    Attention, AttentionArray, AttentionGradient, c_attention, c_attention_backward
 )
 from fastce.kernels.cython.binary_cross_entropy cimport (
-    c_binary_cross_entropy, c_binary_cross_entropy_backward, c_binary_cross_entropy_with_grad,
-    c_binary_cross_entropy_with_logits, c_binary_cross_entropy_with_logits_backward,
-    c_binary_cross_entropy_with_logits_with_grad, c_scan_probabilities, c_sigmoid_focal_loss,
-    c_sigmoid_focal_loss_backward, c_sigmoid_focal_loss_with_grad
+    BinaryLoss, c_binary_cross_entropy, c_binary_cross_entropy_backward,
+    c_binary_cross_entropy_with_grad, c_binary_cross_entropy_with_logits,
+    c_binary_cross_entropy_with_logits_backward, c_binary_cross_entropy_with_logits_with_grad,
+    c_scan_probabilities, c_sigmoid_focal_loss, c_sigmoid_focal_loss_backward,
+    c_sigmoid_focal_loss_with_grad
 )
 from fastce.kernels.cython.categorical_cross_entropy cimport (
     c_categorical_cross_entropy, c_categorical_cross_entropy_backward,
     c_categorical_cross_entropy_with_grad
 )
 from fastce.kernels.cython.cross_entropy cimport (
-    WIDE_TARGET, c_cross_entropy, c_cross_entropy_backward, c_cross_entropy_with_grad, c_nll_loss,
+    ClassLoss, c_cross_entropy, c_cross_entropy_backward, c_cross_entropy_with_grad, c_nll_loss,
     c_nll_loss_backward, c_scan_target
 )
 from fastce.kernels.cython.information cimport (
-    c_conditional_entropy, c_cross_entropy_of, c_entropy, c_entropy_from_logits,
+    Information, c_conditional_entropy, c_cross_entropy_of, c_entropy, c_entropy_from_logits,
     c_entropy_from_logits_with_grad, c_js_divergence, c_kl_divergence, c_kl_divergence_from_logits,
     c_kl_divergence_from_logits_with_grad, c_mutual_information
 )
 from fastce.kernels.cython.linear_cross_entropy cimport (
-    LinearLoss, c_linear_cross_entropy, c_linear_cross_entropy_backward,
+    LinearClassLoss, c_linear_cross_entropy, c_linear_cross_entropy_backward,
     c_linear_cross_entropy_with_grad
 )
 from fastce.kernels.cython.log_softmax cimport (
-    BF16, F16, F32, F64, c_log_softmax, c_log_softmax_backward, c_logsumexp, c_softmax,
-    c_softmax_backward
+    BF16, CONTRACT, F16, F32, F64, LogSoftmax, c_log_softmax, c_log_softmax_backward, c_logsumexp,
+    c_softmax, c_softmax_backward
 )
 
 from fastce.kernels.cython.robust_losses cimport (
-    c_robust_losses, c_robust_losses_backward, c_robust_losses_with_grad
+    RobustLoss, c_robust_losses, c_robust_losses_backward, c_robust_losses_with_grad
 )
 
 DTYPES = {"float64": F64, "float32": F32, "float16": F16, "uint16": BF16}
-
-ctypedef int (*Forward)(
-    int, const void*, void*, Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, int
-) noexcept nogil
-ctypedef int (*Backward)(
-    int, const void*, const void*, void*, Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t,
-    Py_ssize_t, Py_ssize_t, int
-) noexcept nogil
+contract = CONTRACT
 
 
 cdef void* at(a):
     return NULL if a is None else <void*><size_t>a.ctypes.data
 
 
-cdef struct Planes:  # an array (outer, n, inner), or nothing
-    int dtype
-    void* data
-    Py_ssize_t outer, n, inner, step
+cdef Py_ssize_t step_of(a):
+    """From one plane, or row, to the next; 0 is the default, if they follow each other."""
+    cdef Py_ssize_t plane = 1, n
+    if a is None:
+        return 0
+    for n in a.shape[1:]:
+        plane *= n
+    return 0 if a.strides[0] == plane * a.itemsize else a.strides[0] // a.itemsize
 
 
-cdef Planes planes(a):
-    cdef Planes p
-    memset(&p, 0, sizeof(p))
-    if a is not None:
-        p.dtype = DTYPES[a.dtype.name]
-        p.data = at(a)
-        p.outer, p.n, p.inner = a.shape
-        p.step = a.strides[0] // a.itemsize
-    return p
+cdef Py_ssize_t inner_of(a):
+    return 0 if a.shape[2] == 1 else a.shape[2]
+
+
+cdef double denominator_of(double denominator):
+    return 0 if denominator == 1 else denominator
 
 
 # ---- log_softmax ----------------------------------------------------------------------------
 
+ctypedef int (*OfLogSoftmax)(int, const LogSoftmax*, int) noexcept nogil
+
+
+cdef log_softmax_call(OfLogSoftmax function, x, y, grad, out, int threads):
+    cdef LogSoftmax a
+    cdef int dtype = DTYPES[out.dtype.name], result
+    memset(&a, 0, sizeof(a))
+    a.x, a.y, a.grad, a.out = at(x), at(y), at(grad), at(out)
+    shaped = y if x is None else x
+    a.outer, a.n, a.inner = shaped.shape[0], shaped.shape[1], inner_of(shaped)
+    a.x_step, a.y_step, a.grad_step = step_of(x), step_of(y), step_of(grad)
+    if out.ndim == 3:
+        a.out_step = step_of(out)
+    with nogil:
+        result = function(dtype, &a, threads)
+    return result
+
+
 def logsumexp(x, out, *, int threads):
-    cdef Planes a = planes(x)
-    cdef void* to = at(out)
-    cdef int result
-    with nogil:
-        result = c_logsumexp(a.dtype, a.data, to, a.outer, a.n, a.inner, a.step, threads)
-    return result
-
-
-cdef forward(Forward function, x, out, int threads):
-    cdef Planes a = planes(x), b = planes(out)
-    cdef int result
-    with nogil:
-        result = function(a.dtype, a.data, b.data, a.outer, a.n, a.inner, a.step, b.step, threads)
-    return result
+    return log_softmax_call(c_logsumexp, x, None, None, out, threads)
 
 
 def softmax(x, out, *, int threads):
-    return forward(c_softmax, x, out, threads)
+    return log_softmax_call(c_softmax, x, None, None, out, threads)
 
 
 def log_softmax(x, out, *, int threads):
-    return forward(c_log_softmax, x, out, threads)
-
-
-cdef backward(Backward function, grad, y, out, int threads):
-    cdef Planes a = planes(grad), b = planes(y), c = planes(out)
-    cdef int result
-    with nogil:
-        result = function(a.dtype, a.data, b.data, c.data, a.outer, a.n, a.inner, a.step, b.step,
-                          c.step, threads)
-    return result
+    return log_softmax_call(c_log_softmax, x, None, None, out, threads)
 
 
 def softmax_backward(grad, y, out, *, int threads):
-    return backward(c_softmax_backward, grad, y, out, threads)
+    return log_softmax_call(c_softmax_backward, None, y, grad, out, threads)
 
 
 def log_softmax_backward(grad, y, out, *, int threads):
-    return backward(c_log_softmax_backward, grad, y, out, threads)
+    return log_softmax_call(c_log_softmax_backward, None, y, grad, out, threads)
+
+
+cdef void softmax_of_row(const float* x, float* out, Py_ssize_t n) noexcept nogil:
+    cdef LogSoftmax a
+    memset(&a, 0, sizeof(a))
+    a.x, a.out, a.outer, a.n = x, out, 1, n
+    c_softmax(F32, &a, 1)
 
 
 def softmax_in_prange(float[:, :, ::1] x, float[:, :, ::1] out):
     """Each row by itself, in threads of the caller."""
-    cdef Py_ssize_t k, n = x.shape[1]
+    cdef Py_ssize_t k
     for k in prange(x.shape[0], nogil=True, num_threads=2):
-        c_softmax(F32, &x[k, 0, 0], &out[k, 0, 0], 1, n, 1, n, n, 1)
+        softmax_of_row(&x[k, 0, 0], &out[k, 0, 0], x.shape[1])
 
 
-# ---- cross_entropy --------------------------------------------------------------------------
+# ---- losses over classes --------------------------------------------------------------------
 
-cdef struct Target:
-    int64_t* labels
-    Planes probabilities
-    void* weight
-    void* loss  # or its gradient
-    bint per_row
-    int wide
+ctypedef int (*OfClassLoss)(int, const ClassLoss*, int) noexcept nogil
+ctypedef int (*OfRobustLoss)(int, const RobustLoss*, int) noexcept nogil
 
 
-cdef Target target_of(x, target, weight, loss):
-    cdef Target t
-    cdef int axes = 0 if target is None else target.ndim
-    t.labels = <int64_t*>at(target) if axes == 2 else NULL
-    t.probabilities = planes(target if axes == 3 else None)
-    t.weight = at(weight)
-    t.loss = at(loss)
-    t.per_row = loss.shape == (x.shape[0], x.shape[2])
-    t.wide = WIDE_TARGET if axes == 3 and target.itemsize > x.itemsize else 0
-    return t
+cdef ClassLoss class_loss(
+    x, target, weight, grad_loss, loss, grad, double denominator, ignore_index, lse=None,
+    double label_smoothing=0, double z_loss=0, double epsilon=0
+):
+    cdef ClassLoss a
+    memset(&a, 0, sizeof(a))
+    shaped = grad if x is None else x
+    a.x, a.weight, a.grad_loss = at(x), at(weight), at(grad_loss)
+    a.loss, a.lse, a.grad = at(loss), at(lse), at(grad)
+    if target is None:
+        pass
+    elif target.ndim == 2:
+        a.labels = <const int64_t*>at(target)
+    else:
+        a.probabilities, a.probabilities_step = at(target), step_of(target)
+        a.wide_probabilities = target.itemsize > shaped.itemsize
+    a.outer, a.n, a.inner = shaped.shape[0], shaped.shape[1], inner_of(shaped)
+    a.x_step, a.grad_step = step_of(x), step_of(grad)
+    losses = loss if grad_loss is None else grad_loss
+    a.per_row = losses.shape == (shaped.shape[0], shaped.shape[2])
+    a.has_ignore_index, a.ignore_index = True, ignore_index
+    a.denominator = denominator_of(denominator)
+    a.label_smoothing, a.z_loss, a.epsilon = label_smoothing, z_loss, epsilon
+    return a
 
 
-def cross_entropy(logits, target, weight, loss, lse, *, double denominator, int64_t ignore_index,
-                  double label_smoothing, double z_loss, int threads):
-    cdef Planes x = planes(logits)
-    cdef Target t = target_of(logits, target, weight, loss)
-    cdef void* norms = at(lse)
-    cdef int result
+cdef class_call(OfClassLoss function, x, ClassLoss a, int threads):
+    cdef int dtype = DTYPES[x.dtype.name], result
     with nogil:
-        result = c_cross_entropy(
-            x.dtype + t.wide, x.data, t.labels, t.probabilities.data, t.weight, t.loss, norms,
-            x.outer, x.n, x.inner, x.step, t.probabilities.step, t.per_row, denominator,
-            ignore_index, label_smoothing, z_loss, threads)
+        result = function(dtype, &a, threads)
     return result
 
 
-def cross_entropy_backward(grad_loss, logits, target, weight, grad, *, double denominator,
-                           int64_t ignore_index, double label_smoothing, double z_loss,
-                           int threads):
-    cdef Planes x = planes(logits), g = planes(grad)
-    cdef Target t = target_of(logits, target, weight, grad_loss)
-    cdef int result
+def cross_entropy(logits, target, weight, loss, lse, *, denominator, ignore_index, label_smoothing,
+                  z_loss, int threads):
+    return class_call(c_cross_entropy, logits, class_loss(
+        logits, target, weight, None, loss, None, denominator, ignore_index, lse, label_smoothing,
+        z_loss), threads)
+
+
+def cross_entropy_backward(grad_loss, logits, target, weight, grad, *, denominator, ignore_index,
+                           label_smoothing, z_loss, int threads):
+    return class_call(c_cross_entropy_backward, logits, class_loss(
+        logits, target, weight, grad_loss, None, grad, denominator, ignore_index, None,
+        label_smoothing, z_loss), threads)
+
+
+def cross_entropy_with_grad(logits, target, weight, loss, grad, *, denominator, ignore_index,
+                            label_smoothing, z_loss, int threads):
+    return class_call(c_cross_entropy_with_grad, logits, class_loss(
+        logits, target, weight, None, loss, grad, denominator, ignore_index, None, label_smoothing,
+        z_loss), threads)
+
+
+def scan_target(target, weight, stats, *, classes, ignore_index, int threads,
+                has_ignore_index=True):
+    cdef ClassLoss a
+    cdef int dtype = F32 if weight is None else DTYPES[weight.dtype.name], result
+    memset(&a, 0, sizeof(a))
+    a.labels, a.weight, a.stats = <const int64_t*>at(target), at(weight), <double*>at(stats)
+    a.outer, a.n = target.size, classes
+    a.has_ignore_index, a.ignore_index = has_ignore_index, ignore_index
     with nogil:
-        result = c_cross_entropy_backward(
-            x.dtype + t.wide, t.loss, x.data, t.labels, t.probabilities.data, t.weight, g.data,
-            x.outer, x.n, x.inner, x.step, t.probabilities.step, g.step, t.per_row, denominator,
-            ignore_index, label_smoothing, z_loss, threads)
+        result = c_scan_target(dtype, &a, threads)
     return result
 
 
-def cross_entropy_with_grad(logits, target, weight, loss, grad, *, double denominator,
-                            int64_t ignore_index, double label_smoothing, double z_loss,
-                            int threads):
-    cdef Planes x = planes(logits), g = planes(grad)
-    cdef Target t = target_of(logits, target, weight, loss)
-    cdef int result
+def nll_loss(log_probs, target, weight, loss, *, denominator, ignore_index, int threads):
+    return class_call(c_nll_loss, log_probs, class_loss(
+        log_probs, target, weight, None, loss, None, denominator, ignore_index), threads)
+
+
+def nll_loss_backward(grad_loss, target, weight, grad, *, denominator, ignore_index, int threads):
+    return class_call(c_nll_loss_backward, grad, class_loss(
+        None, target, weight, grad_loss, None, grad, denominator, ignore_index), threads)
+
+
+def categorical_cross_entropy(probs, target, weight, loss, *, denominator, ignore_index,
+                              label_smoothing, epsilon, int threads):
+    return class_call(c_categorical_cross_entropy, probs, class_loss(
+        probs, target, weight, None, loss, None, denominator, ignore_index, None, label_smoothing,
+        0, epsilon), threads)
+
+
+def categorical_cross_entropy_backward(grad_loss, probs, target, weight, grad, *, denominator,
+                                       ignore_index, label_smoothing, epsilon, int threads):
+    return class_call(c_categorical_cross_entropy_backward, probs, class_loss(
+        probs, target, weight, grad_loss, None, grad, denominator, ignore_index, None,
+        label_smoothing, 0, epsilon), threads)
+
+
+def categorical_cross_entropy_with_grad(probs, target, weight, loss, grad, *, denominator,
+                                        ignore_index, label_smoothing, epsilon, int threads):
+    return class_call(c_categorical_cross_entropy_with_grad, probs, class_loss(
+        probs, target, weight, None, loss, grad, denominator, ignore_index, None, label_smoothing,
+        0, epsilon), threads)
+
+
+cdef robust_call(
+    OfRobustLoss function, logits, target, weight, grad_loss, loss, grad, double denominator,
+    ignore_index, alpha, gamma, q, epsilon, beta, int threads
+):
+    cdef RobustLoss a
+    cdef int dtype = DTYPES[logits.dtype.name], result
+    memset(&a, 0, sizeof(a))
+    a.rows = class_loss(logits, target, weight, grad_loss, loss, grad, denominator, ignore_index)
+    a.alpha, a.gamma, a.q, a.epsilon, a.beta = alpha, gamma, q, epsilon, beta
     with nogil:
-        result = c_cross_entropy_with_grad(
-            x.dtype + t.wide, x.data, t.labels, t.probabilities.data, t.weight, t.loss, g.data,
-            x.outer, x.n, x.inner, x.step, t.probabilities.step, g.step, t.per_row, denominator,
-            ignore_index, label_smoothing, z_loss, threads)
+        result = function(dtype, &a, threads)
     return result
 
 
-def scan_target(target, weight, stats, *, Py_ssize_t classes, int64_t ignore_index, int threads):
-    cdef int dtype = F32 if weight is None else DTYPES[weight.dtype.name]
-    cdef void* labels = at(target)
-    cdef void* weights = at(weight)
-    cdef void* found = at(stats)
-    cdef Py_ssize_t rows = target.size
-    cdef int result
-    with nogil:
-        result = c_scan_target(dtype, <int64_t*>labels, weights, <double*>found, rows, classes,
-                               ignore_index, threads)
-    return result
+def robust_losses(logits, target, weight, loss, *, alpha, gamma, q, epsilon, beta, denominator,
+                  ignore_index, int threads):
+    return robust_call(c_robust_losses, logits, target, weight, None, loss, None, denominator,
+                       ignore_index, alpha, gamma, q, epsilon, beta, threads)
 
 
-def nll_loss(log_probs, target, weight, loss, *, double denominator, int64_t ignore_index,
-             int threads):
-    cdef Planes x = planes(log_probs)
-    cdef Target t = target_of(log_probs, target, weight, loss)
-    cdef int result
-    with nogil:
-        result = c_nll_loss(x.dtype, x.data, t.labels, t.weight, t.loss, x.outer, x.n, x.inner,
-                            x.step, t.per_row, denominator, ignore_index, threads)
-    return result
+def robust_losses_backward(grad_loss, logits, target, weight, grad, *, alpha, gamma, q, epsilon,
+                           beta, denominator, ignore_index, int threads):
+    return robust_call(c_robust_losses_backward, logits, target, weight, grad_loss, None, grad,
+                       denominator, ignore_index, alpha, gamma, q, epsilon, beta, threads)
 
 
-def nll_loss_backward(grad_loss, target, weight, grad, *, double denominator,
-                      int64_t ignore_index, int threads):
-    cdef Planes g = planes(grad)
-    cdef Target t = target_of(grad, target, weight, grad_loss)
-    cdef int result
-    with nogil:
-        result = c_nll_loss_backward(g.dtype, t.loss, t.labels, t.weight, g.data, g.outer, g.n,
-                                     g.inner, g.step, t.per_row, denominator, ignore_index, threads)
-    return result
-
-
-# ---- categorical_cross_entropy --------------------------------------------------------------
-
-def categorical_cross_entropy(probs, target, weight, loss, *, double denominator,
-                              int64_t ignore_index, double label_smoothing, double epsilon,
-                              int threads):
-    cdef Planes x = planes(probs)
-    cdef Target t = target_of(probs, target, weight, loss)
-    cdef int result
-    with nogil:
-        result = c_categorical_cross_entropy(
-            x.dtype + t.wide, x.data, t.labels, t.probabilities.data, t.weight, t.loss, x.outer,
-            x.n, x.inner, x.step, t.probabilities.step, t.per_row, denominator, ignore_index,
-            label_smoothing, epsilon, threads)
-    return result
-
-
-def categorical_cross_entropy_backward(grad_loss, probs, target, weight, grad, *,
-                                       double denominator, int64_t ignore_index,
-                                       double label_smoothing, double epsilon, int threads):
-    cdef Planes x = planes(probs), g = planes(grad)
-    cdef Target t = target_of(probs, target, weight, grad_loss)
-    cdef int result
-    with nogil:
-        result = c_categorical_cross_entropy_backward(
-            x.dtype + t.wide, t.loss, x.data, t.labels, t.probabilities.data, t.weight, g.data,
-            x.outer, x.n, x.inner, x.step, t.probabilities.step, g.step, t.per_row, denominator,
-            ignore_index, label_smoothing, epsilon, threads)
-    return result
-
-
-def categorical_cross_entropy_with_grad(probs, target, weight, loss, grad, *, double denominator,
-                                        int64_t ignore_index, double label_smoothing,
-                                        double epsilon, int threads):
-    cdef Planes x = planes(probs), g = planes(grad)
-    cdef Target t = target_of(probs, target, weight, loss)
-    cdef int result
-    with nogil:
-        result = c_categorical_cross_entropy_with_grad(
-            x.dtype + t.wide, x.data, t.labels, t.probabilities.data, t.weight, t.loss, g.data,
-            x.outer, x.n, x.inner, x.step, t.probabilities.step, g.step, t.per_row, denominator,
-            ignore_index, label_smoothing, epsilon, threads)
-    return result
-
-
-# ---- robust_losses --------------------------------------------------------------------------
-
-def robust_losses(logits, target, weight, loss, *, double alpha, double gamma, double q,
-                  double epsilon, double beta, double denominator, int64_t ignore_index,
-                  int threads):
-    cdef Planes x = planes(logits)
-    cdef Target t = target_of(logits, target, weight, loss)
-    cdef int result
-    with nogil:
-        result = c_robust_losses(
-            x.dtype, x.data, t.labels, t.weight, t.loss, x.outer, x.n, x.inner, x.step, t.per_row,
-            alpha, gamma, q, epsilon, beta, denominator, ignore_index, threads)
-    return result
-
-
-def robust_losses_backward(grad_loss, logits, target, weight, grad, *, double alpha, double gamma,
-                           double q, double epsilon, double beta, double denominator,
-                           int64_t ignore_index, int threads):
-    cdef Planes x = planes(logits), g = planes(grad)
-    cdef Target t = target_of(logits, target, weight, grad_loss)
-    cdef int result
-    with nogil:
-        result = c_robust_losses_backward(
-            x.dtype, t.loss, x.data, t.labels, t.weight, g.data, x.outer, x.n, x.inner, x.step,
-            g.step, t.per_row, alpha, gamma, q, epsilon, beta, denominator, ignore_index, threads)
-    return result
-
-
-def robust_losses_with_grad(logits, target, weight, loss, grad, *, double alpha, double gamma,
-                            double q, double epsilon, double beta, double denominator,
-                            int64_t ignore_index, int threads):
-    cdef Planes x = planes(logits), g = planes(grad)
-    cdef Target t = target_of(logits, target, weight, loss)
-    cdef int result
-    with nogil:
-        result = c_robust_losses_with_grad(
-            x.dtype, x.data, t.labels, t.weight, t.loss, g.data, x.outer, x.n, x.inner, x.step,
-            g.step, t.per_row, alpha, gamma, q, epsilon, beta, denominator, ignore_index, threads)
-    return result
+def robust_losses_with_grad(logits, target, weight, loss, grad, *, alpha, gamma, q, epsilon, beta,
+                            denominator, ignore_index, int threads):
+    return robust_call(c_robust_losses_with_grad, logits, target, weight, None, loss, grad,
+                       denominator, ignore_index, alpha, gamma, q, epsilon, beta, threads)
 
 
 # ---- linear_cross_entropy -------------------------------------------------------------------
 
-cdef Py_ssize_t row_step(a):
-    return 0 if a is None else a.strides[0] // a.itemsize
+ctypedef int (*OfLinearClassLoss)(int, const LinearClassLoss*, int) noexcept nogil
 
 
-cdef LinearLoss linear_loss(
-    input, linear_weight, linear_bias, target, weight, double denominator, int64_t ignore_index,
-    double label_smoothing, double z_loss, double softcap
+cdef linear_call(
+    OfLinearClassLoss function, input, linear_weight, linear_bias, target, weight, grad_loss, loss,
+    d_input, d_linear_weight, d_linear_bias, double denominator, ignore_index, label_smoothing,
+    z_loss, softcap, int threads
 ):
-    cdef LinearLoss a
+    cdef LinearClassLoss a
+    cdef int dtype = DTYPES[input.dtype.name], result
     memset(&a, 0, sizeof(a))
-    a.input = at(input)
-    a.linear_weight = at(linear_weight)
-    a.linear_bias = at(linear_bias)
-    a.target = <const int64_t*>at(target)
-    a.weight = at(weight)
+    a.input, a.linear_weight, a.linear_bias = at(input), at(linear_weight), at(linear_bias)
+    a.labels, a.weight = <const int64_t*>at(target), at(weight)
+    a.grad_loss, a.loss = at(grad_loss), at(loss)
+    a.d_input, a.d_linear_weight = at(d_input), at(d_linear_weight)
+    a.d_linear_bias = at(d_linear_bias)
     a.rows, a.width = input.shape
     a.classes = len(linear_weight)
-    a.input_row = row_step(input)
-    a.linear_weight_row = row_step(linear_weight)
-    a.denominator = denominator
-    a.ignore_index = ignore_index
-    a.label_smoothing = label_smoothing
-    a.z_loss = z_loss
-    a.softcap = softcap
-    return a
-
-
-cdef void add_gradients(LinearLoss* a, d_input, d_linear_weight, d_linear_bias):
-    a.d_input = at(d_input)
-    a.d_linear_weight = at(d_linear_weight)
-    a.d_linear_bias = at(d_linear_bias)
-    a.d_input_row = row_step(d_input)
-    a.d_linear_weight_row = row_step(d_linear_weight)
+    a.input_row, a.linear_weight_row = step_of(input), step_of(linear_weight)
+    a.d_input_row, a.d_linear_weight_row = step_of(d_input), step_of(d_linear_weight)
+    a.per_row = len(loss if grad_loss is None else grad_loss) == len(input)
+    a.has_ignore_index, a.ignore_index = True, ignore_index
+    a.denominator = denominator_of(denominator)
+    a.label_smoothing, a.z_loss, a.softcap = label_smoothing, z_loss, softcap
+    with nogil:
+        result = function(dtype, &a, threads)
+    return result
 
 
 def linear_cross_entropy(
     input, linear_weight, linear_bias, target, weight, loss, *, denominator, ignore_index,
     label_smoothing, z_loss, softcap, int threads
 ):
-    cdef LinearLoss a = linear_loss(input, linear_weight, linear_bias, target, weight, denominator,
-                                    ignore_index, label_smoothing, z_loss, softcap)
-    cdef int dtype = DTYPES[input.dtype.name], result
-    a.loss = at(loss)
-    a.per_row = len(loss) == len(input)
-    with nogil:
-        result = c_linear_cross_entropy(dtype, &a, threads)
-    return result
+    return linear_call(c_linear_cross_entropy, input, linear_weight, linear_bias, target, weight,
+                       None, loss, None, None, None, denominator, ignore_index, label_smoothing,
+                       z_loss, softcap, threads)
 
 
 def linear_cross_entropy_backward(
     grad_loss, input, linear_weight, linear_bias, target, weight, d_input, d_linear_weight,
     d_linear_bias, *, denominator, ignore_index, label_smoothing, z_loss, softcap, int threads
 ):
-    cdef LinearLoss a = linear_loss(input, linear_weight, linear_bias, target, weight, denominator,
-                                    ignore_index, label_smoothing, z_loss, softcap)
-    cdef int dtype = DTYPES[input.dtype.name], result
-    add_gradients(&a, d_input, d_linear_weight, d_linear_bias)
-    a.grad_loss = at(grad_loss)
-    a.per_row = len(grad_loss) == len(input)
-    with nogil:
-        result = c_linear_cross_entropy_backward(dtype, &a, threads)
-    return result
+    return linear_call(c_linear_cross_entropy_backward, input, linear_weight, linear_bias, target,
+                       weight, grad_loss, None, d_input, d_linear_weight, d_linear_bias,
+                       denominator, ignore_index, label_smoothing, z_loss, softcap, threads)
 
 
 def linear_cross_entropy_with_grad(
     input, linear_weight, linear_bias, target, weight, loss, d_input, d_linear_weight,
     d_linear_bias, *, denominator, ignore_index, label_smoothing, z_loss, softcap, int threads
 ):
-    cdef LinearLoss a = linear_loss(input, linear_weight, linear_bias, target, weight, denominator,
-                                    ignore_index, label_smoothing, z_loss, softcap)
-    cdef int dtype = DTYPES[input.dtype.name], result
-    add_gradients(&a, d_input, d_linear_weight, d_linear_bias)
-    a.loss = at(loss)
-    a.per_row = len(loss) == len(input)
-    with nogil:
-        result = c_linear_cross_entropy_with_grad(dtype, &a, threads)
-    return result
+    return linear_call(c_linear_cross_entropy_with_grad, input, linear_weight, linear_bias, target,
+                       weight, None, loss, d_input, d_linear_weight, d_linear_bias, denominator,
+                       ignore_index, label_smoothing, z_loss, softcap, threads)
 
 
 # ---- binary_cross_entropy -------------------------------------------------------------------
 
-cdef struct Elements:
-    int dtype
-    void* x
-    void* target
-    void* weight
-    void* pos_weight
-    Py_ssize_t n, weights, pos_weights
+ctypedef int (*OfBinaryLoss)(int, const BinaryLoss*, int) noexcept nogil
 
 
-cdef Elements elements(x, target=None, weight=None, pos_weight=None):
-    cdef Elements e
-    e.dtype, e.n = DTYPES[x.dtype.name], x.size
-    e.x, e.target, e.weight, e.pos_weight = at(x), at(target), at(weight), at(pos_weight)
-    e.weights = 0 if weight is None else weight.size
-    e.pos_weights = 0 if pos_weight is None else pos_weight.size
-    if target is not None and target.itemsize > x.itemsize:
-        e.dtype += WIDE_TARGET
-    return e
+cdef binary_call(
+    OfBinaryLoss function, x, target, weight, pos_weight, grad_loss, loss, grad,
+    double denominator, int threads, double label_smoothing=0, double gamma=0, double positive=1,
+    double negative=1
+):
+    cdef BinaryLoss a
+    cdef int dtype = DTYPES[x.dtype.name], result
+    memset(&a, 0, sizeof(a))
+    a.x, a.target, a.weight, a.pos_weight = at(x), at(target), at(weight), at(pos_weight)
+    a.grad_loss, a.loss, a.grad = at(grad_loss), at(loss), at(grad)
+    a.n = x.size
+    if weight is not None and weight.size != x.size:
+        a.weights = weight.size
+    if pos_weight is not None and pos_weight.size != x.size:
+        a.pos_weights = pos_weight.size
+    a.wide_target = target.itemsize > x.itemsize
+    a.per_element = (loss if grad_loss is None else grad_loss).size > 1
+    a.denominator = denominator_of(denominator)
+    a.label_smoothing, a.gamma = label_smoothing, gamma
+    if positive != 1 or negative != 1:
+        a.positive, a.negative = positive, negative
+    with nogil:
+        result = function(dtype, &a, threads)
+    return result
 
 
 def scan_probabilities(probs, stats, *, int threads):
-    cdef Elements e = elements(probs)
-    cdef double* found = <double*>at(stats)
-    cdef int result
+    cdef BinaryLoss a
+    cdef int dtype = DTYPES[probs.dtype.name], result
+    memset(&a, 0, sizeof(a))
+    a.x, a.n, a.stats = at(probs), probs.size, <double*>at(stats)
     with nogil:
-        result = c_scan_probabilities(e.dtype, e.x, found, e.n, threads)
+        result = c_scan_probabilities(dtype, &a, threads)
     return result
 
 
-def binary_cross_entropy(probs, target, weight, loss, *, double denominator, int threads):
-    cdef Elements e = elements(probs, target, weight)
-    cdef void* losses = at(loss)
-    cdef bint each = loss.size > 1
-    cdef int result
-    with nogil:
-        result = c_binary_cross_entropy(
-            e.dtype, e.x, e.target, e.weight, e.weights, losses, e.n, each, denominator, threads)
-    return result
+def binary_cross_entropy(probs, target, weight, loss, *, denominator, int threads):
+    return binary_call(c_binary_cross_entropy, probs, target, weight, None, None, loss, None,
+                       denominator, threads)
 
 
-def binary_cross_entropy_backward(grad_loss, probs, target, weight, grad, *, double denominator,
+def binary_cross_entropy_backward(grad_loss, probs, target, weight, grad, *, denominator,
                                   int threads):
-    cdef Elements e = elements(probs, target, weight)
-    cdef void* upstream = at(grad_loss)
-    cdef void* slopes = at(grad)
-    cdef bint each = grad_loss.size > 1
-    cdef int result
-    with nogil:
-        result = c_binary_cross_entropy_backward(
-            e.dtype, upstream, e.x, e.target, e.weight, e.weights, slopes, e.n, each, denominator,
-            threads)
-    return result
+    return binary_call(c_binary_cross_entropy_backward, probs, target, weight, None, grad_loss,
+                       None, grad, denominator, threads)
 
 
-def binary_cross_entropy_with_grad(probs, target, weight, loss, grad, *, double denominator,
-                                   int threads):
-    cdef Elements e = elements(probs, target, weight)
-    cdef void* losses = at(loss)
-    cdef void* slopes = at(grad)
-    cdef bint each = loss.size > 1
-    cdef int result
-    with nogil:
-        result = c_binary_cross_entropy_with_grad(
-            e.dtype, e.x, e.target, e.weight, e.weights, losses, slopes, e.n, each, denominator,
-            threads)
-    return result
+def binary_cross_entropy_with_grad(probs, target, weight, loss, grad, *, denominator, int threads):
+    return binary_call(c_binary_cross_entropy_with_grad, probs, target, weight, None, None, loss,
+                       grad, denominator, threads)
 
 
-def binary_cross_entropy_with_logits(logits, target, weight, pos_weight, loss, *,
-                                     double denominator, double label_smoothing, int threads):
-    cdef Elements e = elements(logits, target, weight, pos_weight)
-    cdef void* losses = at(loss)
-    cdef bint each = loss.size > 1
-    cdef int result
-    with nogil:
-        result = c_binary_cross_entropy_with_logits(
-            e.dtype, e.x, e.target, e.weight, e.weights, e.pos_weight, e.pos_weights, losses, e.n,
-            each, denominator, label_smoothing, threads)
-    return result
+def binary_cross_entropy_with_logits(logits, target, weight, pos_weight, loss, *, denominator,
+                                     label_smoothing, int threads):
+    return binary_call(c_binary_cross_entropy_with_logits, logits, target, weight, pos_weight,
+                       None, loss, None, denominator, threads, label_smoothing)
 
 
 def binary_cross_entropy_with_logits_backward(grad_loss, logits, target, weight, pos_weight, grad,
-                                              *, double denominator, double label_smoothing,
-                                              int threads):
-    cdef Elements e = elements(logits, target, weight, pos_weight)
-    cdef void* upstream = at(grad_loss)
-    cdef void* slopes = at(grad)
-    cdef bint each = grad_loss.size > 1
-    cdef int result
-    with nogil:
-        result = c_binary_cross_entropy_with_logits_backward(
-            e.dtype, upstream, e.x, e.target, e.weight, e.weights, e.pos_weight, e.pos_weights,
-            slopes, e.n, each, denominator, label_smoothing, threads)
-    return result
+                                              *, denominator, label_smoothing, int threads):
+    return binary_call(c_binary_cross_entropy_with_logits_backward, logits, target, weight,
+                       pos_weight, grad_loss, None, grad, denominator, threads, label_smoothing)
 
 
 def binary_cross_entropy_with_logits_with_grad(logits, target, weight, pos_weight, loss, grad, *,
-                                               double denominator, double label_smoothing,
-                                               int threads):
-    cdef Elements e = elements(logits, target, weight, pos_weight)
-    cdef void* losses = at(loss)
-    cdef void* slopes = at(grad)
-    cdef bint each = loss.size > 1
-    cdef int result
-    with nogil:
-        result = c_binary_cross_entropy_with_logits_with_grad(
-            e.dtype, e.x, e.target, e.weight, e.weights, e.pos_weight, e.pos_weights, losses,
-            slopes, e.n, each, denominator, label_smoothing, threads)
-    return result
+                                               denominator, label_smoothing, int threads):
+    return binary_call(c_binary_cross_entropy_with_logits_with_grad, logits, target, weight,
+                       pos_weight, None, loss, grad, denominator, threads, label_smoothing)
 
 
-def sigmoid_focal_loss(logits, target, loss, *, double denominator, double gamma, double positive,
-                       double negative, int threads):
-    cdef Elements e = elements(logits, target)
-    cdef void* losses = at(loss)
-    cdef bint each = loss.size > 1
-    cdef int result
-    with nogil:
-        result = c_sigmoid_focal_loss(e.dtype, e.x, e.target, losses, e.n, each, denominator, gamma,
-                                      positive, negative, threads)
-    return result
+def sigmoid_focal_loss(logits, target, loss, *, denominator, gamma, positive, negative,
+                       int threads):
+    return binary_call(c_sigmoid_focal_loss, logits, target, None, None, None, loss, None,
+                       denominator, threads, 0, gamma, positive, negative)
 
 
-def sigmoid_focal_loss_backward(grad_loss, logits, target, grad, *, double denominator,
-                                double gamma, double positive, double negative, int threads):
-    cdef Elements e = elements(logits, target)
-    cdef void* upstream = at(grad_loss)
-    cdef void* slopes = at(grad)
-    cdef bint each = grad_loss.size > 1
-    cdef int result
-    with nogil:
-        result = c_sigmoid_focal_loss_backward(e.dtype, upstream, e.x, e.target, slopes, e.n, each,
-                                               denominator, gamma, positive, negative, threads)
-    return result
+def sigmoid_focal_loss_backward(grad_loss, logits, target, grad, *, denominator, gamma, positive,
+                                negative, int threads):
+    return binary_call(c_sigmoid_focal_loss_backward, logits, target, None, None, grad_loss, None,
+                       grad, denominator, threads, 0, gamma, positive, negative)
 
 
-def sigmoid_focal_loss_with_grad(logits, target, loss, grad, *, double denominator, double gamma,
-                                 double positive, double negative, int threads):
-    cdef Elements e = elements(logits, target)
-    cdef void* losses = at(loss)
-    cdef void* slopes = at(grad)
-    cdef bint each = loss.size > 1
-    cdef int result
-    with nogil:
-        result = c_sigmoid_focal_loss_with_grad(e.dtype, e.x, e.target, losses, slopes, e.n, each,
-                                                denominator, gamma, positive, negative, threads)
-    return result
+def sigmoid_focal_loss_with_grad(logits, target, loss, grad, *, denominator, gamma, positive,
+                                 negative, int threads):
+    return binary_call(c_sigmoid_focal_loss_with_grad, logits, target, None, None, None, loss, grad,
+                       denominator, threads, 0, gamma, positive, negative)
 
 
 # ---- attention ------------------------------------------------------------------------------
@@ -551,21 +420,21 @@ cdef struct Strides:
     Py_ssize_t[AXES] batch
 
 
-cdef Heads heads_of(a, int axes, Strides* strides):
-    cdef Heads heads
+cdef AttentionArray array_of(a, int axes, Strides* strides):
+    cdef AttentionArray array
     cdef int k
-    memset(&heads, 0, sizeof(heads))
+    memset(&array, 0, sizeof(array))
     if a is None:
-        return heads
+        return array
     for k in range(axes):
         strides.batch[k] = a.strides[k]
-    heads.data = at(a)
-    heads.batch = strides.batch
-    heads.head = a.strides[axes]
-    heads.row = a.strides[axes + 1]
+    array.data = at(a)
+    array.batch = strides.batch
+    array.head = a.strides[axes]
+    array.row = a.strides[axes + 1]
     if a.ndim > axes + 2:
-        heads.item = a.strides[axes + 2]
-    return heads
+        array.item = a.strides[axes + 2]
+    return array
 
 
 cdef Attention attention_of(
@@ -591,12 +460,12 @@ cdef Attention attention_of(
     a.softcap = softcap
     if left >= 0 or right >= 0:
         a.windowed, a.left, a.right = True, left, right
-    a.q = heads_of(q, axes, strides)
-    a.k = heads_of(k, axes, strides + 1)
-    a.v = heads_of(v, axes, strides + 2)
-    a.out = heads_of(out, axes, strides + 3)
-    a.lse = heads_of(lse, axes, strides + 4)
-    a.mask = heads_of(mask, axes, strides + 5)
+    a.q = array_of(q, axes, strides)
+    a.k = array_of(k, axes, strides + 1)
+    a.v = array_of(v, axes, strides + 2)
+    a.out = array_of(out, axes, strides + 3)
+    a.lse = array_of(lse, axes, strides + 4)
+    a.mask = array_of(mask, axes, strides + 5)
     a.bool_mask = mask is not None and mask.dtype == bool
     return a
 
@@ -621,11 +490,11 @@ def attention_backward(grad_out, q, k, v, mask, spans, out, lse, dq, dk, dv, dma
     cdef AttentionGradient g
     cdef Attention a = attention_of(q, k, v, mask, spans, out, lse, scale, left, right, softcap,
                                     shape, strides)
-    g.grad_out = heads_of(grad_out, axes, strides + 6)
-    g.dq = heads_of(dq, axes, strides + 7)
-    g.dk = heads_of(dk, axes, strides + 8)
-    g.dv = heads_of(dv, axes, strides + 9)
-    g.dmask = heads_of(dmask, axes, strides + 10)
+    g.grad_out = array_of(grad_out, axes, strides + 6)
+    g.dq = array_of(dq, axes, strides + 7)
+    g.dk = array_of(dk, axes, strides + 8)
+    g.dv = array_of(dv, axes, strides + 9)
+    g.dmask = array_of(dmask, axes, strides + 10)
     cdef int result
     with nogil:
         result = c_attention_backward(dtype, &a, &g, threads)
@@ -634,118 +503,125 @@ def attention_backward(grad_out, q, k, v, mask, spans, out, lse, dq, dk, dv, dma
 
 # ---- information ----------------------------------------------------------------------------
 
-def entropy(p, out, *, double unit, bint exponential, int threads):
-    cdef Planes a = planes(p)
-    cdef void* to = at(out)
-    cdef int result
-    with nogil:
-        result = c_entropy(a.dtype, a.data, to, a.outer, a.n, a.inner, a.step, unit, exponential,
-                           threads)
-    return result
+ctypedef int (*OfInformation)(int, const Information*, int) noexcept nogil
 
 
-def cross_entropy_of(p, q, out, *, double unit, bint exponential, int threads):
-    cdef Planes a = planes(p), b = planes(q)
-    cdef void* to = at(out)
-    cdef int result
-    with nogil:
-        result = c_cross_entropy_of(a.dtype, a.data, b.data, to, a.outer, a.n, a.inner, a.step,
-                                    b.step, unit, exponential, threads)
-    return result
-
-
-ctypedef int (*Divergence)(
-    int, const void*, const void*, void*, Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t,
-    Py_ssize_t, double, int
-) noexcept nogil
-
-
-cdef divergence(Divergence function, p, q, out, double unit, int threads):
-    cdef Planes a = planes(p), b = planes(q)
-    cdef void* to = at(out)
-    cdef int result
-    with nogil:
-        result = function(a.dtype, a.data, b.data, to, a.outer, a.n, a.inner, a.step, b.step, unit,
-                          threads)
-    return result
-
-
-def kl_divergence(p, q, out, *, double unit, int threads):
-    return divergence(c_kl_divergence, p, q, out, unit, threads)
-
-
-def js_divergence(p, q, out, *, double unit, int threads):
-    return divergence(c_js_divergence, p, q, out, unit, threads)
-
-
-def kl_divergence_from_logits(p_logits, q_logits, out, *, double unit, int threads):
-    return divergence(c_kl_divergence_from_logits, p_logits, q_logits, out, unit, threads)
-
-
-ctypedef int (*OfOne)(
-    int, const void*, void*, Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, double, int
-) noexcept nogil
-
-
-cdef of_one(OfOne function, x, out, double unit, int threads):
-    cdef Planes a = planes(x)
-    cdef void* to = at(out)
-    cdef int result
-    with nogil:
-        result = function(a.dtype, a.data, to, a.outer, a.n, a.inner, a.step, unit, threads)
-    return result
-
-
-def conditional_entropy(table, out, *, double unit, int threads):
-    return of_one(c_conditional_entropy, table, out, unit, threads)
-
-
-def mutual_information(table, out, *, double unit, int threads):
-    return of_one(c_mutual_information, table, out, unit, threads)
-
-
-def entropy_from_logits(logits, out, *, double unit, int threads):
-    return of_one(c_entropy_from_logits, logits, out, unit, threads)
-
-
-def entropy_from_logits_with_grad(logits, out, grad, *, double unit, int threads):
-    cdef Planes a = planes(logits), b = planes(grad)
-    cdef void* to = at(out)
-    cdef int result
-    with nogil:
-        result = c_entropy_from_logits_with_grad(
-            a.dtype, a.data, to, b.data, a.outer, a.n, a.inner, a.step, b.step, unit, threads)
-    return result
-
-
-def kl_divergence_from_logits_with_grad(
-    p_logits, q_logits, out, q_grad, p_grad, *, double unit, int threads
+cdef information_call(
+    OfInformation function, p, q, out, p_grad, q_grad, double unit, int threads,
+    bint exponential=False
 ):
-    cdef Planes a = planes(p_logits), b = planes(q_logits), c = planes(q_grad), d = planes(p_grad)
-    cdef void* to = at(out)
-    cdef int result
+    cdef Information a
+    cdef int dtype = DTYPES[p.dtype.name], result
+    memset(&a, 0, sizeof(a))
+    a.p, a.q, a.out, a.p_grad, a.q_grad = at(p), at(q), at(out), at(p_grad), at(q_grad)
+    a.outer, a.n, a.inner = p.shape[0], p.shape[1], inner_of(p)
+    a.p_step, a.q_step = step_of(p), step_of(q)
+    a.p_grad_step, a.q_grad_step = step_of(p_grad), step_of(q_grad)
+    a.p_broadcast = p.strides[0] == 0
+    a.q_broadcast = q is not None and q.strides[0] == 0
+    a.unit, a.exponential = denominator_of(unit), exponential
     with nogil:
-        result = c_kl_divergence_from_logits_with_grad(
-            a.dtype, a.data, b.data, to, c.data, d.data, a.outer, a.n, a.inner, a.step, b.step,
-            c.step, d.step, unit, threads)
+        result = function(dtype, &a, threads)
     return result
 
 
-def unknown_dtype():
+def entropy(p, out, *, unit, exponential, int threads):
+    return information_call(c_entropy, p, None, out, None, None, unit, threads, exponential)
+
+
+def cross_entropy_of(p, q, out, *, unit, exponential, int threads):
+    return information_call(c_cross_entropy_of, p, q, out, None, None, unit, threads, exponential)
+
+
+def kl_divergence(p, q, out, *, unit, int threads):
+    return information_call(c_kl_divergence, p, q, out, None, None, unit, threads)
+
+
+def js_divergence(p, q, out, *, unit, int threads):
+    return information_call(c_js_divergence, p, q, out, None, None, unit, threads)
+
+
+def conditional_entropy(table, out, *, unit, int threads):
+    return information_call(c_conditional_entropy, table, None, out, None, None, unit, threads)
+
+
+def mutual_information(table, out, *, unit, int threads):
+    return information_call(c_mutual_information, table, None, out, None, None, unit, threads)
+
+
+def entropy_from_logits(logits, out, *, unit, int threads):
+    return information_call(c_entropy_from_logits, logits, None, out, None, None, unit, threads)
+
+
+def entropy_from_logits_with_grad(logits, out, grad, *, unit, int threads):
+    return information_call(c_entropy_from_logits_with_grad, logits, None, out, grad, None, unit,
+                            threads)
+
+
+def kl_divergence_from_logits(p_logits, q_logits, out, *, unit, int threads):
+    return information_call(c_kl_divergence_from_logits, p_logits, q_logits, out, None, None, unit,
+                            threads)
+
+
+def kl_divergence_from_logits_with_grad(p_logits, q_logits, out, q_grad, p_grad, *, unit,
+                                        int threads):
+    return information_call(c_kl_divergence_from_logits_with_grad, p_logits, q_logits, out, p_grad,
+                            q_grad, unit, threads)
+
+
+# ---- zeroed memory --------------------------------------------------------------------------
+
+def zeroed(int dtype):
+    """What every kind of function returns for a struct of zeros, which is a problem of size 0."""
+    cdef LogSoftmax s
+    cdef ClassLoss c
+    cdef RobustLoss r
+    cdef BinaryLoss b
+    cdef LinearClassLoss n
+    cdef Information i
     cdef Attention a
     cdef AttentionGradient g
+    cdef double loss = 7
+    cdef double[2] stats
+    memset(&s, 0, sizeof(s))
+    memset(&c, 0, sizeof(c))
+    memset(&r, 0, sizeof(r))
+    memset(&b, 0, sizeof(b))
+    memset(&n, 0, sizeof(n))
+    memset(&i, 0, sizeof(i))
     memset(&a, 0, sizeof(a))
     memset(&g, 0, sizeof(g))
+    c.loss = r.rows.loss = b.loss = n.loss = &loss
+    c.stats = b.stats = stats
     return [
-        c_softmax(4, NULL, NULL, 0, 0, 0, 0, 0, 1),
-        c_nll_loss(-1, NULL, NULL, NULL, NULL, 0, 0, 0, 0, False, 1, 0, 1),
-        c_categorical_cross_entropy(
-            8, NULL, NULL, NULL, NULL, NULL, 0, 0, 0, 0, 0, False, 1, 0, 0, 0, 1),
-        c_robust_losses(9, NULL, NULL, NULL, NULL, 0, 0, 0, 0, False, 1, 0, 0, 0, 0, 1, 0, 1),
-        c_scan_probabilities(4, NULL, NULL, 0, 1),
-        c_binary_cross_entropy(5, NULL, NULL, NULL, 0, NULL, 0, False, 1, 1),
-        c_attention(7, &a, 1),
-        c_attention_backward(7, &a, &g, 1),
-        c_entropy(4, NULL, NULL, 0, 0, 0, 0, 1, False, 1),
-        c_mutual_information(4, NULL, NULL, 0, 0, 0, 0, 1, 1),
+        c_softmax(dtype, &s, 1), c_log_softmax_backward(dtype, &s, 1),
+        c_cross_entropy(dtype, &c, 1), c_cross_entropy_with_grad(dtype, &c, 1),
+        c_nll_loss(dtype, &c, 1), c_nll_loss_backward(dtype, &c, 1), c_scan_target(dtype, &c, 1),
+        c_categorical_cross_entropy(dtype, &c, 1), c_robust_losses(dtype, &r, 1),
+        c_binary_cross_entropy(dtype, &b, 1), c_sigmoid_focal_loss(dtype, &b, 1),
+        c_scan_probabilities(dtype, &b, 1), c_linear_cross_entropy(dtype, &n, 1),
+        c_entropy(dtype, &i, 1), c_mutual_information(dtype, &i, 1),
+        c_attention(dtype, &a, 1), c_attention_backward(dtype, &a, &g, 1),
     ]
+
+
+def losses_with_class_0(const float[:, ::1] x, const int64_t[::1] labels):
+    """Sums of losses with ignore_index left at zero: of the logits, and of the linear layer whose
+    weights are the unit matrix."""
+    cdef ClassLoss c
+    cdef LinearClassLoss n
+    cdef float[2] loss
+    cdef float[16] unit
+    cdef Py_ssize_t k
+    memset(&c, 0, sizeof(c))
+    c.x, c.labels, c.loss = &x[0, 0], &labels[0], &loss[0]
+    c.outer, c.n = x.shape[0], x.shape[1]
+    c_cross_entropy(F32, &c, 1)
+    memset(&n, 0, sizeof(n))
+    memset(unit, 0, sizeof(unit))
+    for k in range(x.shape[1]):
+        unit[k * (x.shape[1] + 1)] = 1
+    n.input, n.linear_weight, n.labels, n.loss = &x[0, 0], unit, &labels[0], &loss[1]
+    n.rows, n.width, n.classes = x.shape[0], x.shape[1], x.shape[1]
+    c_linear_cross_entropy(F32, &n, 1)
+    return loss[0], loss[1]

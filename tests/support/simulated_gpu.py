@@ -1,4 +1,4 @@
-"""CUDA kernels without a GPU: compiled to PTX, assembled, and run by `_ptx_machine`."""
+"""CUDA kernels without a GPU: compiled to PTX, assembled, and run by `ptx_machine`."""
 
 import functools
 import inspect
@@ -110,7 +110,7 @@ class Machine:
             monkeypatch.setattr(_device, name, getattr(self, name))
         monkeypatch.setattr(cuda_kernels, "require", lambda: None)
         library = _gpu_arrays.Library(Array.inspect, Array.like)
-        monkeypatch.setitem(_gpu_arrays.LIBRARIES, "_gpu", library)
+        monkeypatch.setitem(_gpu_arrays.LIBRARIES, Array.__module__.partition(".")[0], library)
         forget()
         return self
 

@@ -1,4 +1,4 @@
-"""A classifier whose logits are three times too large is brought back to earth."""
+"""Calibrates a classifier whose logits are three times too large."""
 
 import calibration
 import numpy as np

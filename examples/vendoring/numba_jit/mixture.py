@@ -2,7 +2,7 @@
 
     python mixture.py
 
-The loop over the images runs on all threads; each turn works on one row with the row functions.
+The loop over the images runs on all threads; each iteration calls the row functions.
 """
 
 import math
@@ -16,7 +16,7 @@ from fastce.kernels.numba import row_logsumexp, row_softmax
 
 @numba.njit(parallel=True)
 def responsibilities(x, means, variances, shares):
-    """For each row of x how likely each component made it, and the log-likelihood of the row."""
+    """The probability of each component for each row of x, and its log-likelihood."""
     result = np.empty((len(x), len(means)), x.dtype)
     likelihood = np.empty(len(x), x.dtype)
     for i in numba.prange(len(x)):
