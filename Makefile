@@ -43,7 +43,7 @@ help:
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/python examples/digits.py --output demo
-	$(BIN)/fastce bench --quick --plot demo/speed.png
+	$(BIN)/python -m bench.peers --quick --plot demo/speed.png
 
 test: lint
 	$(BIN)/python -m pytest --fast -n $(JOBS) --dist loadgroup $(ARGS)
@@ -72,7 +72,7 @@ bench: $(VENV)/dev.stamp
 	$(BIN)/asv --config bench/asv.conf.json run --python=same $(ARGS)
 
 peers: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest bench/peers $(ARGS)
+	$(BIN)/python -m bench.peers $(ARGS)
 
 accuracy: $(VENV)/dev.stamp
 	$(BIN)/python tests/accuracy.py
@@ -95,8 +95,8 @@ gpu-sanitize: $(VENV)/dev.stamp
 
 gpu-bench: $(VENV)/dev.stamp
 	$(INSTALL) $(TORCH)
-	$(BIN)/python bench/gpu.py $(ARGS)
-	$(BIN)/python bench/gpu_attention.py --warpgroups $(ARGS)
+	$(BIN)/python bench/studies/gpu.py $(ARGS)
+	$(BIN)/python bench/studies/gpu_attention.py --warpgroups $(ARGS)
 
 clean:
 	test ! -e $(VENV)/built.stamp || rm -rf $(VENV)
@@ -114,7 +114,7 @@ $(VENV)/built.stamp: $(SOURCES) | $(VENV)/bin/python
 	@touch $@
 
 $(VENV)/demo.stamp: $(VENV)/built.stamp
-	$(INSTALL) "fastce[cli]" scikit-learn ml_dtypes
+	$(INSTALL) matplotlib scikit-learn ml_dtypes
 	@touch $@
 
 $(VENV)/docs.stamp: $(VENV)/built.stamp

@@ -1,12 +1,11 @@
 """The option --quick, and the table of ratios at the end of `pytest bench/peers`."""
 
-import io
-
 import pytest
 
-from fastce._cli._cases import cases
-from fastce._cli._measure import machine
-from fastce._cli.peers import PEERS, installed
+from fastce._cli._results import heading, lines, machine
+
+from .cases import cases
+from .measure import PACKAGES, installed
 
 RESULTS = pytest.StashKey()
 
@@ -27,21 +26,18 @@ def results(request):
 
 def pytest_generate_tests(metafunc):
     if {"case", "library"} <= set(metafunc.fixturenames):
-        metafunc.parametrize("library", list(PEERS))
+        metafunc.parametrize("library", list(PACKAGES))
         metafunc.parametrize("case", cases(metafunc.config.getoption("quick")), ids=str)
 
 
 @pytest.hookimpl(trylast=True)  # after pytest-benchmark's own tables
 def pytest_terminal_summary(terminalreporter, config):
     results = list(config.stash[RESULTS].values())
-    if not results:
-        return
-    from rich.console import Console
-
-    from fastce._cli._report import show
-
-    text = io.StringIO()
-    console = Console(file=text, width=130, force_terminal=terminalreporter.hasmarkup)
-    show(console, machine(installed(list(PEERS))[0]), results)
-    terminalreporter.section("time of each library / time of fastce")
-    terminalreporter.write(text.getvalue())
+    if results:
+        versions = installed(list(PACKAGES))[0]
+        terminalreporter.section("time of each library / time of fastce")
+        for line in heading(machine(versions), list(versions)[1:]):
+            terminalreporter.write_line(line)
+        for result in results:
+            for line in [result.op, *lines(result, list(versions)[1:])]:
+                terminalreporter.write_line(line)

@@ -4,27 +4,24 @@ A file is imported when its sub-command is asked for, so that ``fastce --help`` 
 """
 
 import argparse
-import contextlib
 import io
 import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Any, NoReturn, TextIO
+from typing import Any, NoReturn
 
 from fastce._runtime.dispatch import kernel
 from fastce._runtime.threads import get_num_threads
 from fastce._version import __version__
 
+from ._output import CommandError, abandon, complain, printable
+
 COMMANDS = {
     "info": "versions, processor, threads, and each backend or why it cannot be used",
-    "bench": "measure each op on this machine against the reference and its peers",
+    "bench": "measure each op on this machine beside the machine's limit and NumPy",
     "loss": "mean cross-entropy, perplexity and accuracy of logits in a file of any size",
 }
-
-
-class CommandError(Exception):
-    """Input that cannot be used: its message is shown without a traceback, with exit status 1."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,30 +50,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         complain(f"\n{name}: interrupted")
         return 130
     except BrokenPipeError:  # the reader of our output has gone, as in `fastce info | head -1`
-        _abandon(sys.stdout)
+        abandon(sys.stdout)
     except OSError as error:  # of a full disk, say: what is read raises CommandError
-        _abandon(sys.stdout)
+        abandon(sys.stdout)
         complain(f"{name}: {printable(str(error))}")
     return 1
-
-
-def complain(message: str, end: str = "\n") -> None:
-    """Print on stderr; where that fails, there is nobody to tell, and the exit status stays."""
-    try:
-        print(message, end=end, file=sys.stderr, flush=True)
-    except OSError:
-        _abandon(sys.stderr)
-
-
-def printable(text: str) -> str:
-    """`text` on one line, without characters that a terminal obeys: names of files have any."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def _abandon(stream: TextIO) -> None:
-    """Let what `stream` still holds go nowhere, which Python tries to write once more at exit."""
-    with contextlib.suppress(OSError):  # it is no file
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _run(argv: list[str]) -> int:

@@ -17,9 +17,9 @@ import numpy as np
 
 import fastce.dask as fd
 
-from . import CommandError
+from ._loss import RAW, check, numbers, results_of
 from ._npy import open_array
-from .loss import RAW, check, numbers, results_of
+from ._output import CommandError
 
 
 class Blocks:

@@ -23,7 +23,7 @@ from typing import IO
 import numpy as np
 from numpy.lib import format as npy
 
-from . import CommandError
+from ._output import CommandError
 
 Index = tuple[slice, ...]
 # Of a literal of Python that is parsed, and a dtype that is made of it.

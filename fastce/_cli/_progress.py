@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from . import complain
+from ._output import complain
 
 Show = Callable[[int, float, float], None]  # rows done, MB/s, loss so far
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from fastce._runtime.config import VARIABLES, config
 
-from . import CommandError, printable
+from ._output import CommandError, printable
 
 # Distributions that fastce, its extras or its benchmarks can use.
 PACKAGES = (

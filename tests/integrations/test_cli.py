@@ -173,7 +173,7 @@ def test_a_reader_that_stops_early():
     ],
 )
 def test_a_stream_that_is_closed_or_full(tmp_path, command, status, shown, complaint):
-    """Results that nobody gets are a failure; a complaint that nobody gets changes nothing."""
+    """Results that cannot be written are a failure; messages that cannot be change nothing."""
     done = subprocess.run(
         ["sh", "-c", f'"{sys.executable}" {command}'], cwd=tmp_path,
         env={k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"},

@@ -3,7 +3,6 @@
 import doctest
 import inspect
 import re
-import runpy
 from pathlib import Path
 
 import pytest
@@ -127,12 +126,21 @@ def test_functions_inside_njit_are_named():
         assert set(named) - {"fastce"} == there
 
 
-def test_the_table_of_speed_is_that_of_the_measurements():
-    """As the pictures are; and no case in which fastce loses is left out of it."""
-    pytest.importorskip("matplotlib")
-    pytest.importorskip("rich")
-    speed = runpy.run_path(str(DOCS / "speed.py"))
-    assert "\n".join(speed["table"]()) + "\n\n" in README.read_text()
-    for case, machines in speed["measured"]().items():
-        if any(ratio < 1 for ratio in machines.get("zen4", {}).values()):
-            assert case in speed["ROWS"]
+def test_tables_and_pictures_of_speed_are_those_of_the_measurements():
+    """`python -m bench.peers.report` makes them; README has all cases in which fastce is slower."""
+    from bench.peers import report
+
+    for file, tables in report.tables().items():
+        assert report.with_tables(file.read_text(), tables) == file.read_text(), file
+    for case, medians in report.cases_of("zen4").items():
+        if any(ratio < 1 for name, ratio in report.ratios(medians).items() if name != "limit"):
+            assert case in report.ROWS
+    image = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
+    assert {file.stem for file in (DOCS / "speed").iterdir()} == set(report.PAGES)
+    shown = []
+    for name in report.PAGES:
+        machine, cases = report.page(name)
+        with image.open(DOCS / "speed" / f"{name}.png") as picture:
+            assert picture.text["Source"] == report.digest(machine, cases), name
+        shown += cases
+    assert sorted(shown) == sorted([*report.cases_of("zen4"), *report.cases_of("zen3")])

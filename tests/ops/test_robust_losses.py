@@ -322,13 +322,13 @@ def test_weight_of_zero(backend):
 def test_torch(backend, name, reduction):
     """The formula of each paper, differentiated by autograd in float64."""
     torch = pytest.importorskip("torch", reason="PyTorch is not installed: nothing to compare with")
-    from fastce._cli._robust import TORCH
+    from bench.peers.robust_losses import FORMULAS
 
     rng = np.random.default_rng(0)
     for shape in (30, 7), (8, 200):
         x, target = 2 * rng.standard_normal(shape), rng.integers(0, shape[1], shape[0])
         tx = torch.tensor(x, requires_grad=True)
-        rows = TORCH[name](tx, torch.tensor(target))
+        rows = FORMULAS[name](tx, torch.tensor(target))
         theirs = {"mean": rows.mean, "sum": rows.sum, "none": lambda: rows}[reduction]()  # noqa: B023
         theirs.sum().backward()
         loss, grad = of(name, "_with_grad")(x, target, reduction=reduction)

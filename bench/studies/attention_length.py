@@ -1,6 +1,6 @@
 """Draws docs/attention.png: time and memory of attention against length, beside the formula.
 
-    python bench/attention_length.py
+    python bench/studies/attention_length.py
 
 It keeps the measurements in docs/measurements/attention_length.json; with --draw the picture is
 drawn from there. Each point is a process of its own, so its peak memory is its own. One head of
@@ -22,7 +22,7 @@ import numpy as np
 
 LENGTHS = [256, 512, 1024, 2048, 4096, 8192, 16384, 32768]
 LONGEST = {"formula": 16384}  # beyond, its scores alone would take 4 GB
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 MEASURED = ROOT / "docs" / "measurements" / "attention_length.json"
 WIDTH = 64
 COLOURS = {"formula": "#4c78a8", "fastce": "#e45756"}

@@ -1,9 +1,9 @@
 """Why there is no `fastce.jax`: cross-entropy through `jax.pure_callback` against XLA's own.
 
-    python bench/jax_callback.py
+    python bench/studies/jax_callback.py
 
 The callback has a custom VJP whose forward computes loss and gradient in one call of fastce. The
-two take turns; the table holds XLA's median time divided by that of the callback, over 7 calls of
+calls alternate; the table holds XLA's median time divided by that of the callback, over 7 calls of
 each.
 """
 

@@ -1,7 +1,7 @@
 """The time of a call on the host before the driver is called. No GPU is needed: launches and memory
 are replaced by functions that do nothing.
 
-    python bench/gpu_overhead.py
+    python bench/studies/gpu_overhead.py
 """
 
 import statistics
@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 
 import fastce
-from fastce._inputs import gpu as _gpu
+from fastce._inputs import gpu
 from fastce.kernels import cuda
 from fastce.kernels.cuda import _device
 
@@ -20,11 +20,11 @@ class Array:
     """Looks like a C-contiguous array on a GPU."""
 
     def __init__(self, shape, dtype, address=4096):
-        self.seen = _gpu.DeviceArray(
-            address, shape, _gpu._dense(shape, np.dtype(dtype).itemsize), dtype, 0, 0
+        self.seen = gpu.DeviceArray(
+            address, shape, gpu._dense(shape, np.dtype(dtype).itemsize), dtype, 0, 0
         )
 
-    __cuda_array_interface__ = None  # is looked for, but not read
+    __cuda_array_interface__ = None  # marks a device array; LIBRARIES' `inspect` reads it
 
 
 def without_a_gpu():
@@ -33,7 +33,7 @@ def without_a_gpu():
     def empty(x, seen, shape, dtype):
         return arrays.setdefault((shape, dtype), Array(shape, dtype))
 
-    _gpu.LIBRARIES[Array.__module__.partition(".")[0]] = _gpu.Library(lambda x: x.seen, empty)
+    gpu.LIBRARIES[Array.__module__.partition(".")[0]] = gpu.Library(lambda x: x.seen, empty)
     cuda.require = lambda: None
     limits = SimpleNamespace(multiprocessors=132, shared=227 * 1024)
     _device.limits = lambda device: limits

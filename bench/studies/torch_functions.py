@@ -1,8 +1,8 @@
 """`fastce.torch` against `torch.nn.functional`: forward and backward through autograd, on CPU.
 
-    python bench/torch_functions.py
+    python bench/studies/torch_functions.py
 
-The two take turns; the table holds the ratio of the medians of 7 calls of each, PyTorch's time
+Their calls alternate; the table holds the ratio of the medians of 7 calls of each, PyTorch's time
 divided by fastce's. The linear layer is PyTorch's own `linear` and `cross_entropy`, which is faster
 than its `linear_cross_entropy`, in the peer's column.
 """

@@ -1,8 +1,8 @@
 """fastce's attention on a GPU beside PyTorch's FLASH_ATTENTION and CUDNN_ATTENTION.
 
-    python bench/gpu_attention.py [--quick] [--warpgroups] [--save figures.json]
+    python bench/studies/gpu_attention.py [--quick] [--warpgroups] [--save figures.json]
 
-Needs PyTorch with CUDA. In one process, interleaved, medians of device events. The rate of a
+Needs PyTorch with CUDA. Calls alternate; medians of device events. The rate of a
 multiplication counts two operations; the backward has five products for the forward's two, and
 causality halves both. `--warpgroups` also times Hopper's own products, which fastce does not use
 yet.

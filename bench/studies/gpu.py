@@ -1,10 +1,10 @@
 """fastce on a GPU: bandwidth beside that of a device copy, and time beside PyTorch's and Liger's.
 
-    python bench/gpu.py [--quick] [--save figures.json]
+    python bench/studies/gpu.py [--quick] [--save figures.json]
 
-Needs PyTorch with CUDA; Liger (the package liger-kernel) where it is installed. In one process,
-interleaved, medians of device events, with arrays larger than the cache. Each op into its output,
-or in place, as each library can.
+Needs PyTorch with CUDA; Liger (the package liger-kernel) where it is installed. Medians of device
+events; the calls alternate in one process, with arrays larger than the cache. Each op into its
+output, or in place, as each library can.
 """
 
 import argparse
@@ -24,7 +24,7 @@ BYTES = 1 << 30  # of one array
 
 
 def milliseconds(calls, rounds=15):
-    """The median time of each call on the GPU; calls are interleaved."""
+    """The median time of each call on the GPU; the calls alternate."""
     for call in calls.values():
         call(), call()
     taken = {name: [] for name in calls}

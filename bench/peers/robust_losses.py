@@ -1,10 +1,11 @@
-"""The robust losses in the benchmarks: PyTorch's best way to do them."""
+"""Robust losses and Keras' categorical cross-entropy: their formulas in PyTorch."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
-from ._cases import Case, Data, tensor
-from ._timing import Call
+from ..benchmarks._cases import Case
+from .calls import Call, tensor, torch_loss
 
 
 def _picked(x: Any, t: Any) -> Any:
@@ -41,32 +42,29 @@ def _penalty(x: Any, t: Any) -> Any:
     return -log_p.gather(1, t[:, None])[:, 0] + 0.1 * (log_p.exp() * log_p).sum(1)
 
 
-# What each row costs, with fastce's default options.
-TORCH: dict[str, Callable[[Any, Any], Any]] = {
+def _categorical(p: Any, t: Any) -> Any:
+    """Probabilities are normalised and clipped; one of each row is looked up."""
+    import torch
+
+    p = (p / p.sum(1, keepdim=True)).clip(1e-7, 1 - 1e-7)
+    return -torch.log(p.gather(1, t[:, None]))
+
+
+# The loss of each row, with fastce's default options.
+FORMULAS: dict[str, Callable[[Any, Any], Any]] = {
     "focal_loss": _focal,
     "generalized_cross_entropy": _generalized,
     "symmetric_cross_entropy": _symmetric,
     "poly_cross_entropy": _poly,
     "confidence_penalty": _penalty,
+    "categorical_cross_entropy": _categorical,
 }
 
 
-def torch_call(case: Case, data: Data) -> Call:
+def _torch(case: Case, data: SimpleNamespace) -> Call:
     """Autograd of the formula, as everyone writes it."""
-    import torch
+    formula = FORMULAS[case.loss]
+    return torch_loss(case, lambda x, t: formula(x, t).mean(), tensor(data.x), tensor(data.target))
 
-    name = case.op.removesuffix("_backward").removesuffix("_with_grad")
-    function = TORCH[name]
-    x, t = tensor(data.x), tensor(data.target)
-    if case.op == name:
-        return Call(lambda: function(x, t).mean(), torch.inference_mode)
-    x = x.detach().requires_grad_()
-    if case.op.endswith("_backward"):
-        kept = function(x, t).mean()
-        return Call(lambda: torch.autograd.grad(kept, x, retain_graph=True))
 
-    def with_grad() -> tuple[Any, Any]:
-        loss = function(x, t).mean()
-        return loss, torch.autograd.grad(loss, x)[0]
-
-    return Call(with_grad)
+LIBRARIES = {"torch": _torch}

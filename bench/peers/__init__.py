@@ -1,0 +1,1 @@
+"""fastce beside the other packages that are installed: `python -m bench.peers`."""
