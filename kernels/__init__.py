@@ -59,7 +59,7 @@ Canonical form of attention:
     broadcast. Its gradient ``dmask`` has the same form in the compute dtype, is added to, and may
     lie in the same place for several batch entries, heads, queries or keys.
 ``lse``: shape ``(..., heads, L)``
-    In the compute dtype, with any strides; None in the forward where it is not wanted.
+    In the compute dtype, with any strides; None in the forward if not needed.
 ``spans``: ``int64``, shape ``(batch entries, 5)``
     For each batch entry the first query and the one after the last, the same of the keys, and the
     position of the first query among these keys. Packed sequences have a batch axis of stride 0.
