@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ._inputs import attention as heads
 from ._inputs import host
 from ._inputs.loss import Targets, check_smoothing, check_z_loss
 from ._inputs.memory import memory_of
@@ -251,8 +250,8 @@ class LinearInputs(Targets):
     def inputs(self) -> tuple[Any, ...]:
         x, w, b = self.arrays
         return (
-            host.bits(heads.row_contiguous(x).reshape(self.rows, x.shape[-1])),
-            host.bits(heads.row_contiguous(w)),
+            host.bits(host.row_contiguous(x).reshape(self.rows, x.shape[-1])),
+            host.bits(host.row_contiguous(w)),
             None if b is None else host.bits(np.ascontiguousarray(b)),
             self.target.reshape(-1),
             self.weight,
@@ -322,13 +321,13 @@ def _rows_out(result: np.ndarray, name: str) -> np.ndarray:
     """`result` as rows, a view."""
     rows = result.reshape(-1, result.shape[-1]) if result.ndim > 1 and result.size else result
     if rows.size and (
-        not np.may_share_memory(rows, result) or heads.row_contiguous(rows) is not rows
+        not np.may_share_memory(rows, result) or host.row_contiguous(rows) is not rows
     ):
         raise ValueError(
             f"out of {name} with shape {result.shape} and strides {result.strides} cannot be "
             "written without a copy; its rows must be contiguous and equally spaced"
         )
-    heads.check_no_overlap(rows.shape, rows.strides, rows.itemsize)
+    host.check_no_overlap(rows.shape, rows.strides, rows.itemsize)
     if name == "d_input":
         rows = rows.reshape(math.prod(result.shape[:-1]), result.shape[-1])
     return host.bits(rows)

@@ -289,7 +289,21 @@ def _planes(a: np.ndarray, layout: Layout) -> tuple[np.ndarray, bool]:
 
 def bits(a: np.ndarray) -> np.ndarray:
     """As kernels take it: bfloat16 as uint16."""
-    return a if a.dtype in _COMPUTE else a.view(np.uint16)
+    return a.view(np.uint16) if is_bfloat16(a.dtype) else a
+
+
+def check_no_overlap(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> None:
+    """Whether each element of `out` has memory of its own."""
+    extent = itemsize
+    for stride, n in sorted((abs(s), n) for s, n in zip(strides, shape, strict=True)):
+        if n > 1 and stride < extent and 0 not in shape:
+            raise ValueError(f"out with shape {shape} and strides {strides} overlaps itself")
+        extent += stride * (n - 1)
+
+
+def row_contiguous(a: np.ndarray) -> np.ndarray:
+    """`a`, or a copy where its last axis is not contiguous."""
+    return a if a.strides[-1] == a.itemsize or a.shape[-1] == 1 else np.ascontiguousarray(a)
 
 
 def rows_in(a: np.ndarray, layout: Layout, name: str = "") -> np.ndarray:
