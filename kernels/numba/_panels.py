@@ -232,7 +232,7 @@ def max_prob_of(row_max, sumexp_m1):
 
 
 @internal
-def log_sums(row_max, sumexp_m1, to):
+def put_log_sums(row_max, sumexp_m1, to):
     """log(1 + sumexp_m1), or NaN where the maximum is infinite and there is no distribution."""
     for c in range(PANEL):
         to[c] = log_1p(cast(row_max[c], sumexp_m1[c])) + (row_max[c] - row_max[c])

@@ -27,13 +27,13 @@ from ._panels import (
     is_panelled,
     line_of,
     load_tile,
-    log_sums,
     max_prob_of,
     panel_place,
     panel_rows,
     panel_scratch,
     panel_state,
     panels_of_task,
+    put_log_sums,
     rows_of_task,
     store_tile,
     task_count,
@@ -67,7 +67,7 @@ def logsumexp_panel(x, out, number, outer, n, inner, tile, row_max, sumexp_m1, w
     first, width = panel_rows(number, outer, inner)
     place, sums = panel_place(x, number, inner), column(work, 0)
     panel_state(x.data, place, n, width, tile, row_max, sumexp_m1, False, work)
-    log_sums(row_max, sumexp_m1, sums)
+    put_log_sums(row_max, sumexp_m1, sums)
     for c in range(width):
         # The log-sum of an infinite maximum is NaN, but its logsumexp is infinite.
         m = row_max[c]
@@ -133,7 +133,7 @@ def log_softmax_panel(x, out, number, outer, n, inner, tile, row_max, sumexp_m1,
     place, out_place = panel_place(x, number, inner), panel_place(out, number, inner)
     panel_state(x.data, place, n, width, tile, row_max, sumexp_m1, False, work)
     sums = column(work, 0)
-    log_sums(row_max, sumexp_m1, sums)
+    put_log_sums(row_max, sumexp_m1, sums)
     for first in range(0, n, CLASSES):
         count = min(CLASSES, n - first)
         if n > CLASSES:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .._class_loss import grad_scale_of, smoothing
+from .._class_loss import smoothing
 from .._jit_options import internal
 from .._math import add_compensated, cast, compensated, constants, exp_between, exp_sub, mul_add
 from .._panels import (
@@ -18,13 +18,13 @@ from .._panels import (
     column_bounds,
     line_of,
     load_tile,
-    log_sums,
     max_prob_of,
     panel_place,
     panel_rows,
     panel_scratch,
     panel_state,
     panels_of_task,
+    put_log_sums,
     store_tile,
 )
 from .._storage import narrow, stack_doubles, stack_like, widen
@@ -34,7 +34,9 @@ WORK = 8 * PANEL
 
 
 class Panel(NamedTuple):
-    """Numbers for each row of a panel, of the compute dtype where no other is given."""
+    """Numbers for each row of a panel, of the compute dtype where no other is given. A loop reads
+    local names: an attribute in it counts references, and the loop is not vectorised.
+    """
 
     row_max: np.ndarray
     sumexp_m1: np.ndarray  # float64
@@ -54,28 +56,30 @@ class Panel(NamedTuple):
 def gather(x, place, rows, options, first, width, p):
     """kept, picked and weights of each row."""
     at, class_step, row_step = place
-    t = constants(p.kept[0])
+    kept, picked, weights = p.kept, p.picked, p.weights
+    t = constants(kept[0])
     for c in range(PANEL):
-        p.kept[c], p.picked[c], p.weights[c] = t.one if c < width else t.zero, t.zero, t.zero
+        kept[c], picked[c], weights[c] = t.one if c < width else t.zero, t.zero, t.zero
     if not rows.labels.size:
         return
     for c in range(width):
         label = rows.labels[first + c]
         if label == options.ignore_index:
-            p.kept[c] = t.zero
+            kept[c] = t.zero
         else:
-            p.picked[c] = widen(x.data[at + label * class_step + c * row_step])
-            p.weights[c] = rows.weight[label] if rows.weight.size else t.one
+            picked[c] = widen(x.data[at + label * class_step + c * row_step])
+            weights[c] = rows.weight[label] if rows.weight.size else t.one
 
 
 @internal
 def panel_target_sums(x, place, target, target_place, n, width, rows, options, p, tiles):
     """target_sums of each row, in losses and totals."""
     tile, target_tile = tiles
+    row_max, losses, totals = p.row_max, p.losses, p.totals
     zero = constants(tile[0]).zero
     target_scale, uniform_share = smoothing(zero, options)
     zeros = np.zeros(PANEL, tile.dtype)
-    losses, loss_errors, probs, prob_errors = zeros, zeros.copy(), zeros.copy(), zeros.copy()
+    sums, errors, probs, prob_errors = zeros, zeros.copy(), zeros.copy(), zeros.copy()
     for first in range(0, n, CLASSES):
         count = min(CLASSES, n - first)
         load_tile(x.data, place, first, count, width, tile)
@@ -87,20 +91,20 @@ def panel_target_sums(x, place, target, target_place, n, width, rows, options, p
             for c in range(PANEL):
                 prob = target_scale * target_prob[c]
                 q = (uniform_share + prob) * weight
-                loss = zero if q == zero else q * (p.row_max[c] - line[c])
-                losses[c], loss_errors[c] = add_compensated(losses[c], loss_errors[c], loss)
+                loss = zero if q == zero else q * (row_max[c] - line[c])
+                sums[c], errors[c] = add_compensated(sums[c], errors[c], loss)
                 probs[c], prob_errors[c] = add_compensated(probs[c], prob_errors[c], prob * weight)
     for c in range(PANEL):
-        p.losses[c] = compensated(losses[c], loss_errors[c])
-        p.totals[c] = options.uniform_total + compensated(probs[c], prob_errors[c])
+        losses[c] = compensated(sums[c], errors[c])
+        totals[c] = options.uniform_total + compensated(probs[c], prob_errors[c])
 
 
 @internal
 def panel_mean_gap(x, place, n, width, p, tile, work):
     """row_mean_gap of each row."""
-    t = constants(tile[0])
+    t, row_max, sumexp_m1, mean_gaps = constants(tile[0]), p.row_max, p.sumexp_m1, p.mean_gaps
     ms, lows, totals, errors = column(work, 0), column(work, 1), column(work, 2), column(work, 3)
-    column_bounds(p.row_max, ms, lows)
+    column_bounds(row_max, ms, lows)
     totals[:] = t.zero
     errors[:] = t.zero
     for first in range(0, n, CLASSES):
@@ -110,62 +114,66 @@ def panel_mean_gap(x, place, n, width, p, tile, work):
             line = line_of(tile, k)
             for c in range(PANEL):
                 e = exp_between(line[c], ms[c], lows[c])
-                term = t.zero if e == t.zero else e * (p.row_max[c] - line[c])
+                term = t.zero if e == t.zero else e * (row_max[c] - line[c])
                 totals[c], errors[c] = add_compensated(totals[c], errors[c], term)
     for c in range(PANEL):
-        max_prob = max_prob_of(p.row_max[c], p.sumexp_m1[c])
-        p.mean_gaps[c] = compensated(totals[c], errors[c]) * max_prob
+        max_prob = max_prob_of(row_max[c], sumexp_m1[c])
+        mean_gaps[c] = compensated(totals[c], errors[c]) * max_prob
 
 
 @internal
 def transform_panel(transform, width, p):
     """The transformed losses, and in weights and totals the factor of the gradient."""
+    picked, weights, losses, totals = p.picked, p.weights, p.losses, p.totals
+    row_max, sumexp_m1, log_sums, mean_gaps = p.row_max, p.sumexp_m1, p.log_sums, p.mean_gaps
     for c in range(width):
-        log_sum = np.float64(p.log_sums[c])
-        weight, valid = np.float64(p.weights[c]), log_sum - log_sum
-        row_max, x_label = np.float64(p.row_max[c]), np.float64(p.picked[c])
-        loss, factor, _ = transform_loss(transform, row_max, x_label, p.sumexp_m1[c])
-        p.losses[c] = weighted(weight, loss, valid)
-        p.totals[c] = weighted(weight, factor, valid)
-        p.weights[c] = cast(p.weights[c], p.totals[c])
+        log_sum = np.float64(log_sums[c])
+        weight, valid = np.float64(weights[c]), log_sum - log_sum
+        m, x_label = np.float64(row_max[c]), np.float64(picked[c])
+        loss, factor, _ = transform_loss(transform, m, x_label, sumexp_m1[c])
+        losses[c] = weighted(weight, loss, valid)
+        totals[c] = weighted(weight, factor, valid)
+        weights[c] = cast(weights[c], totals[c])
         if transform.beta != 0:
-            p.losses[c] -= transform.beta * (log_sum + np.float64(p.mean_gaps[c]))
+            losses[c] -= transform.beta * (log_sum + np.float64(mean_gaps[c]))
 
 
 @internal
 def panel_losses(rows, options, first, width, p):
     """The losses and lse of a panel, and the sum of the losses."""
-    log_sums(p.row_max, p.sumexp_m1, p.log_sums)
+    row_max, sumexp_m1, log_sums, kept = p.row_max, p.sumexp_m1, p.log_sums, p.kept
+    picked, weights, losses, totals = p.picked, p.weights, p.losses, p.totals
+    put_log_sums(row_max, sumexp_m1, log_sums)
     for c in range(PANEL):
-        log_sum = np.float64(p.log_sums[c])
-        lse = p.row_max[c] + log_sum
-        weight = options.target_scale * np.float64(p.weights[c])
-        total = p.totals[c] + weight
+        log_sum = np.float64(log_sums[c])
+        lse = row_max[c] + log_sum
+        weight = options.target_scale * np.float64(weights[c])
+        total = totals[c] + weight
         # A class of weight 0 adds nothing, even at -inf.
-        gap = np.float64(p.row_max[c] - p.picked[c])
-        loss = p.losses[c] + (0.0 if weight == 0.0 else weight * gap)
+        gap = np.float64(row_max[c] - picked[c])
+        loss = losses[c] + (0.0 if weight == 0.0 else weight * gap)
         loss += total * log_sum + options.z_loss * lse * lse
-        p.losses[c] = loss if p.kept[c] != 0 else 0.0
-        p.totals[c] = total
+        losses[c] = loss if kept[c] != 0 else 0.0
+        totals[c] = total
     if options.transform.active:
         transform_panel(options.transform, width, p)
         for c in range(width):
-            p.losses[c] = p.losses[c] if p.kept[c] != 0 else 0.0
+            losses[c] = losses[c] if kept[c] != 0 else 0.0
     loss_sum = 0.0
     for c in range(width):
-        loss_sum += p.losses[c]
+        loss_sum += losses[c]
     if rows.loss.size:
         for c in range(width):
-            rows.loss[first + c] = p.losses[c] / options.denominator
+            rows.loss[first + c] = losses[c] / options.denominator
     if rows.lse.size:
         for c in range(width):
-            row_max, sumexp_m1 = p.row_max[c], p.sumexp_m1[c]
-            infinite = np.isinf(row_max) and sumexp_m1 == sumexp_m1  # whose log-sum is NaN
-            lse = row_max if infinite else row_max + p.log_sums[c]
-            rows.lse[first + c] = lse if p.kept[c] != 0 else cast(row_max, np.nan)
+            m = row_max[c]
+            infinite = np.isinf(m) and sumexp_m1[c] == sumexp_m1[c]  # whose log-sum is NaN
+            lse = m if infinite else m + log_sums[c]
+            rows.lse[first + c] = lse if kept[c] != 0 else cast(m, np.nan)
     if rows.row_max.size:
         for c in range(width):
-            rows.row_max[first + c], rows.sumexp_m1[first + c] = p.row_max[c], p.sumexp_m1[c]
+            rows.row_max[first + c], rows.sumexp_m1[first + c] = row_max[c], sumexp_m1[c]
     return loss_sum
 
 
@@ -176,35 +184,40 @@ def panel_factors(rows, options, first, width, p):
     With probabilities `picked` is the maximum of a row of which p is nearly 1, else NaN; and
     weights, mean_gaps, gap_factors and log_sums have what the gradient there is made of.
     """
-    t = constants(p.row_max[0])
+    row_max, sumexp_m1, log_sums, picked = p.row_max, p.sumexp_m1, p.log_sums, p.picked
+    weights, totals, grad_scales = p.weights, p.totals, p.grad_scales
+    exp_factors, mean_gaps, gap_factors = p.exp_factors, p.mean_gaps, p.gap_factors
+    t = constants(row_max[0])
     beta = cast(t.one, options.transform.beta)
-    p.grad_scales[:] = cast(t.one, 1 / options.denominator)
-    if rows.grad_loss.size:
+    grad_scales[:] = cast(t.one, 1 / options.denominator)
+    given = rows.grad_loss
+    if given.size:
         for c in range(width):
-            p.grad_scales[c] = cast(t.one, grad_scale_of(rows, options, first + c))
+            value = np.float64(given[first + c if given.size > 1 else 0])
+            grad_scales[c] = cast(t.one, value / options.denominator)
     (target_scale, uniform_share), z2 = smoothing(t.one, options), 2 * options.z_loss
     for c in range(PANEL):
-        g, m, sumexp_m1 = p.grad_scales[c], p.row_max[c], cast(t.one, p.sumexp_m1[c])
-        p_factor = cast(t.one, p.totals[c] + z2 * np.float64(m + p.log_sums[c]))
-        max_prob = max_prob_of(m, p.sumexp_m1[c])
+        g, m, s = grad_scales[c], row_max[c], cast(t.one, sumexp_m1[c])
+        p_factor = cast(t.one, totals[c] + z2 * np.float64(m + log_sums[c]))
+        max_prob = max_prob_of(m, sumexp_m1[c])
         # p and p - 1 at the label, the latter without cancellation where p is nearly 1
-        prob = exp_sub(p.picked[c], m) * max_prob
-        prob_m1 = -sumexp_m1 * max_prob if p.picked[c] == m else prob - t.one
-        weight = (target_scale + uniform_share) * p.weights[c]
+        prob = exp_sub(picked[c], m) * max_prob
+        prob_m1 = -s * max_prob if picked[c] == m else prob - t.one
+        weight = (target_scale + uniform_share) * weights[c]
         at_label = g * (weight * prob_m1 + (p_factor - weight) * prob)
         if beta != t.zero:  # log p + entropy = mean_gap - gap
-            more = g * beta * prob * (p.mean_gaps[c] - (m - p.picked[c]))
+            more = g * beta * prob * (mean_gaps[c] - (m - picked[c]))
             at_label += t.zero if prob == t.zero else more
-            p.gap_factors[c] = g * beta * max_prob
-            p_factor += beta * p.mean_gaps[c]
-        p.picked[c] = at_label
+            gap_factors[c] = g * beta * max_prob
+            p_factor += beta * mean_gaps[c]
+        picked[c] = at_label
         if options.every_class and not rows.labels.size:
-            p.picked[c] = m if p.sumexp_m1[c] < 0.5 else cast(m, np.nan)
-            p.weights[c], p.mean_gaps[c] = g * max_prob, cast(m, p.totals[c])
-            p.gap_factors[c] = g * max_prob * sumexp_m1
-            lse = np.float64(m + p.log_sums[c])
-            p.log_sums[c] = g * max_prob * cast(m, z2 * lse)
-        p.exp_factors[c] = g * p_factor * max_prob
+            picked[c] = m if sumexp_m1[c] < 0.5 else cast(m, np.nan)
+            weights[c], mean_gaps[c] = g * max_prob, cast(m, totals[c])
+            gap_factors[c] = g * max_prob * s
+            lse = np.float64(m + log_sums[c])
+            log_sums[c] = g * max_prob * cast(m, z2 * lse)
+        exp_factors[c] = g * p_factor * max_prob
 
 
 @internal
@@ -214,8 +227,11 @@ def panel_gradient(
 ):  # fmt: skip
     """Writes the gradient but for the part of a class index."""
     tile, target_tile = tiles
+    row_max, log_sums, kept, picked = p.row_max, p.log_sums, p.kept, p.picked
+    weights, grad_scales, exp_factors = p.weights, p.grad_scales, p.exp_factors
+    mean_gaps, gap_factors = p.mean_gaps, p.gap_factors
     ms, lows = column(work, 0), column(work, 1)
-    column_bounds(p.row_max, ms, lows)
+    column_bounds(row_max, ms, lows)
     zero = constants(tile[0]).zero
     target_scale, uniform_share = smoothing(zero, options)
     for first in range(0, n, CLASSES):
@@ -229,27 +245,27 @@ def panel_gradient(
             if options.transform.beta != 0:
                 for c in range(PANEL):
                     e = exp_between(line[c], ms[c], lows[c])
-                    less = p.gap_factors[c] * (p.row_max[c] - line[c]) * e
-                    line[c] = p.exp_factors[c] * e - (zero if e == zero else less)
+                    less = gap_factors[c] * (row_max[c] - line[c]) * e
+                    line[c] = exp_factors[c] * e - (zero if e == zero else less)
             elif target.data.size:
                 weight = rows.weight[first + k]
                 for c in range(PANEL):
                     q = mul_add(target_scale, target_prob[c], uniform_share) * weight
-                    value = p.exp_factors[c] * exp_between(line[c], ms[c], lows[c])
-                    value = mul_add(-p.grad_scales[c], q, value)
+                    value = exp_factors[c] * exp_between(line[c], ms[c], lows[c])
+                    value = mul_add(-grad_scales[c], q, value)
                     # p - 1 there: nothing cancels where p is nearly 1
-                    at_max = mul_add(-p.gap_factors[c], q, p.weights[c] * (p.mean_gaps[c] - q))
-                    line[c] = at_max + p.log_sums[c] if line[c] == p.picked[c] else value
+                    at_max = mul_add(-gap_factors[c], q, weights[c] * (mean_gaps[c] - q))
+                    line[c] = at_max + log_sums[c] if line[c] == picked[c] else value
             else:
                 for c in range(PANEL):
                     e = line[c] if has_exps else exp_between(line[c], ms[c], lows[c])
-                    line[c] = p.exp_factors[c] * e
+                    line[c] = exp_factors[c] * e
             if options.every_class and not target.data.size:
                 weight = rows.weight[first + k]
                 for c in range(PANEL):
-                    line[c] = mul_add(-p.grad_scales[c], uniform_share * weight, line[c])
+                    line[c] = mul_add(-grad_scales[c], uniform_share * weight, line[c])
             for c in range(PANEL):
-                line[c] = line[c] if p.kept[c] != zero else zero
+                line[c] = line[c] if kept[c] != zero else zero
         store_tile(tile, grad.data, grad_place, first, count, width)
 
 
@@ -257,11 +273,12 @@ def panel_gradient(
 def put_labels(grad, place, rows, first, width, p):
     """The gradient at the labels of a panel."""
     at, class_step, row_step = place
+    kept, picked = p.kept, p.picked
     if rows.labels.size:
         for c in range(width):
-            if p.kept[c] != 0:
+            if kept[c] != 0:
                 label = rows.labels[first + c]
-                grad.data[at + label * class_step + c * row_step] = narrow(p.picked[c], grad.data)
+                grad.data[at + label * class_step + c * row_step] = narrow(picked[c], grad.data)
 
 
 @internal

@@ -34,11 +34,11 @@ from .._panels import (
     line_of,
     load_pair,
     load_tile,
-    log_sums,
     max_prob_of,
     panel_place,
     panel_rows,
     panel_state,
+    put_log_sums,
     store_tile,
 )
 from .._rows import floats, log_total, row_state, row_writer
@@ -175,7 +175,9 @@ def kl_row(x, y, q_grad, p_grad, memories, unit):
 
 
 class Columns(NamedTuple):
-    """For each row of a panel: p = max_prob * exp_between(x, m, low)."""
+    """For each row of a panel: p = max_prob * exp_between(x, m, low). A loop reads local names: an
+    attribute in it counts references, and the loop is not vectorised.
+    """
 
     row_max: np.ndarray
     max_prob: np.ndarray  # NaN where there is no distribution
@@ -188,36 +190,35 @@ def softmax_columns(planes, number, n, inner, width, tile, s, sums, work):
     """`s`, which is of Columns, and log(1 + sumexp_m1) in `sums`."""
     sumexp_m1, place = stack_doubles(planes.data, PANEL), panel_place(planes, number, inner)
     panel_state(planes.data, place, n, width, tile, s.row_max, sumexp_m1, False, work)
-    log_sums(s.row_max, sumexp_m1, sums)
+    put_log_sums(s.row_max, sumexp_m1, sums)
     column_bounds(s.row_max, s.m, s.low)
+    row_max, max_prob = s.row_max, s.max_prob
     for c in range(PANEL):
-        s.max_prob[c] = max_prob_of(s.row_max[c], sumexp_m1[c])
-
-
-@internal
-def prob(x, s, c):
-    return exp_between(x, s.m[c], s.low[c]) * s.max_prob[c]
+        max_prob[c] = max_prob_of(row_max[c], sumexp_m1[c])
 
 
 @internal
 def entropy_columns(tile, count, s, totals, errors):
     no_inline()
+    row_max, max_prob, m, low = s
     for k in range(count):
         line = line_of(tile, k)
         for c in range(PANEL):
-            term = gap_term(prob(line[c], s, c), s.row_max[c] - line[c])
+            p = exp_between(line[c], m[c], low[c]) * max_prob[c]
+            term = gap_term(p, row_max[c] - line[c])
             totals[c], errors[c] = add_compensated(totals[c], errors[c], term)
 
 
 @internal
 def entropy_gradients(tile, count, s, means, unit):
     no_inline()
+    row_max, max_prob, m, low = s
     factor = constants(tile[0]).one / cast(tile[0], unit)
     for k in range(count):
         line = line_of(tile, k)
         for c in range(PANEL):
-            gap = s.row_max[c] - line[c]
-            line[c] = gap_term(prob(line[c], s, c), gap - means[c]) * factor
+            p = exp_between(line[c], m[c], low[c]) * max_prob[c]
+            line[c] = gap_term(p, (row_max[c] - line[c]) - means[c]) * factor
 
 
 @internal
@@ -250,21 +251,16 @@ def entropy_panel(x, out, grad, number, outer, n, inner, unit):
 
 
 @internal
-def ratio_of_column(x, y, x_softmax, y_softmax, shifts, c):
-    """p, q and log(p / q)."""
-    p, q = prob(x, x_softmax, c), prob(y, y_softmax, c)
-    log_ratio = ((x - x_softmax.row_max[c]) - (y - y_softmax.row_max[c])) - shifts[c]
-    return p, q, log_ratio
-
-
-@internal
 def kl_columns(x_tile, y_tile, count, x_softmax, y_softmax, shifts, totals, errors):
     no_inline()
+    (x_max, x_prob, x_m, x_low), (y_max, y_prob, y_m, y_low) = x_softmax, y_softmax
     for k in range(count):
         x_line, y_line = line_of(x_tile, k), line_of(y_tile, k)
         for c in range(PANEL):
-            ratio = ratio_of_column(x_line[c], y_line[c], x_softmax, y_softmax, shifts, c)
-            term = kl_div_term_from_log(*ratio)[0]
+            p = exp_between(x_line[c], x_m[c], x_low[c]) * x_prob[c]
+            q = exp_between(y_line[c], y_m[c], y_low[c]) * y_prob[c]
+            log_ratio = ((x_line[c] - x_max[c]) - (y_line[c] - y_max[c])) - shifts[c]
+            term = kl_div_term_from_log(p, q, log_ratio)[0]
             totals[c], errors[c] = add_compensated(totals[c], errors[c], term)
 
 
@@ -272,13 +268,14 @@ def kl_columns(x_tile, y_tile, count, x_softmax, y_softmax, shifts, totals, erro
 def kl_gradients(x_tile, y_tile, count, x_softmax, y_softmax, shifts, kls, unit):
     """They take the place of the logits: for p in x_tile, for q in y_tile."""
     no_inline()
+    (x_max, x_prob, x_m, x_low), (y_max, y_prob, y_m, y_low) = x_softmax, y_softmax
     factor = constants(x_tile[0]).one / cast(x_tile[0], unit)
     for k in range(count):
         x_line, y_line = line_of(x_tile, k), line_of(y_tile, k)
         for c in range(PANEL):
-            p, q, log_ratio = ratio_of_column(
-                x_line[c], y_line[c], x_softmax, y_softmax, shifts, c
-            )  # fmt: skip
+            p = exp_between(x_line[c], x_m[c], x_low[c]) * x_prob[c]
+            q = exp_between(y_line[c], y_m[c], y_low[c]) * y_prob[c]
+            log_ratio = ((x_line[c] - x_max[c]) - (y_line[c] - y_max[c])) - shifts[c]
             y_line[c] = kl_div_term_from_log(p, q, log_ratio)[1] * factor
             x_line[c] = gap_term(p, log_ratio - kls[c]) * factor
 
@@ -294,10 +291,11 @@ def kl_panel(x, y, out, q_grad, p_grad, number, outer, n, inner, unit):
     t = constants(x_tile[0])
     softmax_columns(x, number, n, inner, width, x_tile, x_softmax, shifts, work)
     softmax_columns(y, number, n, inner, width, y_tile, y_softmax, kls, work)
+    max_prob = x_softmax.max_prob
     for c in range(PANEL):
         shifts[c] -= kls[c]
         # NaN without a distribution: so are all gradients
-        x_softmax.max_prob[c] += shifts[c] - shifts[c]
+        max_prob[c] += shifts[c] - shifts[c]
         kls[c], errors[c] = t.zero, t.zero
     for first in range(0, n, CLASSES):
         load_pair(x, y, number, inner, first, n, width, x_tile, y_tile)

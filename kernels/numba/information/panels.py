@@ -93,32 +93,28 @@ def new_masses(work, first):
 @internal
 def panel_masses(planes, number, n, width, inner, tile, p, work):
     t, place = constants(tile[0]), panel_place(planes, number, inner)
+    scales, largest, others, lows = p
     errors, counts = column(work, 1), column(work, 2)
     for c in range(PANEL):
-        p.largest[c], p.low[c], p.others[c] = t.zero, t.lowest, t.zero
+        largest[c], lows[c], others[c] = t.zero, t.lowest, t.zero
         errors[c], counts[c] = t.zero, t.zero
     for first in range(0, n, CLASSES):
         load_tile(planes.data, place, first, min(CLASSES, n - first), width, tile)
-        column_extremes(tile, min(CLASSES, n - first), p.largest, p.low)
+        column_extremes(tile, min(CLASSES, n - first), largest, lows)
     for c in range(PANEL):
-        largest = p.largest[c]
-        p.scale[c] = scale_near_one(largest)
-        p.largest[c] = largest * p.scale[c]
+        value = largest[c]
+        scales[c] = scale_near_one(value)
+        largest[c] = value * scales[c]
     for first in range(0, n, CLASSES):
         if n > CLASSES:
             load_tile(planes.data, place, first, min(CLASSES, n - first), width, tile)
         count = min(CLASSES, n - first)
-        column_sums(tile, count, p.scale, p.largest, p.others, errors, counts)
+        column_sums(tile, count, scales, largest, others, errors, counts)
     for c in range(PANEL):
         max_count_m1 = cast(t.one, n - 1) - counts[c]
-        total = (p.others[c] + errors[c]) + p.largest[c] * max_count_m1
-        valid = p.low[c] <= t.zero and t.zero < p.largest[c] and p.largest[c] <= t.largest
-        p.others[c] = total if valid else t.lowest - t.lowest
-
-
-@internal
-def is_beyond_in(p, q, c):
-    return is_beyond(p.low[c], -p.low[c], p.scale[c], -q.low[c], q.scale[c])
+        total = (others[c] + errors[c]) + largest[c] * max_count_m1
+        valid = lows[c] <= t.zero and t.zero < largest[c] and largest[c] <= t.largest
+        others[c] = total if valid else t.lowest - t.lowest
 
 
 @internal
@@ -162,23 +158,25 @@ def cross_panel(x, y, same, out, number, outer, n, inner, unit, exponential):
     t = constants(x_tile[0])
     panel_masses(x, number, n, width, inner, x_tile, p, work)
     panel_masses(y, number, n, width, inner, y_tile, q, work)
+    (p_scale, p_largest, p_others, p_low), (q_scale, q_largest, q_others, q_low) = p, q
     for c in range(PANEL):
-        inverses[c] = t.one / q.largest[c]
+        inverses[c] = t.one / q_largest[c]
         totals[c], errors[c], weights[c] = t.zero, t.zero, t.zero
     for first in range(0, n, CLASSES):
         load_pair(x, y, number, inner, first, n, width, x_tile, y_tile)
         cross_columns(
-            x_tile, y_tile, min(CLASSES, n - first), p.scale, q.scale, q.largest, inverses, totals,
+            x_tile, y_tile, min(CLASSES, n - first), p_scale, q_scale, q_largest, inverses, totals,
             errors, weights,
         )  # fmt: skip
     for c in range(width):
         total = cast(t.one, compensated(totals[c], errors[c]))
-        total += weights[c] * mul_add(inverses[c], q.largest[c], -t.one)
-        value = log_1p(q.others[c] / q.largest[c]) + total / (p.largest[c] + p.others[c])
+        total += weights[c] * mul_add(inverses[c], q_largest[c], -t.one)
+        value = log_1p(q_others[c] / q_largest[c]) + total / (p_largest[c] + p_others[c])
         power = t.one / exp_sub(-value, t.zero)
         out[row + c] = power if exponential else value / cast(value, unit)
     for c in range(width):
-        if is_beyond_in(p, q, c) and out[row + c] == out[row + c]:
+        far = is_beyond(t.one, -p_low[c], p_scale[c], -q_low[c], q_scale[c])
+        if far and out[row + c] == out[row + c]:
             nats = lane_beyond(False, x, y, number, n, inner, c)
             out[row + c] = cast(t.one, math.exp(nats) if exponential else nats / unit)
 
@@ -216,23 +214,25 @@ def divergence_panel(x, y, of_js, out, number, outer, n, inner, unit):
     totals, errors, ratios = column(work, 11), column(work, 12), column(work, 13)
     panel_masses(x, number, n, width, inner, x_tile, p, work)
     panel_masses(y, number, n, width, inner, y_tile, q, work)
+    (p_scale, p_largest, p_others, p_low), (q_scale, q_largest, q_others, q_low) = p, q
     for c in range(PANEL):
-        ratios[c] = (q.largest[c] + q.others[c]) / (p.largest[c] + p.others[c])
+        ratios[c] = (q_largest[c] + q_others[c]) / (p_largest[c] + p_others[c])
         totals[c], errors[c] = t.zero, t.zero
     for first in range(0, n, CLASSES):
         load_pair(x, y, number, inner, first, n, width, x_tile, y_tile)
         count = min(CLASSES, n - first)
         if of_js:
-            js_columns_of_p(x_tile, y_tile, count, p.scale, q.scale, ratios, totals, errors)
-            js_columns_of_q(x_tile, y_tile, count, p.scale, q.scale, ratios, totals, errors)
+            js_columns_of_p(x_tile, y_tile, count, p_scale, q_scale, ratios, totals, errors)
+            js_columns_of_q(x_tile, y_tile, count, p_scale, q_scale, ratios, totals, errors)
         else:
-            kl_columns(x_tile, y_tile, count, p.scale, q.scale, ratios, totals, errors)
+            kl_columns(x_tile, y_tile, count, p_scale, q_scale, ratios, totals, errors)
     parts = t.two + t.two if of_js else t.one
     for c in range(width):
         total = cast(t.one, compensated(totals[c], errors[c]))
-        value = total / (parts * (q.largest[c] + q.others[c]))
+        value = total / (parts * (q_largest[c] + q_others[c]))
         # NaN where either is no distribution: a term need not show it
         out[row + c] = (value + (ratios[c] - ratios[c])) / cast(t.one, unit)
     for c in range(width):
-        if is_beyond_in(p, q, c) and out[row + c] == out[row + c] and not of_js:
+        far = is_beyond(t.one, -p_low[c], p_scale[c], -q_low[c], q_scale[c])
+        if far and out[row + c] == out[row + c] and not of_js:
             out[row + c] = cast(t.one, lane_beyond(True, x, y, number, n, inner, c) / unit)
