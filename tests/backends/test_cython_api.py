@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import SELECTED
+from support.cython_build import include_path
 from test_contract import kernel_functions
 
-import fastce
 from fastce import kernels
 from fastce.kernels.cython import _isa
 
@@ -55,16 +55,6 @@ def python(folder, *arguments, **variables):
         [sys.executable, *arguments],
         cwd=folder, capture_output=True, text=True, timeout=300, env=env | variables,
     )  # fmt: skip
-
-
-def include_path(folder):
-    """Cython looks for .pxd files in sys.path; those of an editable install are not there."""
-    if Path(fastce.__file__).parent in FOLDER.parents:
-        return []
-    (folder / "fastce" / "kernels" / "cython").mkdir(parents=True)
-    for pxd in FOLDER.glob("*.pxd"):
-        shutil.copy(pxd, folder / "fastce" / "kernels" / "cython")
-    return [str(folder)]
 
 
 @pytest.fixture(scope="module")

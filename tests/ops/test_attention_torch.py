@@ -75,17 +75,15 @@ def compare(shape, dtype, mask, **options):
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_every_option(backend, shape, dtype):
-    """All of them together, but for is_causal with a mask, which PyTorch refuses."""
-    masks = [("none", None), *itertools.product(("bool", "float"), MASKS.values())]
-    count = 0
-    for (kind, axes), causal, scale in itertools.product(masks, (False, True), (None, 0.4)):
-        if causal and kind != "none":
-            continue
-        compare(shape, dtype, mask_of(kind, axes, shape, dtype), is_causal=causal, scale=scale)
-        count += 1
-    assert count == 2 * (2 + 2 * len(MASKS))
+    """Masks with either scale; PyTorch refuses is_causal beside a mask."""
+    for causal, scale in itertools.product((False, True), (None, 0.4)):
+        compare(shape, dtype, None, is_causal=causal, scale=scale)
+    masks = itertools.product(("bool", "float"), MASKS.values())
+    for (kind, axes), scale in zip(masks, itertools.cycle((None, 0.4))):
+        compare(shape, dtype, mask_of(kind, axes, shape, dtype), scale=scale)
 
 
+# 210: cheap, and the only ones of a mask and is_causal that our own truth does not share.
 @pytest.mark.parametrize("axes", MASKS.values(), ids=MASKS)
 @pytest.mark.parametrize("kind", ["bool", "float"])
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)

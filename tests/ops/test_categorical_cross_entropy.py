@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from support.cases import DTYPES
 from support.layouts import LAYOUTS
+from support.processes import bits
 from support.truths import compute, ulp_error, widen
-from test_threads import bits
 
 import fastce
 

@@ -20,7 +20,7 @@ WITH_OUT = [
 LOG_P = np.log([[0.5, 0.25, 0.25], [0.125, 0.125, 0.75]])
 
 
-# 111: options act on what is float32 or float64 by then. test_shapes.py has each op with all dtypes.
+# 111: options act on float32 or float64 numbers. test_shapes.py runs each op with every dtype.
 @with_one_dtype("case", CROSS_ENTROPY)
 def test_truth(backend, case, dtype):
     case.check((23, 130), dtype)

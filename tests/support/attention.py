@@ -287,6 +287,16 @@ SHAPES = {
     "blocks": Shape((), 2, 1, 66, 400, 8, 24),
     "wide": Shape((1, 2), 1, 1, 33, 97, 130, 66),
 }
+# Each goes another way over the threads, and does enough to be spread.
+LARGE_SHAPES = {
+    "decode": Shape((2,), 4, 1, 1, 5000, 32, 32),  # few queries, split keys
+    "split tiles": Shape((), 16, 2, 3, 4000, 16, 16),  # tiles of heads, split keys
+    "one head": Shape((), 1, 1, 500, 700, 16, 8),  # tiles in order
+    "one group": Shape((), 6, 1, 130, 300, 16, 8),  # tiles in order, over heads
+    "three heads": Shape((3,), 1, 1, 260, 260, 16, 16),  # whole heads for 2 threads, not for 5
+    "many heads": Shape((2,), 16, 8, 70, 200, 16, 16),  # whole heads
+    "wide": Shape((), 2, 2, 40, 4500, 120, 120),  # sums of a head above 4 MiB
+}
 
 
 def _bools(rng, s, dtype):

@@ -25,4 +25,4 @@ def with_one_dtype(names, *axes, dtypes=DTYPES):
         kind = kinds[sum(i for i, _ in row) % len(kinds)]
         name = "-".join([*(name for _, (name, _) in row), kind])
         rows.append(pytest.param(*(value for _, (_, value) in row), dtypes[kind], id=name))
-    return pytest.mark.parametrize([*names.split(), "dtype"], rows)
+    return pytest.mark.parametrize((*names.split(), "dtype"), rows)
