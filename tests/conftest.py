@@ -14,7 +14,7 @@ import pytest
 import fastce
 from fastce._runtime.dispatch import BACKENDS
 
-# Before Numba is imported: the most threads that it can be told to use. On two processors, too.
+# Before Numba is imported: the largest number of threads that it can use, also on two processors.
 os.environ.setdefault("NUMBA_NUM_THREADS", "8")
 
 # FASTCE_TEST_BACKENDS=reference runs a subset, e.g. where there is no compiler.
@@ -37,7 +37,7 @@ hypothesis.settings.load_profile("fastce")
 @pytest.fixture(params=SELECTED)
 def backend(request):
     """The name of the backend that computes inside the test."""
-    with fastce.use_backend(request.param):  # raises, and says why, where it is not there
+    with fastce.use_backend(request.param):  # raises an error with the reason where it is missing
         yield request.param
 
 
@@ -80,7 +80,7 @@ def pytest_addoption(parser):
 def pytest_collection_modifyitems(config, items):
     if not config.getoption("--fast"):
         return
-    kept = _sample(items)
+    kept = sample(items)
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])
     items[:] = [item for item in items if item in kept]
 
@@ -96,7 +96,7 @@ FULL_ONLY = (
 DTYPES = {"float64", "float32", "float16", "bfloat16", "f64", "f32", "f16", "bf16"}
 
 
-def _sample(items):
+def sample(items):
     """Of each test, cases in which each value of each parameter comes up, and each dtype on each
     backend. They are taken in the order of a checksum of their names, so that a new case elsewhere
     changes none.
@@ -119,8 +119,8 @@ def _sample(items):
 
 
 def pytest_collection_finish():
-    """What the tests keep, they keep to the end: the 20,000 of them, and what Numba compiled. To
-    look through it for garbage after each 700 new objects was an eighth of the time of compiling.
+    """The tests and what Numba compiled live to the end. Collecting garbage among them after each
+    700 new objects took an eighth of the time of compiling.
     """
     gc.freeze()
     gc.set_threshold(50_000, 10, 10)
@@ -128,9 +128,9 @@ def pytest_collection_finish():
 
 @pytest.hookimpl(optionalhook=True)  # without pytest-xdist there is none
 def pytest_xdist_make_scheduler(config, log):
-    """With `pytest -n 2 --dist loadgroup` one process compiles Numba's kernels, and not both; one,
-    the code of users that calls them; one each, the CUDA kernels of attention and all others; and
-    one builds a copy of the kernels. All others are spread by function.
+    """With `pytest -n 2 --dist loadgroup` one process compiles Numba's kernels of attention, and
+    one all others; one, the code of users that calls them; one each, the CUDA kernels of attention
+    and all others; and one builds a copy of the kernels. All others are spread by function.
 
     Not by pytest-xdist's own mark: version 3.8 writes it where pytest 9.2 does not look for it.
     """
@@ -146,15 +146,17 @@ def pytest_xdist_make_scheduler(config, log):
 
 
 def _group(nodeid):
-    """What tests of the same process have in common."""
+    """The name of the group that one process runs."""
     file, _, name = nodeid.rpartition("/")[2].partition("::")
     if file == "test_vendoring.py":
         return "vendoring"
+    of_attention = "attention" in file + name or "warpgroups" in name  # no kernel is in both
     if _is_cuda(file):
-        of_attention = "attention" in file + name or "warpgroups" in name  # no kernel is in both
         return "cuda attention" if of_attention else "cuda"
+    if file.startswith("test_numba"):
+        return "users of numba"
     if "numba" in nodeid:
-        return "users of numba" if file.startswith("test_numba") else "numba"
+        return "numba attention" if of_attention else "numba"
     return nodeid.partition("[")[0]
 
 

@@ -818,6 +818,7 @@ def id_of(row):
     return " ".join([*row[0], *row[2:]])
 
 
+# 129: one message each. Arguments are checked before a backend is chosen, but for some of results.
 @pytest.mark.parametrize("row", WRONG, ids=id_of)
 def test_errors_show_what_was_received(backend, row):
     given, error, *shown = row

@@ -243,6 +243,7 @@ def test_short_rows_and_planes(op, kind, dtype, backend):
         assert_close(columns, right, bound, f"{op} {kind} n={n} in planes")
 
 
+# 108: each op, in rows of one block and of several and in planes, rounds in code of its own.
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shape", [(64, 32000), (20000, 10), (16, 1000, 40)])
 @pytest.mark.parametrize("op", ["log_softmax", "softmax"])
