@@ -32,6 +32,7 @@ hypothesis.settings.register_profile(
     ],
 )
 hypothesis.settings.load_profile("fastce")
+hypothesis.settings.register_profile("fast", max_examples=25)  # of 100
 
 
 @pytest.fixture(params=SELECTED)
@@ -66,6 +67,8 @@ def threads():
 
 
 def pytest_configure(config):
+    if config.getoption("--fast"):
+        hypothesis.settings.load_profile("fast")
     config.addinivalue_line("filterwarnings", "error::RuntimeWarning")  # NaN is data: no warning
 
 
@@ -80,7 +83,7 @@ def pytest_addoption(parser):
 def pytest_collection_modifyitems(config, items):
     if not config.getoption("--fast"):
         return
-    kept = sample(items)
+    kept = _sample(items)
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])
     items[:] = [item for item in items if item in kept]
 
@@ -96,7 +99,7 @@ FULL_ONLY = (
 DTYPES = {"float64", "float32", "float16", "bfloat16", "f64", "f32", "f16", "bf16"}
 
 
-def sample(items):
+def _sample(items):
     """Of each test, cases in which each value of each parameter comes up, and each dtype on each
     backend. They are taken in the order of a checksum of their names, so that a new case elsewhere
     changes none.

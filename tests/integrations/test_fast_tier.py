@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from conftest import DTYPES, SELECTED, sample
+from conftest import DTYPES, SELECTED, _sample
 
 from fastce._runtime.dispatch import OPS
 
@@ -18,7 +18,7 @@ def kept(request):
     missing = {path.name for path in FOLDER.glob("test_*.py")} - {item.path.name for item in items}
     if missing or config.option.keyword or config.option.markexpr:
         pytest.skip("looks at all tests, of which only some were collected")
-    return items if config.getoption("--fast") else sample(items)
+    return items if config.getoption("--fast") else _sample(items)
 
 
 @pytest.mark.parametrize("op", OPS)

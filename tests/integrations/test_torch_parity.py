@@ -53,13 +53,13 @@ def test_cross_entropy(backend, shape, target, reduction, dtype):
             tx, torch.tensor(t), label_smoothing=smoothing,
             weight=None if weight is None else torch.tensor(weight), **options,
         )  # fmt: skip
-        upstream = np.random.default_rng(3).uniform(1, 2, loss.shape).astype(dtype)
-        loss.backward(torch.tensor(upstream))
+        grad_loss = np.random.default_rng(3).uniform(1, 2, loss.shape).astype(dtype)
+        loss.backward(torch.tensor(grad_loss))
         ours = {"weight": weight, "label_smoothing": smoothing, "axis": axis, **options}
         result = fastce.cross_entropy(x, t, **ours)
         np.testing.assert_allclose(result, loss.detach().numpy(), rtol=rtol)
         assert np.shape(result) == tuple(loss.shape)
-        grad = fastce.cross_entropy_backward(upstream, x, t, **ours)
+        grad = fastce.cross_entropy_backward(grad_loss, x, t, **ours)
         np.testing.assert_allclose(grad, tx.grad.numpy(), rtol=rtol, atol=rtol)
         fused, grad = fastce.cross_entropy_with_grad(x, t, **ours)
         np.testing.assert_allclose(fused, loss.detach().numpy(), rtol=rtol)
@@ -87,11 +87,11 @@ def nll_loss(shape, target, reduction, weight):
     loss = F.nll_loss(
         tx, torch.tensor(t), weight=None if weight is None else torch.tensor(weight), **options
     )
-    upstream = np.random.default_rng(3).uniform(1, 2, loss.shape)
-    loss.backward(torch.tensor(upstream))
+    grad_loss = np.random.default_rng(3).uniform(1, 2, loss.shape)
+    loss.backward(torch.tensor(grad_loss))
     ours = {"weight": weight, "axis": axis, **options}
     np.testing.assert_allclose(fastce.nll_loss(log_p, t, **ours), loss.detach().numpy(), rtol=1e-14)
-    grad = fastce.nll_loss_backward(upstream, log_p, t, **ours)
+    grad = fastce.nll_loss_backward(grad_loss, log_p, t, **ours)
     np.testing.assert_allclose(grad, tx.grad.numpy(), rtol=1e-14)
 
 

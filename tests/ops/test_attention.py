@@ -95,8 +95,8 @@ def test_not_less_exact_than_numpy(backend, shape, dtype):
     for ours, theirs, value in zip((out, *grads), naive(q, k, v, g), right, strict=True):
         error, theirs = (float(np.abs(widen(a) - value).max()) for a in (ours, theirs))
         # Other sums in another order; of 16 bits NumPy's errors are thrice as large.
-        room = 4 if compute_dtype(dtype) == dtype else 0.25
-        assert error <= theirs + room * eps(dtype) * np.abs(value).max()
+        tolerance = 4 if compute_dtype(dtype) == dtype else 0.25
+        assert error <= theirs + tolerance * eps(dtype) * np.abs(value).max()
 
 
 # --- by hand ------------------------------------------------------------------------------
@@ -472,11 +472,11 @@ def test_gradients_of_large_scores(backend, length, keys, dtype):
     _, _, dq, dk, dv = run(g, q, k, v)
     right = np.zeros((keys, 3))
     np.add.at(right, winner, g[0].astype(float))
-    room = 4 * eps(dtype)
-    close(dv[0].astype(float), right, rtol=room, atol=room * np.abs(right).max())
+    tolerance = 4 * eps(dtype)
+    close(dv[0].astype(float), right, rtol=tolerance, atol=tolerance * np.abs(right).max())
     # p * (g v - g out) is 0, but for the rounding of both; out is rounded to the dtype.
     for grad in dq, dk:
-        assert np.abs(grad.astype(float)).max() <= 100 * room * length
+        assert np.abs(grad.astype(float)).max() <= 100 * tolerance * length
 
 
 @extremes
@@ -501,8 +501,9 @@ def test_rows_of_the_lowest_number(backend, length, dtype):
     out, lse, *grads = run(g, q, k, v, attn_mask=mask)
     plain = run(g, q, k[:, :50], v[:, :50])
     others = np.arange(length) != 1
-    room = 8 * eps(dtype)
-    close(out[:, others].astype(float), plain[0][:, others].astype(float), rtol=room, atol=room)
+    tolerance = 8 * eps(dtype)
+    ours, right = (a[:, others].astype(float) for a in (out, plain[0]))
+    close(ours, right, rtol=tolerance, atol=tolerance)
     # The scores are lost in so large a number, or not: an average of v with weights above 0.
     assert np.isfinite(lse[:, 1]).all()
     low, high = (f(v.astype(float), axis=1) for f in (np.min, np.max))
@@ -526,8 +527,8 @@ def gradients_of_weights(p, g, q, k, v, scale, softcap=0.0):
     slope = 1 - np.tanh(s / softcap) ** 2 if softcap else np.ones_like(s)
 
     def gradients(g, q, keys, values, sign):
-        pulled = g @ np.swapaxes(values, -1, -2)
-        ds = p * (pulled + sign * (p * pulled).sum(axis=-1, keepdims=True))
+        dp = g @ np.swapaxes(values, -1, -2)
+        ds = p * (dp + sign * (p * dp).sum(axis=-1, keepdims=True))
         dt = ds * slope * scale
         to_keys = np.swapaxes(dt, -1, -2) @ q, np.swapaxes(p, -1, -2) @ g
         return dt @ keys, *(a.reshape(-1, group, *a.shape[1:]).sum(axis=1) for a in to_keys), ds
@@ -543,8 +544,8 @@ def close_to_weights(results, p, dtype, *arguments):
     for name, grad, (value, size) in zip(NAMES[2:], results[2:], right, strict=False):
         # Of 16 bits, weights and results are rounded, with AVX512-BF16 also gradients of scores.
         error = np.abs(widen(grad) - value)
-        room = 8 * eps(dtype) * size + 8 * float(ml_dtypes.finfo(dtype).smallest_subnormal)
-        assert (error <= room).all(), (name, error.max(), (error / room).max())
+        tolerance = 8 * eps(dtype) * size + 8 * float(ml_dtypes.finfo(dtype).smallest_subnormal)
+        assert (error <= tolerance).all(), (name, error.max(), (error / tolerance).max())
 
 
 LARGE_MASKS = [
@@ -818,9 +819,9 @@ def id_of(row):
     return " ".join([*row[0], *row[2:]])
 
 
-# 129: one message each. Arguments are checked before a backend is chosen, but for some of results.
+# Arguments are checked before a backend is chosen.
 @pytest.mark.parametrize("row", WRONG, ids=id_of)
-def test_errors_show_what_was_received(backend, row):
+def test_errors_show_what_was_received(row):
     given, error, *shown = row
     refused(attention, {"q": Q, "k": K, "v": V} | given, error, shown)
     if "out" not in given:
@@ -829,7 +830,7 @@ def test_errors_show_what_was_received(backend, row):
 
 
 @pytest.mark.parametrize("row", WRONG_BACKWARD, ids=id_of)
-def test_errors_of_the_backward(backend, row):
+def test_errors_of_the_backward(row):
     given, error, *shown = row
     given = {"q": Q, "k": K, "v": V, "grad_out": G, "out": G, "lse": G[..., 0]} | given
     refused(attention_backward, given, error, shown)
@@ -1232,7 +1233,7 @@ WRONG_PACKED = [
 
 
 @pytest.mark.parametrize("row", WRONG_PACKED, ids=id_of)
-def test_errors_of_varlen(backend, row):
+def test_errors_of_varlen(row):
     given, error, *shown = row
     right = {"q": P, "k": P, "v": P, "cu_seqlens_q": [0, 5], "cu_seqlens_k": [0, 5]}
     refused(varlen, right | given, error, shown)

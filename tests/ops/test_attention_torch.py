@@ -62,14 +62,14 @@ def compare(shape, dtype, mask, **options):
     right = attend(*given[:3], **theirs)
     right.backward(torch.tensor(g))
     # PyTorch errs as much as we do: not the place for a limit, see test_attention.py.
-    room = 64 * eps(dtype)
+    tolerance = 64 * eps(dtype)
     out, _, *grads = run(g, *arrays, attn_mask=mask, **options)
-    np.testing.assert_allclose(out, right.detach().numpy(), rtol=room, atol=room)
+    np.testing.assert_allclose(out, right.detach().numpy(), rtol=tolerance, atol=tolerance)
     assert len(grads) == len(given)
     for grad, tensor in zip(grads, given, strict=True):
         assert grad.shape == tuple(tensor.shape)
         size = max(1, float(tensor.grad.abs().max()))
-        np.testing.assert_allclose(grad, tensor.grad.numpy(), rtol=room, atol=room * size)
+        np.testing.assert_allclose(grad, tensor.grad.numpy(), rtol=tolerance, atol=tolerance * size)
 
 
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
@@ -141,9 +141,9 @@ def test_half_precision(backend, dtype):
     out, _, *grads = run(g, *arrays, is_causal=True, **gqa)
     for ours, theirs in zip((out, *grads), (right, *(t.grad for t in given)), strict=True):
         theirs = theirs.detach().double().numpy()
-        room = 8 * eps(kind)
+        tolerance = 8 * eps(kind)
         np.testing.assert_allclose(
-            ours.astype(float), theirs, rtol=room, atol=room * np.abs(theirs).max()
+            ours.astype(float), theirs, rtol=tolerance, atol=tolerance * np.abs(theirs).max()
         )
 
 

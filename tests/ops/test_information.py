@@ -350,7 +350,7 @@ KINDS = ["int8", "uint8", "int64", "uint64", "bool", "float", "text", "far apart
 @pytest.mark.parametrize("cells", [1 << 24, 0])
 @pytest.mark.parametrize("kind", KINDS)
 def test_samples(backend, monkeypatch, kind, cells):
-    """The same as from a table, also where there is no room for one."""
+    """The same as from a table, also where one would be too large."""
     monkeypatch.setattr(info, "CELLS", cells)
     x, y = samples(kind)
     a, b = (np.unique(v, return_inverse=True)[1] for v in (x, y))
@@ -791,14 +791,14 @@ def test_a_table_has_two_axes():
 def log_shares(x, of_logits=False):
     """Shares and their logarithms, in longdouble."""
     x = x.astype(np.longdouble)
-    top = x.max(axis=-1, keepdims=True)
+    row_max = x.max(axis=-1, keepdims=True)
     with np.errstate(divide="ignore"):
-        log_w = x - top if of_logits else np.log(x / top)
+        log_w = x - row_max if of_logits else np.log(x / row_max)
     w = np.exp(log_w)
     others = w.copy()
     np.put_along_axis(others, x.argmax(axis=-1)[..., None], 0, axis=-1)
-    rest = others.sum(axis=-1, keepdims=True)
-    return w / (1 + rest), log_w - np.log1p(rest)
+    sumexp_m1 = others.sum(axis=-1, keepdims=True)
+    return w / (1 + sumexp_m1), log_w - np.log1p(sumexp_m1)
 
 
 def exact(p, q):

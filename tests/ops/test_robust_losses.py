@@ -189,7 +189,7 @@ def test_masked_classes(backend):
         np.testing.assert_array_equal(grad[:, 2:], 0)
 
 
-# --- the ends of the curve ------------------------------------------------------------------
+# --- the ends of the range -------------------------------------------------------------------
 
 
 @floats
@@ -241,7 +241,7 @@ def test_a_certain_label(backend, gamma, dtype):
 @floats
 @pytest.mark.parametrize("distance", [80.0, 700.0, 5000.0, np.inf])
 def test_an_impossible_label(backend, distance, dtype):
-    """p is next to 0, or 0: bounded losses stay bounded, and are not pulled."""
+    """p is next to 0, or 0: bounded losses stay bounded, with a gradient of 0."""
     for n in 3, 200:
         x = np.zeros((2, n), dtype)
         x[:, 1] = -distance

@@ -148,7 +148,7 @@ def _log_p_and_labels(rng, shape, dtype, options):
     return oracle.log_softmax(logits.astype(np.float32)).value.astype(dtype), target
 
 
-def _upstream(draw):
+def _grad_loss(draw):
     def with_grad_loss(rng, shape, dtype, options):
         rows = shape[:-1] if options.get("reduction") == "none" else ()
         grad_loss = rng.uniform(-2, 2, rows).astype(compute(dtype))
@@ -184,7 +184,9 @@ _NLL = [("mean", {}, False), ("none", {"ignore_index": 0, "reduction": "none"}, 
 
 def _losses(ops, rows, draw):
     return [
-        Case(op, name, _upstream(draw) if op.endswith("backward") else draw, options, ulp, weighted)
+        Case(
+            op, name, _grad_loss(draw) if op.endswith("backward") else draw, options, ulp, weighted
+        )
         for op, ulp in ops.items()
         for name, options, weighted in rows
     ]
