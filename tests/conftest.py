@@ -16,7 +16,7 @@ from fastce._runtime.dispatch import BACKENDS
 
 pytest_plugins = ["support.cuda_fixtures"]
 
-# Before Numba is imported: the most threads that it can be told to use. On two processors, too.
+# Before Numba is imported: the largest number of threads that it can use, also on two processors.
 os.environ.setdefault("NUMBA_NUM_THREADS", "8")
 
 # FASTCE_TEST_BACKENDS=reference runs a subset, e.g. where there is no compiler.
@@ -34,12 +34,13 @@ hypothesis.settings.register_profile(
     ],
 )
 hypothesis.settings.load_profile("fastce")
+hypothesis.settings.register_profile("fast", max_examples=25)  # of 100
 
 
 @pytest.fixture(params=SELECTED)
 def backend(request):
     """The name of the backend that computes inside the test."""
-    with fastce.use_backend(request.param):  # raises, and says why, where it is not there
+    with fastce.use_backend(request.param):  # raises an error with the reason where it is missing
         yield request.param
 
 
@@ -68,6 +69,8 @@ def threads():
 
 
 def pytest_configure(config):
+    if config.getoption("--fast"):
+        hypothesis.settings.load_profile("fast")
     config.addinivalue_line("filterwarnings", "error::RuntimeWarning")  # NaN is data: no warning
 
 
@@ -121,8 +124,8 @@ def _sample(items):
 
 
 def pytest_collection_finish():
-    """What the tests keep, they keep to the end: the 20,000 of them, and what Numba compiled. To
-    look through it for garbage after each 700 new objects was an eighth of the time of compiling.
+    """The tests and what Numba compiled live to the end. Collecting garbage among them after each
+    700 new objects took an eighth of the time of compiling.
     """
     gc.freeze()
     gc.set_threshold(50_000, 10, 10)
@@ -130,9 +133,9 @@ def pytest_collection_finish():
 
 @pytest.hookimpl(optionalhook=True)  # without pytest-xdist there is none
 def pytest_xdist_make_scheduler(config, log):
-    """With `pytest -n 2 --dist loadgroup` one process compiles Numba's kernels, and not both; one,
-    the code of users that calls them; one each, the CUDA kernels of attention and all others; and
-    one builds a copy of the kernels. All others are spread by function.
+    """With `pytest -n 2 --dist loadgroup` one process compiles Numba's kernels of attention, and
+    one all others; one, the code of users that calls them; one each, the CUDA kernels of attention
+    and all others; and one builds a copy of the kernels. All others are spread by function.
 
     Not by pytest-xdist's own mark: version 3.8 writes it where pytest 9.2 does not look for it.
     """
@@ -148,15 +151,17 @@ def pytest_xdist_make_scheduler(config, log):
 
 
 def _group(nodeid):
-    """What tests of the same process have in common."""
+    """The name of the group that one process runs."""
     file, _, name = nodeid.rpartition("/")[2].partition("::")
     if file == "test_vendoring.py":
         return "vendoring"
+    of_attention = "attention" in file + name or "warpgroups" in name  # no kernel is in both
     if _is_cuda(file):
-        of_attention = "attention" in file + name or "warpgroups" in name  # no kernel is in both
         return "cuda attention" if of_attention else "cuda"
+    if file.startswith("test_numba"):
+        return "users of numba"
     if "numba" in nodeid:
-        return "users of numba" if file.startswith("test_numba") else "numba"
+        return "numba attention" if of_attention else "numba"
     return nodeid.partition("[")[0]
 
 

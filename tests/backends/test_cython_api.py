@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import SELECTED
+from support.cython_build import include_path
 from test_contract import kernel_functions
 
 import fastce
@@ -56,19 +57,6 @@ def python(folder, *arguments, **variables):
         [sys.executable, *arguments],
         cwd=folder, capture_output=True, text=True, timeout=300, env=env | variables,
     )  # fmt: skip
-
-
-def include_path(folder):
-    """Cython looks for .pxd files in sys.path; those of an editable install are not there."""
-    if Path(fastce.__file__).parent in FOLDER.parents:
-        return []
-    copy = folder / "fastce" / "kernels" / "cython"
-    copy.mkdir(parents=True)
-    for package in copy, copy.parent, copy.parent.parent:
-        (package / "__init__.py").touch()
-    for pxd in FOLDER.glob("*.pxd"):
-        shutil.copy(pxd, copy)
-    return [str(folder)]
 
 
 @pytest.fixture(scope="module")

@@ -173,9 +173,9 @@ def test_show_config(capsys):
 def test_set_validation():
     from fastce._runtime import options
 
-    for wanted in (True, False):
-        fastce.set_validation(wanted)
-        assert options.get_validation() is wanted
+    for value in (True, False):
+        fastce.set_validation(value)
+        assert options.get_validation() is value
     with pytest.raises(TypeError, match="must be True or False, got 1"):
         fastce.set_validation(1)
     with pytest.raises(IndexError):  # CPU backends always check

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import SELECTED
-from test_threads import FORK, python
+from support.processes import FORK, python
 
 import fastce
 

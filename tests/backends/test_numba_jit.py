@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from conftest import SELECTED
-from test_threads import python
+from support.processes import python
 
 import fastce
 

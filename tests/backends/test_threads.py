@@ -1,15 +1,14 @@
 """Any number of threads gives the same bits; many callers at once; forks; how many there are."""
 
 import os
-import signal
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from conftest import SELECTED
-from support.cases import CASES
+from support.cases import CASES, PLAIN
+from support.processes import FORK, TESTS, bits, counts_threads, python
 
 import fastce
 from fastce._runtime.dispatch import OPS
@@ -22,39 +21,7 @@ SHAPES = {
     "short-rows": ((70_000, 10), -1),
     "panels": ((4, 300, 700), 1),
 }
-SPREAD = [c for c in CASES if c.name in ("", "mean", "weight", "all", "probs-all", "none")]
-PLAIN = [c for c in CASES if c.name in ("", "mean")]  # each op once
-
-
-def bits(results):
-    """What two runs must have in common: shapes, dtypes and every bit."""
-    return [(r.shape, r.dtype, r.tobytes()) for r in map(np.asarray, results)]
-
-
-def python(code, timeout=60, **variables):
-    """Run `code` in a process group of its own, all of which is killed when it hangs."""
-    env = {
-        k: v
-        for k, v in os.environ.items()
-        if not k.startswith("FASTCE_") and "NUM_THREADS" not in k
-    }
-    # OpenBLAS starts threads when NumPy is imported, which are not to be counted.
-    env |= {"OPENBLAS_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "16"} | variables
-    process = subprocess.Popen(
-        [sys.executable, "-c", code],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=env,
-        start_new_session=True,
-    )
-    try:
-        output, errors = process.communicate(timeout=timeout)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        output, errors = process.communicate()
-        pytest.fail(f"it hung; so far it said\n{output}{errors}")
-    return process.returncode, output.strip(), errors
+SPREAD = [c for c in CASES if c.name in ("", "mean", "weight", "all", "probs-all")]
 
 
 # --- the same bits ------------------------------------------------------------------------
@@ -72,6 +39,7 @@ def same_bits(case, shape, dtype, axis, threads):
         assert bits(case.run(arguments, options, axis, out=over)) == right, "in place"
 
 
+# 176: each shape is spread in another way. Cases: each op, each sum over rows, each kind of target.
 @pytest.mark.parametrize(("shape", "axis"), SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("case", SPREAD, ids=str)
 def test_the_same_bits(threaded, threads, case, shape, axis):
@@ -84,7 +52,7 @@ def test_the_same_bits_in_float16(threaded, threads, case, shape):
     same_bits(case, SHAPES[shape][0], np.float16, SHAPES[shape][1], threads)
 
 
-@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="counts threads in /proc")
+@counts_threads
 @pytest.mark.parametrize("where", SHAPES)
 def test_the_threads_are_used(threaded, where):
     """Else the tests above would compare one thread with itself."""
@@ -92,8 +60,8 @@ def test_the_threads_are_used(threaded, where):
     code = f"""
 import os, sys
 import numpy as np
-sys.path.insert(0, {os.path.dirname(os.path.dirname(__file__))!r})
-from test_threads import PLAIN
+sys.path.insert(0, {TESTS!r})
+from support.cases import PLAIN
 import fastce
 def threads():
     return len(os.listdir("/proc/self/task"))
@@ -137,35 +105,8 @@ def test_many_python_threads_at_once(backend, threads, shape, axis):
 
 # --- forks --------------------------------------------------------------------------------
 
-FORK = """
-import os, sys, warnings
-import numpy as np
-warnings.simplefilter("ignore")  # Python 3.12 warns of forks of a process with threads
-def compute():
-    import fastce
-    fastce.set_num_threads(4)
-    x = np.random.default_rng(0).standard_normal((40000, 10), np.float32)
-    long = x.reshape(2, -1)
-    t = np.arange(40000) % 10
-    results = [*fastce.cross_entropy_with_grad(x, t), fastce.nll_loss(x, t), fastce.softmax(long),
-               fastce.nll_loss_backward(1.0, x, t), fastce.logsumexp(long), fastce.softmax(x)]
-    return [np.asarray(r).tobytes() for r in results]
-def threads():
-    return len(os.listdir("/proc/self/task"))
-def in_child(work):
-    pid = os.fork()
-    if not pid:
-        try:
-            work()
-            os._exit(0)
-        except BaseException as error:
-            print("in the child:", repr(error), file=sys.stderr, flush=True)
-            os._exit(1)
-    assert os.waitpid(pid, 0)[1] == 0
-"""
 
-
-@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="counts threads in /proc")
+@counts_threads
 def test_fork_after_a_parallel_call(threaded):
     """The child has none of the parent's threads; were it to wait for them, it would hang."""
     code = """
@@ -186,7 +127,7 @@ print("done")
     assert (status, output) == (0, "done"), errors
 
 
-@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="counts threads in /proc")
+@counts_threads
 def test_fork_before_the_first_call(threaded):
     """A child that loads the kernels itself may use threads."""
     code = """
@@ -202,7 +143,7 @@ print("done")
 
 
 EVERY_OP = f"""
-sys.path.insert(0, {os.path.dirname(os.path.dirname(__file__))!r})
+sys.path.insert(0, {TESTS!r})
 def every_op(*ops):  # on one thread, with two allowed
     from support.every_op import bits
     import fastce
@@ -224,10 +165,10 @@ assert threads() == alone + 1, threads()
 """
 
 
-@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="counts threads in /proc")
+@counts_threads
 @pytest.mark.parametrize("op", OPS)
 def test_fork_before_an_op_is_loaded(cython, op):
-    """What a module is told by its first load is not whether its process has the threads."""
+    """A module first loaded in a forked child must not use the threads of the parent."""
     status, output, errors = python(
         FORK + EVERY_OP + LATE + f"in_child(lambda: every_op({op!r})); print('done')",
         FASTCE_BACKEND="cython",
@@ -235,7 +176,7 @@ def test_fork_before_an_op_is_loaded(cython, op):
     assert (status, output) == (0, "done"), errors
 
 
-@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="counts threads in /proc")
+@counts_threads
 def test_multiprocessing_fork_pool(threaded):
     code = """
 import multiprocessing
@@ -304,10 +245,10 @@ def test_small_stacks(cython, op):
     """16 KB are the least that glibc takes; arrays on the stack of a thread ended the process."""
     code = f"""
 import sys
-sys.path.insert(0, {os.path.dirname(os.path.dirname(__file__))!r})
+sys.path.insert(0, {TESTS!r})
 import fastce
-from support.every_op import DTYPES, bits
-for dtype in DTYPES:
+from support.every_op import bits
+for dtype in "float64", "float16":  # of the largest items, and of those that are converted
     fastce.set_num_threads(2)
     result = bits({op!r}, dtype)
     fastce.set_num_threads(1)

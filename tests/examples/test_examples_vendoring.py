@@ -19,7 +19,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from conftest import SELECTED
-from test_cython_api import include_path
+from support.cython_build import include_path
 
 import fastce
 from fastce import kernels

@@ -5,7 +5,7 @@ import importlib
 
 import numpy as np
 import pytest
-from test_threads import python
+from support.processes import python
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 ft = importlib.import_module("fastce.torch")

@@ -13,7 +13,7 @@ from support.truths import widen
 import fastce
 
 attention = fastce.scaled_dot_product_attention
-EXAMPLES = settings(max_examples=60)
+EXAMPLES = settings(max_examples=settings.default.max_examples * 60 // 100)
 INF = np.inf
 seeds = st.integers(0, 2**32 - 1)
 dtypes = st.sampled_from(list(DTYPES.values()))
@@ -107,10 +107,10 @@ def problems(draw, dtype=dtypes, masks=True):
     return Problem((grad_out, q, k, v), options)
 
 
-def assert_near(a, b, room):
-    """Closer than `room`, or the same infinity."""
+def assert_near(a, b, tolerance):
+    """Closer than `tolerance`, or the same infinity."""
     apart = np.subtract(a, b, out=np.zeros_like(a), where=a != b)
-    assert np.all(np.abs(apart) < room)
+    assert np.all(np.abs(apart) < tolerance)
 
 
 def sizes_of(grad_out, q, k, v, mask, options):
@@ -119,7 +119,7 @@ def sizes_of(grad_out, q, k, v, mask, options):
     return [t.scale for t in truths(q, k, v, g, attn_mask=mask, **options)]
 
 
-@settings(max_examples=200)
+@settings(max_examples=2 * settings.default.max_examples)
 @given(problem=problems())
 def test_truth(backend, problem):
     arrays, options = problem
@@ -223,8 +223,8 @@ def test_keys_in_two_parts(backend, problem, where):
     merged = sum(share * out for share, (out, _) in zip(shares, parts, strict=True))
     # exp(lse - total) magnifies the rounding of both.
     size = 1 + np.abs(np.where(norm == -INF, 0, norm)).max(initial=0)
-    room = 1e-13 * size * np.abs(v).max(initial=1)
-    np.testing.assert_allclose(merged, whole, rtol=0, atol=room)
+    tolerance = 1e-13 * size * np.abs(v).max(initial=1)
+    np.testing.assert_allclose(merged, whole, rtol=0, atol=tolerance)
     np.testing.assert_allclose(total, norm, rtol=1e-13, atol=1e-13 * size)
 
 
@@ -258,8 +258,8 @@ def test_sums_of_gradients(backend, problem):
     size = 1 + np.abs(g).max(initial=0) * np.abs(v).max(initial=0) * v.shape[-1]
     np.testing.assert_allclose(dmask.sum(axis=-1), np.zeros(lead), atol=1e-11 * size)
     came = np.where((lse == -INF)[..., None], 0, g).sum(axis=tuple(range(g.ndim - 1)))
-    room = 1e-11 * (1 + np.abs(g).sum())
-    np.testing.assert_allclose(dv.sum(axis=tuple(range(dv.ndim - 1))), came, atol=room)
+    tolerance = 1e-11 * (1 + np.abs(g).sum())
+    np.testing.assert_allclose(dv.sum(axis=tuple(range(dv.ndim - 1))), came, atol=tolerance)
 
 
 @EXAMPLES

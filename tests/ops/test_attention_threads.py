@@ -5,29 +5,18 @@ backward by heads, by tiles in order, or in two passes over what has 16 bits. Ea
 one of these ways, and does enough for it to be spread.
 """
 
-import os
+import itertools
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from support.attention import CASES, Shape, check, draw, run, truth
-from test_threads import bits, python
+from support.attention import LARGE_SHAPES as SHAPES
+from support.processes import TESTS, bits, counts_threads, python
 
 import fastce
 
-counts_threads = pytest.mark.skipif(
-    not os.path.isdir("/proc/self/task"), reason="counts threads in /proc"
-)
-SHAPES = {
-    "decode": Shape((2,), 4, 1, 1, 5000, 32, 32),  # few queries, split keys
-    "split tiles": Shape((), 16, 2, 3, 4000, 16, 16),  # tiles of heads, split keys
-    "one head": Shape((), 1, 1, 500, 700, 16, 8),  # tiles in order
-    "one group": Shape((), 6, 1, 130, 300, 16, 8),  # tiles in order, over heads
-    "three heads": Shape((3,), 1, 1, 260, 260, 16, 16),  # whole heads for 2 threads, not for 5
-    "many heads": Shape((2,), 16, 8, 70, 200, 16, 16),  # whole heads
-    "wide": Shape((), 2, 2, 40, 4500, 120, 120),  # sums of a head above 4 MiB
-}
 DTYPES = {"f32": np.float32, "f64": np.float64, "f16": np.float16, "bf16": "bfloat16"}
 
 
@@ -44,9 +33,15 @@ def same_bits(threads, call):
             assert bits(call()) == right, f"with {count} threads"
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("case", ["plain", "causal-offset", "all"])
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def _bits_grid():
+    """Each way over the threads with each dtype, and with one of the cases."""
+    cases = "plain", "causal-offset", "all"
+    for (i, name), (j, dtype) in itertools.product(enumerate(SHAPES), enumerate(DTYPES)):
+        case = cases[(i + j) % 3]
+        yield pytest.param(SHAPES[name], case, dtype, id=f"{name}-{case}-{dtype}")
+
+
+@pytest.mark.parametrize(("shape", "case", "dtype"), list(_bits_grid()))
 def test_the_same_bits(threaded, threads, shape, case, dtype):
     arrays, options = draw(case, shape, dtype_of(dtype))
     same_bits(threads, lambda: run(*arrays, **options))
@@ -136,9 +131,8 @@ def test_the_threads_are_used(threaded, where):
     code = f"""
 import os, sys
 import numpy as np
-sys.path.insert(0, {os.path.dirname(os.path.dirname(__file__))!r})
-from support.attention import draw, run
-from test_attention_threads import SHAPES
+sys.path.insert(0, {TESTS!r})
+from support.attention import LARGE_SHAPES as SHAPES, draw, run
 import fastce
 def threads():
     return len(os.listdir("/proc/self/task"))
@@ -189,11 +183,10 @@ def test_many_python_threads_at_once(backend, threads, shape):
 
 FORK = f"""
 import os, sys, warnings
-sys.path.insert(0, {os.path.dirname(os.path.dirname(__file__))!r})
+sys.path.insert(0, {TESTS!r})
 import numpy as np
 import fastce
-from support.attention import draw, run
-from test_attention_threads import SHAPES
+from support.attention import LARGE_SHAPES as SHAPES, draw, run
 warnings.simplefilter("ignore")  # Python 3.12 warns of forks of a process with threads
 def compute():
     fastce.set_num_threads(4)

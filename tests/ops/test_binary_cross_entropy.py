@@ -135,6 +135,7 @@ def check(row, x, target, options, results):
     assert_close(grad, Truth(*(v / divisor for v in slope)), most[1], f"{row}: gradient")
 
 
+# 144: each row has loops of its own for the kinds of weights, each dtype for loading and storing.
 @dtypes
 @rows
 def test_truth(backend, row, dtype):
@@ -156,6 +157,7 @@ def test_targets_keep_their_precision(backend, form, dtype, target_dtype):
         check(row, x, target, options, row.results(x, target, options))
 
 
+# 144, as above: the pass for both has loops of its own, too.
 @dtypes
 @rows
 def test_fused_is_separate(backend, row, dtype):

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from support import truths as oracle
 from support.cases import CASES, DTYPES, ROBUST_LOSSES
+from support.grids import with_one_dtype
 
 import fastce
 from fastce._runtime.dispatch import OPS
@@ -12,8 +13,7 @@ from fastce._runtime.dispatch import OPS
 EVERY = CASES + [case for case in ROBUST_LOSSES if case not in CASES]
 
 
-@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
-@pytest.mark.parametrize("case", EVERY, ids=str)
+@with_one_dtype("case", EVERY)
 def test_inputs_vary(case, dtype):
     arguments, options = case.inputs((30, 50), dtype)
     again, _ = case.inputs((30, 50), dtype)

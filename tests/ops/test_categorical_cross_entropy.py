@@ -1,11 +1,13 @@
 """categorical_cross_entropy and its gradients, on every backend."""
 
+import itertools
+
 import numpy as np
 import pytest
 from support.cases import DTYPES
 from support.layouts import LAYOUTS
+from support.processes import bits
 from support.truths import compute, ulp_error, widen
-from test_threads import bits
 
 import fastce
 
@@ -102,6 +104,7 @@ def check(probs, target, options, what=""):
 SHAPES = [((23, 130), -1), ((5, 7), 1), ((40, 9), 0), ((3, 21, 37), 1), ((1, 4500), 1), ((2, 1), 1)]
 
 
+# 108: which elements the clip cuts depends on the rounding of a dtype, what they cost on options.
 @pytest.mark.parametrize("name", OPTIONS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_truth(backend, dtype, name):
@@ -309,9 +312,8 @@ def test_no_row_counts(backend):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("axis", [0, 1, 2])
-def test_layouts(backend, axis, layout):
-    for name in "all", "dense-all":
+def test_layouts(backend, layout):
+    for axis, name in itertools.product(range(3), ("all", "dense-all")):
         options = OPTIONS[name] | {"reduction": "none"}
         probs, target, options = draw((4, 6, 5), np.dtype("f4"), options, axis)
         right = BOTH(probs, target, axis=axis, **options)

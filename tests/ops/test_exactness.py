@@ -82,7 +82,7 @@ def test_losses_of_large_rows(kind, backend):
 
 
 def equal_terms(dtype):
-    """Rows below a single 0 in which the same term, or two in turn, comes again and again."""
+    """Rows below a single 0 in which the same term, or two alternating ones, repeat."""
     for n, value in (3771, -11.0), (4102, -11.25), (4096, -5.123), (1000, -0.3), (40000, -9.7):
         x = np.full(n, value, dtype)
         x[n // 2] = 0
@@ -179,7 +179,7 @@ def test_gradient_at_a_dominating_label(backend, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 def test_gradient_of_a_dominating_class_that_is_wanted_in_part(backend, dtype):
-    """pull * p - q = (pull - q) * p + q * (p - 1), with weights and label smoothing."""
+    """p_factor * p - q = (p_factor - q) * p + q * (p - 1), with weights and label smoothing."""
     for n in 5, 150, 700, 4500:
         x, target = np.zeros((3, n), dtype), np.zeros((3, n), dtype)
         x[:, n // 2] = np.array(math.log(n) + 7, dtype)
@@ -243,6 +243,7 @@ def test_short_rows_and_planes(op, kind, dtype, backend):
         assert_close(columns, right, bound, f"{op} {kind} n={n} in planes")
 
 
+# 108: each op, in rows of one block and of several and in planes, rounds in code of its own.
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shape", [(64, 32000), (20000, 10), (16, 1000, 40)])
 @pytest.mark.parametrize("op", ["log_softmax", "softmax"])

@@ -1,4 +1,4 @@
-"""`out` over an input that the kernel reads while it writes: labels, weights, upstream, lse."""
+"""`out` over an input that the kernel reads while it writes: labels, weights, grad_loss, lse."""
 
 import numpy as np
 import pytest
@@ -39,8 +39,8 @@ def test_other_inputs_in_out(backend, name):
     def gradient(part, **more):
         arguments = {"weight": part} if name == "weight" else {}
         arguments |= {"lse": part} if name == "lse" else {}
-        upstream = part if name == "grad_loss" else np.ones(N, np.float32)
-        return fastce.cross_entropy_backward(upstream, x, target, **arguments, **options, **more)
+        grad_loss = part if name == "grad_loss" else np.ones(N, np.float32)
+        return fastce.cross_entropy_backward(grad_loss, x, target, **arguments, **options, **more)
 
     right = gradient(part.copy())
     np.testing.assert_array_equal(gradient(part, out=buffer), right)

@@ -11,7 +11,7 @@ from support.layouts import LAYOUTS
 
 import fastce
 
-EXAMPLES = settings(max_examples=150)
+EXAMPLES = settings(max_examples=settings.default.max_examples * 150 // 100)
 shapes = hnp.array_shapes(min_dims=1, max_dims=4, min_side=1, max_side=20)
 dtypes = st.sampled_from(list(DTYPES.values()))
 layouts = st.sampled_from([k for k in LAYOUTS if k != "swapped bytes"])  # none for bfloat16

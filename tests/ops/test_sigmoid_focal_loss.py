@@ -62,6 +62,7 @@ def check(x, t, gamma, alpha, results, most=None):
     assert_close(results[1], slope, most, f"gamma {gamma}: gradient")
 
 
+# 120: each power has a loop of its own, for targets of 0 and 1 and between, and for each dtype.
 @dtypes
 @gammas
 @pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
@@ -95,20 +96,20 @@ def test_targets_keep_their_precision(backend, gamma, dtype):
 
 
 @gammas
-@pytest.mark.parametrize("target", [0.0, 1.0, 0.25, 1e-6])
 @pytest.mark.parametrize("dtype", ["f4", "f8"])
-def test_exact_for_logits_of_any_size(backend, dtype, target, gamma):
+def test_exact_for_logits_of_any_size(backend, dtype, gamma):
     """Where nothing cancels, ULP of the value itself, however small it is."""
     rng = np.random.default_rng(0)
-    size = np.exp2(rng.uniform(-30, np.log2(1e4), 10_000))
+    size = np.exp2(rng.uniform(-30, np.log2(1e4), 5000))
     x = np.concatenate([size, -size]).astype(dtype)
-    t = np.full_like(x, target)
-    loss, grad = each_loss(x, t, gamma=gamma)
-    check(x, t, gamma, 0.25, (loss, grad))
-    if target in (0, 1):
-        each, slope = truth(x, t, gamma)
-        assert ulp_error(loss, each.value).max() <= limit(gamma)
-        assert ulp_error(grad, slope.value).max() <= limit(gamma)
+    for target in 0.0, 1.0, 0.25, 1e-6:
+        t = np.full_like(x, target)
+        loss, grad = each_loss(x, t, gamma=gamma)
+        check(x, t, gamma, 0.25, (loss, grad))
+        if target in (0, 1):
+            each, slope = truth(x, t, gamma)
+            assert ulp_error(loss, each.value).max() <= limit(gamma)
+            assert ulp_error(grad, slope.value).max() <= limit(gamma)
 
 
 @pytest.mark.parametrize("gamma", [1e-3, 40.0, 1e4, 1e30])

@@ -87,13 +87,13 @@ def _each_head(
                 allowed &= mask != -np.inf
                 scores = scores + np.where(allowed, mask, 0)
                 size = size + np.where(allowed, np.abs(mask), 0)
-        top = np.max(scores, axis=1, keepdims=True, initial=-np.inf, where=allowed)
-        top = np.where(allowed.any(axis=1, keepdims=True), top, 0)
-        powers = np.exp(np.where(allowed, scores - top, -np.inf))
+        row_max = np.max(scores, axis=1, keepdims=True, initial=-np.inf, where=allowed)
+        row_max = np.where(allowed.any(axis=1, keepdims=True), row_max, 0)
+        powers = np.exp(np.where(allowed, scores - row_max, -np.inf))
         total = powers.sum(axis=1, keepdims=True)
         weights = powers / np.where(total == 0, 1, total)
         with np.errstate(divide="ignore"):  # -inf for a query that may see no key
-            lse = (top + np.log(total))[:, 0]
+            lse = (row_max + np.log(total))[:, 0]
         yield Head(index, keys, q1, k1, v1, weights, slope, lse, size)
 
 
@@ -124,16 +124,16 @@ def truths(q, k, v, grad_out=None, **options):
         if grad_out is None:
             continue
         g = widen(grad_out[i])
-        pulled = g @ h.v.T
-        ds = p * (pulled - (p * pulled).sum(axis=1, keepdims=True))
+        dp = g @ h.v.T
+        ds = p * (dp - (p * dp).sum(axis=1, keepdims=True))
         dt = ds * h.slope * scale
         dmask.value[i][:, keys] = ds
         dq.value[i], dk.value[i][keys], dv.value[i][keys] = dt @ h.k, dt.T @ h.q, p.T @ g
         # The same with every term positive, and the rounding of scores and lse in each weight.
         p = p * (1 + finer * (h.size + norm[:, None])) + least * (p > 0)
         g = np.abs(g)
-        pulled = g @ v1.T
-        ds = p * (pulled + (p * pulled).sum(axis=1, keepdims=True))
+        dp = g @ v1.T
+        ds = p * (dp + (p * dp).sum(axis=1, keepdims=True))
         dt = ds * abs(scale)
         dmask.scale[i][:, keys] = ds
         dq.scale[i], dk.scale[i][keys], dv.scale[i][keys] = dt @ k1, dt.T @ q1, p.T @ g
@@ -176,7 +176,7 @@ def _summed(a, shape):
 def assert_close(result, value, size, limit, what="", unit=None):
     """No error above `limit` times eps of the dtype `unit` (that of the result), times `size`.
 
-    The smallest number comes on top, since a result below it is lost; of bfloat16, the least normal
+    The smallest number is added, since a result below it is lost; of bfloat16, the least normal
     one times what it may be multiplied with, as AVX512-BF16 takes subnormal inputs for 0.
     """
     result = np.asarray(result)
@@ -184,11 +184,11 @@ def assert_close(result, value, size, limit, what="", unit=None):
     unit = unit or result.dtype
     info = ml_dtypes.finfo(unit)
     least = 256 * info.smallest_normal if unit == BF16 else 16 * info.smallest_subnormal
-    room = limit * eps(unit) * size + float(least)
+    tolerance = limit * eps(unit) * size + float(least)
     result = widen(result)
     with np.errstate(invalid="ignore"):
         error = np.where(result == value, 0, np.abs(result - value))
-        excess = np.where(size > 0, error / room, np.where(error == 0, 0, np.inf))
+        excess = np.where(size > 0, error / tolerance, np.where(error == 0, 0, np.inf))
     excess = np.where(np.isnan(excess), np.inf, excess)
     if excess.size:
         i = np.unravel_index(np.argmax(excess), excess.shape)
@@ -286,6 +286,16 @@ SHAPES = {
     "tiles": Shape((2,), 4, 2, 70, 100, 17, 9),
     "blocks": Shape((), 2, 1, 66, 400, 8, 24),
     "wide": Shape((1, 2), 1, 1, 33, 97, 130, 66),
+}
+# Each goes another way over the threads, and does enough to be spread.
+LARGE_SHAPES = {
+    "decode": Shape((2,), 4, 1, 1, 5000, 32, 32),  # few queries, split keys
+    "split tiles": Shape((), 16, 2, 3, 4000, 16, 16),  # tiles of heads, split keys
+    "one head": Shape((), 1, 1, 500, 700, 16, 8),  # tiles in order
+    "one group": Shape((), 6, 1, 130, 300, 16, 8),  # tiles in order, over heads
+    "three heads": Shape((3,), 1, 1, 260, 260, 16, 16),  # whole heads for 2 threads, not for 5
+    "many heads": Shape((2,), 16, 8, 70, 200, 16, 16),  # whole heads
+    "wide": Shape((), 2, 2, 40, 4500, 120, 120),  # sums of a head above 4 MiB
 }
 
 

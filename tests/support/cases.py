@@ -116,13 +116,18 @@ def _logits(rng, shape, dtype, options):
     return ((3 * rng.standard_normal(shape)).astype(dtype),)
 
 
+def _scores(rng, shape):
+    """In float32: their truth is computed in float64, 7 times as fast as in longdouble."""
+    return (2 * rng.standard_normal(shape)).astype(np.float32)
+
+
 def _grad_and_p(rng, shape, dtype, options):
-    y = oracle.softmax(2 * rng.standard_normal(shape)).value
+    y = oracle.softmax(_scores(rng, shape)).value
     return rng.standard_normal(shape).astype(dtype), y.astype(dtype)
 
 
 def _grad_and_log_p(rng, shape, dtype, options):
-    y = oracle.log_softmax(2 * rng.standard_normal(shape)).value
+    y = oracle.log_softmax(_scores(rng, shape)).value
     return rng.standard_normal(shape).astype(dtype), y.astype(dtype)
 
 
@@ -134,16 +139,16 @@ def _labels(rng, shape, dtype, options):
 
 
 def _probabilities(rng, shape, dtype, options):
-    target = oracle.softmax(2 * rng.standard_normal(shape)).value
+    target = oracle.softmax(_scores(rng, shape)).value
     return (*_logits(rng, shape, dtype, options), target.astype(dtype))
 
 
 def _log_p_and_labels(rng, shape, dtype, options):
     logits, target = _labels(rng, shape, dtype, options)
-    return oracle.log_softmax(logits).value.astype(dtype), target
+    return oracle.log_softmax(logits.astype(np.float32)).value.astype(dtype), target
 
 
-def _upstream(draw):
+def _grad_loss(draw):
     def with_grad_loss(rng, shape, dtype, options):
         rows = shape[:-1] if options.get("reduction") == "none" else ()
         grad_loss = rng.uniform(-2, 2, rows).astype(compute(dtype))
@@ -179,7 +184,9 @@ _NLL = [("mean", {}, False), ("none", {"ignore_index": 0, "reduction": "none"}, 
 
 def _losses(ops, rows, draw):
     return [
-        Case(op, name, _upstream(draw) if op.endswith("backward") else draw, options, ulp, weighted)
+        Case(
+            op, name, _grad_loss(draw) if op.endswith("backward") else draw, options, ulp, weighted
+        )
         for op, ulp in ops.items()
         for name, options, weighted in rows
     ]
@@ -240,3 +247,4 @@ ROBUST_LOSSES = [
 # They share the loops of cross-entropy, so one of each kind goes over all shapes and layouts.
 CASES = LOG_SOFTMAX + CROSS_ENTROPY
 CASES += [c for c in ROBUST_LOSSES if c.name == "all" and c.op.endswith("with_grad")]
+PLAIN = [c for c in CASES if c.name in ("", "mean")]  # each op once

@@ -107,32 +107,33 @@ def assert_close(result, truth, limit, what=""):
 
 
 def _split(x):
-    """max(x), x - max, and log(sum(exp(x - max))) without the 1 of the maximum itself."""
+    """max(x), x - max, and log(sum(exp(x - max))): log1p of the sum without the maximum."""
     x = widen(x)
     if not x.shape[-1]:
         none = np.zeros((*x.shape[:-1], 1), x.dtype)
         return none - np.inf, x, none
     with np.errstate(invalid="ignore"):
-        top = x.max(axis=-1, keepdims=True)
-        below = x - top
+        row_max = x.max(axis=-1, keepdims=True)
+        below = x - row_max
         powers = np.exp(below)
         powers[np.arange(x.shape[-1]) == x.argmax(axis=-1)[..., None]] = 0
-        rest = np.log1p(powers.sum(axis=-1, keepdims=True))
-        return top, below, rest + (top - top)  # NaN where the maximum is infinite, as torch has it
+        log_sum = np.log1p(powers.sum(axis=-1, keepdims=True))
+        # NaN where the maximum is infinite, as in PyTorch
+        return row_max, below, log_sum + (row_max - row_max)
 
 
 def logsumexp(x):
-    top, _, rest = _split(x)
-    value = np.where(np.isinf(top), top, top + rest)[..., 0]
+    row_max, _, log_sum = _split(x)
+    value = np.where(np.isinf(row_max), row_max, row_max + log_sum)[..., 0]
     value = np.where(np.isnan(widen(x)).any(axis=-1), np.nan, value)
-    return Truth(value, (np.abs(top) + rest)[..., 0])
+    return Truth(value, (np.abs(row_max) + log_sum)[..., 0])
 
 
 def log_softmax(x):
-    _, below, rest = _split(x)
-    value = below - rest
-    # Strictly less than `below`, also where `rest` is lost: it decides how a tie is rounded.
-    value = np.where((value == below) & (rest > 0), np.nextafter(below, -np.inf), value)
+    _, below, log_sum = _split(x)
+    value = below - log_sum
+    # Strictly less than `below`, also where `log_sum` is lost: it decides how a tie is rounded.
+    value = np.where((value == below) & (log_sum > 0), np.nextafter(below, -np.inf), value)
     return Truth(value, np.abs(value))
 
 
@@ -143,9 +144,9 @@ def softmax(x):
 
 def softmax_backward(grad, y):
     grad, y = widen(grad), widen(y)
-    pulled = (grad * y).sum(axis=-1, keepdims=True)
+    dot = (grad * y).sum(axis=-1, keepdims=True)
     total = np.abs(grad * y).sum(axis=-1, keepdims=True)
-    return Truth(y * (grad - pulled), np.abs(y) * (np.abs(grad) + total))
+    return Truth(y * (grad - dot), np.abs(y) * (np.abs(grad) + total))
 
 
 def log_softmax_backward(grad, y):
@@ -192,18 +193,18 @@ def _loss_and_grad(logits, target, weight, ignore_index, label_smoothing, z_loss
     q = ((1 - x.dtype.type(label_smoothing)) * q + x.dtype.type(label_smoothing) / n) * w
     q = q.astype(x.dtype)
     z = x.dtype.type(z_loss)
-    top, _, rest = _split(x)
-    lse, lse_scale = top + rest, np.abs(top) + np.abs(rest)
+    row_max, _, log_sum = _split(x)
+    lse, lse_scale = row_max + log_sum, np.abs(row_max) + np.abs(log_sum)
     log_p = log_softmax(x).value
     with np.errstate(invalid="ignore"):
         cost = np.where((q == 0) & ~np.isnan(log_p), 0, -q * log_p)
         loss = cost.sum(axis=-1) + (z * lse**2)[..., 0]
         loss_scale = np.abs(cost).sum(axis=-1) + (np.abs(z) * lse_scale**2)[..., 0]
-        pull = q.sum(axis=-1, keepdims=True) + 2 * z * lse
-        pull_scale = np.abs(q).sum(axis=-1, keepdims=True) + 2 * np.abs(z) * lse_scale
+        p_factor = q.sum(axis=-1, keepdims=True) + 2 * z * lse
+        p_factor_scale = np.abs(q).sum(axis=-1, keepdims=True) + 2 * np.abs(z) * lse_scale
         # p - 1 by expm1, since p rounds to 1 where a class dominates
-        grad = q * np.expm1(log_p) + (pull - q) * np.exp(log_p)
-        grad_scale = np.abs(q) + pull_scale * np.exp(log_p)
+        grad = q * np.expm1(log_p) + (p_factor - q) * np.exp(log_p)
+        grad_scale = np.abs(q) + p_factor_scale * np.exp(log_p)
     row = kept[..., None]
     return (
         (np.where(kept, loss, 0), np.where(kept, loss_scale, 0)),
@@ -213,8 +214,8 @@ def _loss_and_grad(logits, target, weight, ignore_index, label_smoothing, z_loss
     )
 
 
-def _pulled(rows, grad_loss, reduction, divisor):
-    """Gradient rows times the upstream gradient; a row that does not count stays exactly 0."""
+def _times_grad_loss(rows, grad_loss, reduction, divisor):
+    """Gradient rows times `grad_loss`; a row that does not count stays exactly 0."""
     g = widen(grad_loss)
     g = g[..., None] if g.ndim else g
     with np.errstate(divide="ignore"):
@@ -256,7 +257,7 @@ def cross_entropy_backward(
     _, grad, _, divisor = _loss_and_grad(
         logits, target, weight, ignore_index, label_smoothing, z_loss
     )
-    return _pulled(grad, grad_loss, reduction, divisor)
+    return _times_grad_loss(grad, grad_loss, reduction, divisor)
 
 
 def cross_entropy_with_grad(
@@ -272,7 +273,7 @@ def cross_entropy_with_grad(
     loss, grad, _, divisor = _loss_and_grad(
         logits, target, weight, ignore_index, label_smoothing, z_loss
     )
-    return _reduced(loss, reduction, divisor), _pulled(grad, 1.0, reduction, divisor)
+    return _reduced(loss, reduction, divisor), _times_grad_loss(grad, 1.0, reduction, divisor)
 
 
 def nll_loss(log_probs, target, *, weight=None, ignore_index=-100, reduction="mean"):
@@ -292,7 +293,7 @@ def nll_loss_backward(
     w = np.ones(x.shape[-1], x.dtype) if weight is None else widen(weight)
     rows = np.where(onehot, -w, 0)
     divisor = _divisor(np.asarray(target), x.shape[-1], weight, ignore_index)
-    return _pulled((rows, np.abs(rows)), grad_loss, reduction, divisor)
+    return _times_grad_loss((rows, np.abs(rows)), grad_loss, reduction, divisor)
 
 
 # --- robust_losses.py ---------------------------------------------------------------------
@@ -324,7 +325,7 @@ def _robust(function, logits, target, weight, ignore_index, reduction, axis_mean
 
 def _both(losses, reduction):
     loss, grad, divisor = losses[:3]
-    return _reduced(loss, reduction, divisor), _pulled(grad, 1.0, reduction, divisor)
+    return _reduced(loss, reduction, divisor), _times_grad_loss(grad, 1.0, reduction, divisor)
 
 
 def _declare(name, losses):
@@ -335,7 +336,7 @@ def _declare(name, losses):
 
     def backward(grad_loss, logits, target, *, reduction="mean", **options):
         _, grad, divisor = losses(logits, target, reduction=reduction, **options)[:3]
-        return _pulled(grad, grad_loss, reduction, divisor)
+        return _times_grad_loss(grad, grad_loss, reduction, divisor)
 
     def with_grad(logits, target, *, reduction="mean", **options):
         return _both(losses(logits, target, reduction=reduction, **options), reduction)
@@ -391,10 +392,10 @@ def _penalty(logits, target, *, beta=0.1, weight=None, ignore_index=-100, reduct
     )
     beta = log_p.dtype.type(beta)
     h = np.where(kept[..., None], -(p * log_p).sum(axis=-1, keepdims=True), 0)
-    pull = np.where(kept[..., None], beta * p * (log_p + h), 0)
-    pull_scale = np.where(kept[..., None], abs(beta) * p * (h - log_p), 0)
+    of_h = np.where(kept[..., None], beta * p * (log_p + h), 0)
+    of_h_scale = np.where(kept[..., None], abs(beta) * p * (h - log_p), 0)
     loss = loss[0] - beta * h[..., 0], loss[1] + abs(beta) * h[..., 0]
-    return loss, (grad[0] + pull, grad[1] + pull_scale), divisor
+    return loss, (grad[0] + of_h, grad[1] + of_h_scale), divisor
 
 
 for _name, _losses in {
