@@ -6,11 +6,9 @@ from typing import Any
 
 from numpy.typing import ArrayLike
 
-from ._inputs import host
-from ._inputs.elementwise import check_smoothing, element_inputs
+from ._inputs.elementwise import ElementInputs, ProbabilityInputs
+from ._inputs.loss import check_smoothing
 from .cross_entropy import Reduction
-
-_OP = "binary_cross_entropy"
 
 
 def binary_cross_entropy(
@@ -31,7 +29,7 @@ def binary_cross_entropy(
     probs : array_like
         Probabilities from 0 to 1: float64, float32, float16 or bfloat16, any shape and layout.
     target : array_like
-        The wanted probabilities, of the shape of `probs`: floating, or 0 and 1 (False and True) of
+        Target probabilities, of the shape of `probs`: floating, or 0 and 1 (False and True) of
         any integer or boolean dtype. A floating one not of the dtype of `probs` is converted
         once: to float64 beside float64, else to float32.
         That they are from 0 to 1 is not checked: the loss is linear in them.
@@ -51,7 +49,8 @@ def binary_cross_entropy(
         For a number that is no probability. It names the first one. (On a GPU its loss becomes NaN
         instead, see `set_validation`.) NaN is let through.
     TypeError, ValueError
-        For shapes, dtypes or options that do not fit. The message shows what was received.
+        For shapes, dtypes or options that do not fit, before anything is written. The message
+        shows what was received.
 
     Notes
     -----
@@ -63,10 +62,7 @@ def binary_cross_entropy(
     >>> round(float(fastce.binary_cross_entropy([0.5, 0.8], [0, 1])), 6)  # -(log 0.5 + log 0.8) / 2
     0.458145
     """
-    p = element_inputs(_OP, "probs", probs, target, {"weight": weight}, reduction)
-    losses, loss = p.new_loss()
-    _checked(p, "binary_cross_entropy", losses, p.x, p.target, *p.weights, losses)
-    return host.like(probs, loss)
+    return _probabilities(probs, target, weight, reduction).loss()
 
 
 def binary_cross_entropy_backward(
@@ -85,9 +81,9 @@ def binary_cross_entropy_backward(
     grad_loss : array_like
         Gradient with respect to the loss: a scalar, or for ``reduction="none"`` one per element.
     probs, target, weight, reduction
-        As given to `binary_cross_entropy`.
+        As for `binary_cross_entropy`, with the same errors.
     out : array, optional
-        Where to put the gradient: shape and dtype of `probs`. It may be `probs` itself.
+        Memory for the gradient: shape and dtype of `probs`. It may be `probs` itself.
 
     Returns
     -------
@@ -95,25 +91,13 @@ def binary_cross_entropy_backward(
         Of the shape and dtype of `probs`: ``grad_loss * w * (p - t) / max(p * (1 - p), 1e-12)``.
         It knows nothing of the bound of the logarithms, as in PyTorch.
 
-    Raises
-    ------
-    TypeError, ValueError
-        As `binary_cross_entropy`; nothing is written then.
-
     Examples
     --------
     >>> import fastce
     >>> fastce.binary_cross_entropy_backward(1.0, [0.5, 0.75], [0, 1], reduction="sum")
     array([ 2.        , -1.33333333])
     """
-    p = element_inputs(_OP, "probs", probs, target, {"weight": weight}, reduction, out)
-    upstream = p.grad_loss(grad_loss)
-    p.check_probabilities()
-    slopes, grad = p.new_grad()
-    p.kernel("binary_cross_entropy_backward")(
-        upstream, p.x, p.target, *p.weights, slopes, **p.options
-    )
-    return host.like(probs, grad) if out is None else out
+    return _probabilities(probs, target, weight, reduction, out).grad(grad_loss)
 
 
 def binary_cross_entropy_with_grad(
@@ -124,27 +108,19 @@ def binary_cross_entropy_with_grad(
     reduction: Reduction = "mean",
     out: Any = None,
 ) -> tuple[Any, Any]:
-    """`binary_cross_entropy` and its gradient, in one trip through memory.
+    """`binary_cross_entropy` and its gradient, in a single pass.
 
     Parameters
     ----------
     probs, target, weight, reduction
-        As for `binary_cross_entropy`.
+        As for `binary_cross_entropy`, with the same errors.
     out : array, optional
-        Where to put the gradient: shape and dtype of `probs`. It may be `probs` itself.
+        Memory for the gradient: shape and dtype of `probs`. It may be `probs` itself.
 
     Returns
     -------
-    loss : scalar or array
-        As `binary_cross_entropy` returns it.
-    grad : array
-        Of the shape and dtype of `probs`. For ``reduction="none"``, the gradient of each element's
-        own loss.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `binary_cross_entropy`; nothing is written then.
+    loss, grad : scalar or array, and array
+        As from `binary_cross_entropy` and, for a `grad_loss` of 1, `binary_cross_entropy_backward`.
 
     Examples
     --------
@@ -153,22 +129,7 @@ def binary_cross_entropy_with_grad(
     >>> round(float(loss), 6), grad
     (0.693147, array([ 1., -1.]))
     """
-    p = element_inputs(_OP, "probs", probs, target, {"weight": weight}, reduction, out)
-    losses, loss = p.new_loss()
-    slopes, grad = p.new_grad()
-    name = "binary_cross_entropy_with_grad"
-    _checked(p, name, losses, p.x, p.target, *p.weights, losses, slopes)
-    return host.like(probs, loss), host.like(probs, grad) if out is None else out
-
-
-def _checked(p: Any, name: str, losses: Any, *arrays: Any) -> None:
-    """Compute, and refuse what is no probability. A bad one makes its loss NaN, and so the sum."""
-    first = p.must_check_first
-    if first:
-        p.check_probabilities()
-    p.kernel(name)(*arrays, **p.options)
-    if not first and losses[0] != losses[0]:
-        p.check_probabilities()
+    return _probabilities(probs, target, weight, reduction, out).loss_and_grad()
 
 
 def binary_cross_entropy_with_logits(
@@ -192,7 +153,7 @@ def binary_cross_entropy_with_logits(
     logits : array_like
         Log-odds: float64, float32, float16 or bfloat16, any shape and layout.
     target : array_like
-        The wanted probabilities, of the shape of `logits`: floating, or 0 and 1 (False and True) of
+        Target probabilities, of the shape of `logits`: floating, or 0 and 1 (False and True) of
         any integer or boolean dtype. A floating one not of the dtype of `logits` is converted
         once: to float64 beside float64, else to float32.
         That they are from 0 to 1 is not checked: the loss is linear in them.
@@ -214,7 +175,8 @@ def binary_cross_entropy_with_logits(
     Raises
     ------
     TypeError, ValueError
-        For shapes, dtypes or options that do not fit. The message shows what was received.
+        For shapes, dtypes or options that do not fit, before anything is written. The message
+        shows what was received.
 
     Notes
     -----
@@ -234,12 +196,7 @@ def binary_cross_entropy_with_logits(
     >>> round(float(fastce.binary_cross_entropy_with_logits(logits, [0, 1])), 6)
     0.458145
     """
-    p, smoothing = _logits(logits, target, weight, pos_weight, label_smoothing, reduction)
-    losses, loss = p.new_loss()
-    p.kernel("binary_cross_entropy_with_logits")(
-        p.x, p.target, *p.weights, losses, **p.options, label_smoothing=smoothing
-    )
-    return host.like(logits, loss)
+    return _logits(logits, target, weight, pos_weight, label_smoothing, reduction).loss()
 
 
 def binary_cross_entropy_with_logits_backward(
@@ -260,9 +217,9 @@ def binary_cross_entropy_with_logits_backward(
     grad_loss : array_like
         Gradient with respect to the loss: a scalar, or for ``reduction="none"`` one per element.
     logits, target, weight, pos_weight, label_smoothing, reduction
-        As given to `binary_cross_entropy_with_logits`.
+        As for `binary_cross_entropy_with_logits`, with the same errors.
     out : array, optional
-        Where to put the gradient: shape and dtype of `logits`. It may be `logits` itself.
+        Memory for the gradient: shape and dtype of `logits`. It may be `logits` itself.
 
     Returns
     -------
@@ -271,29 +228,15 @@ def binary_cross_entropy_with_logits_backward(
         ``grad_loss * w * ((1 - t') * sigmoid(x) - v * t' * sigmoid(-x))``, in the terms of
         `binary_cross_entropy_with_logits`. Without weights that is ``sigmoid(x) - t'``.
 
-    Raises
-    ------
-    TypeError, ValueError
-        As `binary_cross_entropy_with_logits`; nothing is written then.
-
     Examples
     --------
     >>> import fastce
     >>> fastce.binary_cross_entropy_with_logits_backward(1.0, [0.0, 0.0], [0, 1])
     array([ 0.25, -0.25])
     """
-    p, smoothing = _logits(logits, target, weight, pos_weight, label_smoothing, reduction, out)
-    slopes, grad = p.new_grad()
-    p.kernel("binary_cross_entropy_with_logits_backward")(
-        p.grad_loss(grad_loss),
-        p.x,
-        p.target,
-        *p.weights,
-        slopes,
-        **p.options,
-        label_smoothing=smoothing,
+    return _logits(logits, target, weight, pos_weight, label_smoothing, reduction, out).grad(
+        grad_loss
     )
-    return host.like(logits, grad) if out is None else out
 
 
 def binary_cross_entropy_with_logits_with_grad(
@@ -306,28 +249,21 @@ def binary_cross_entropy_with_logits_with_grad(
     reduction: Reduction = "mean",
     out: Any = None,
 ) -> tuple[Any, Any]:
-    """`binary_cross_entropy_with_logits` and its gradient, in one trip through memory.
+    """`binary_cross_entropy_with_logits` and its gradient, in a single pass.
 
     Parameters
     ----------
     logits, target, weight, pos_weight, label_smoothing, reduction
-        As for `binary_cross_entropy_with_logits`.
+        As for `binary_cross_entropy_with_logits`, with the same errors.
     out : array, optional
-        Where to put the gradient: shape and dtype of `logits`. ``out=logits`` overwrites the
-        logits, which is the fastest and needs no memory.
+        Memory for the gradient: shape and dtype of `logits`. ``out=logits`` overwrites the
+        logits, which is fastest and allocates nothing.
 
     Returns
     -------
-    loss : scalar or array
-        As `binary_cross_entropy_with_logits` returns it.
-    grad : array
-        Of the shape and dtype of `logits`. For ``reduction="none"``, the gradient of each
-        element's own loss.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `binary_cross_entropy_with_logits`; nothing is written then.
+    loss, grad : scalar or array, and array
+        As from `binary_cross_entropy_with_logits` and, for a `grad_loss` of 1,
+        `binary_cross_entropy_with_logits_backward`.
 
     Examples
     --------
@@ -336,25 +272,26 @@ def binary_cross_entropy_with_logits_with_grad(
     >>> round(float(loss), 6), grad
     (0.693147, array([ 0.25, -0.25]))
     """
-    p, smoothing = _logits(logits, target, weight, pos_weight, label_smoothing, reduction, out)
-    losses, loss = p.new_loss()
-    slopes, grad = p.new_grad()
-    p.kernel("binary_cross_entropy_with_logits_with_grad")(
-        p.x, p.target, *p.weights, losses, slopes, **p.options, label_smoothing=smoothing
-    )
-    return host.like(logits, loss), host.like(logits, grad) if out is None else out
+    return _logits(
+        logits, target, weight, pos_weight, label_smoothing, reduction, out
+    ).loss_and_grad()
+
+
+def _probabilities(
+    probs: Any, target: Any, weight: Any, reduction: str, out: Any = None
+) -> ProbabilityInputs:
+    weights = {"weight": weight}
+    op = "binary_cross_entropy"
+    return ProbabilityInputs(op, "probs", probs, target, weights, reduction, out)
 
 
 def _logits(
-    logits: Any,
-    target: Any,
-    weight: Any,
-    pos_weight: Any,
-    label_smoothing: float,
-    reduction: str,
+    logits: Any, target: Any, weight: Any, pos_weight: Any, label_smoothing: Any, reduction: str,
     out: Any = None,
-) -> tuple[Any, float]:
-    """The arguments in canonical form, and the label smoothing."""
+) -> ElementInputs:  # fmt: skip
     smoothing = check_smoothing(label_smoothing)
     weights = {"weight": weight, "pos_weight": pos_weight}
-    return element_inputs(_OP, "logits", logits, target, weights, reduction, out), smoothing
+    op = "binary_cross_entropy_with_logits"
+    p = ElementInputs(op, "logits", logits, target, weights, reduction, out)
+    p.options["label_smoothing"] = smoothing
+    return p

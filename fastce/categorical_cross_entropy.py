@@ -6,12 +6,9 @@ from typing import Any
 
 from numpy.typing import ArrayLike
 
-from ._inputs import gpu, host
-from ._inputs.loss import LossInputs
-from ._runtime.dispatch import gpu_kernel
+from ._inputs import host
+from ._inputs.loss import LossInputs, check_smoothing
 from .cross_entropy import Reduction
-
-_OP = "categorical_cross_entropy"
 
 
 def categorical_cross_entropy(
@@ -39,24 +36,24 @@ def categorical_cross_entropy(
         any layout. Their sum need not be 1.
     target : array_like
         Class indices, of any integer dtype and of the shape of `probs` without `axis`; or one-hot
-        rows or other probabilities, floating and of the shape of `probs`. What is not of the dtype
-        of `probs` is converted once: to float64 beside float64, else to float32.
+        rows or other probabilities, floating and of the shape of `probs`. Probabilities of another
+        dtype than `probs` are converted once: to float64 beside float64, else to float32.
     weight : array_like, optional
         One weight per class, shape ``(C,)``.
     ignore_index : int, default -100
-        Rows with this label cost nothing and have gradient 0, whatever they hold.
+        Rows with this label add nothing to the loss and have gradient 0, whatever they hold.
     reduction : {"mean", "sum", "none"}
         The mean of class-index targets is the sum divided by the sum of ``weight[y]`` over the
-        rows that count; that of probabilities is divided by the number of rows.
+        rows that are not ignored; that of probabilities is divided by the number of rows.
     label_smoothing : float, default 0
-        From 0 to 1: how much of the target is spread evenly over the classes.
+        From 0 to 1: the share of the target that is spread evenly over the classes.
     epsilon : float, default 1e-7
         The bounds of the clip, at least 0 and less than 0.5. It keeps a loss finite: of a class of
         probability 0 that is 16.1. It is a number of the dtype of the loss, so that float16 has
-        1e-7 too, and in float32 ``1 - 1e-7`` is 1 - 1.19e-7. With 0 nothing is clipped, and a
-        wanted class of probability 0 costs infinity.
+        1e-7 too, and in float32 ``1 - 1e-7`` is 1 - 1.19e-7. With 0 nothing is clipped, and the
+        loss is infinite where the target class has probability 0.
     axis : int, default -1
-        Where the classes are.
+        The axis of the classes.
 
     Returns
     -------
@@ -69,7 +66,8 @@ def categorical_cross_entropy(
     IndexError
         For a label that is neither a class nor `ignore_index`. It names the first bad one.
     TypeError, ValueError
-        For shapes, dtypes or options that do not fit. The message shows what was received.
+        For shapes, dtypes or options that do not fit, before anything is written. The message
+        shows what was received.
     BackendError
         For arrays on a GPU: there are no kernels for them yet.
 
@@ -90,12 +88,9 @@ def categorical_cross_entropy(
     >>> round(float(fastce.categorical_cross_entropy(probs, one_hot)), 6)
     0.458145
     """
-    p, options = _inputs(
-        probs, target, weight, ignore_index, reduction, axis, None, label_smoothing, epsilon
-    )
-    loss_rows, loss = p.new_loss()
-    p.kernel(_OP, _OP)(p.logits, p.target, p.weight, loss_rows, **options)
-    return host.like(probs, loss)
+    return _inputs(
+        probs, target, weight, ignore_index, reduction, axis, label_smoothing, epsilon
+    ).loss()
 
 
 def categorical_cross_entropy_backward(
@@ -118,9 +113,9 @@ def categorical_cross_entropy_backward(
     grad_loss : array_like
         Gradient with respect to the loss: a scalar, or for ``reduction="none"`` one per row.
     probs, target, weight, ignore_index, reduction, label_smoothing, epsilon, axis
-        As given to `categorical_cross_entropy`.
+        As for `categorical_cross_entropy`, with the same errors.
     out : array, optional
-        Where to put the gradient: shape and dtype of `probs`. It may be `probs` itself.
+        Memory for the gradient: shape and dtype of `probs`. It may be `probs` itself.
 
     Returns
     -------
@@ -129,24 +124,15 @@ def categorical_cross_entropy_backward(
         terms of `categorical_cross_entropy`, where u is 1 for a class within the bounds of the clip
         or exactly on one of them, and 0 for a class that is clipped.
 
-    Raises
-    ------
-    IndexError, TypeError, ValueError, BackendError
-        As `categorical_cross_entropy`; nothing is written then.
-
     Examples
     --------
     >>> import fastce
     >>> fastce.categorical_cross_entropy_backward(1.0, [[0.25, 0.75]], [0])
     array([[-3.,  1.]])
     """
-    p, options = _inputs(
-        probs, target, weight, ignore_index, reduction, axis, out, label_smoothing, epsilon
-    )
-    upstream = p.grad_loss(grad_loss)
-    grad_rows, grad = p.new_grad()
-    p.kernel(f"{_OP}_backward", _OP)(upstream, p.logits, p.target, p.weight, grad_rows, **options)
-    return host.like(probs, grad) if out is None else out
+    return _inputs(
+        probs, target, weight, ignore_index, reduction, axis, label_smoothing, epsilon, out
+    ).grad(grad_loss)
 
 
 def categorical_cross_entropy_with_grad(
@@ -161,28 +147,21 @@ def categorical_cross_entropy_with_grad(
     axis: int = -1,
     out: Any = None,
 ) -> tuple[Any, Any]:
-    """`categorical_cross_entropy` and its gradient with respect to the probabilities, together.
+    """`categorical_cross_entropy` and its gradient with respect to the probabilities.
 
     Parameters
     ----------
     probs, target, weight, ignore_index, reduction, label_smoothing, epsilon, axis
-        As for `categorical_cross_entropy`.
+        As for `categorical_cross_entropy`, with the same errors.
     out : array, optional
-        Where to put the gradient: shape and dtype of `probs`. ``out=probs`` overwrites the
-        probabilities, which needs no memory.
+        Memory for the gradient: shape and dtype of `probs`. ``out=probs`` overwrites the
+        probabilities, which allocates nothing.
 
     Returns
     -------
-    loss : scalar or array
-        As `categorical_cross_entropy` returns it.
-    grad : array
-        Of the shape and dtype of `probs`. For ``reduction="none"``, the gradient of each row's own
-        loss.
-
-    Raises
-    ------
-    IndexError, TypeError, ValueError, BackendError
-        As `categorical_cross_entropy`; nothing is written then.
+    loss, grad : scalar or array, and array
+        As from `categorical_cross_entropy` and, for a `grad_loss` of 1,
+        `categorical_cross_entropy_backward`.
 
     Examples
     --------
@@ -191,33 +170,20 @@ def categorical_cross_entropy_with_grad(
     >>> round(float(loss), 6), grad
     (1.386294, array([[-3.,  1.]]))
     """
-    p, options = _inputs(
-        probs, target, weight, ignore_index, reduction, axis, out, label_smoothing, epsilon
-    )
-    loss_rows, loss = p.new_loss()
-    grad_rows, grad = p.new_grad()
-    p.kernel(f"{_OP}_with_grad", _OP)(p.logits, p.target, p.weight, loss_rows, grad_rows, **options)
-    return host.like(probs, loss), host.like(probs, grad) if out is None else out
+    return _inputs(
+        probs, target, weight, ignore_index, reduction, axis, label_smoothing, epsilon, out
+    ).loss_and_grad()
 
 
 def _inputs(
-    probs: Any,
-    target: Any,
-    weight: Any,
-    ignore_index: int,
-    reduction: str,
-    axis: int,
-    out: Any,
-    label_smoothing: float,
-    epsilon: float,
-) -> tuple[LossInputs, dict[str, Any]]:
-    """The inputs, checked and in canonical form, and the options of a kernel."""
-    if gpu.is_on_gpu(probs):
-        gpu_kernel(_OP, _OP)  # raises, and says why
+    probs: Any, target: Any, weight: Any, ignore_index: Any, reduction: str, axis: Any,
+    label_smoothing: Any, epsilon: Any, out: Any = None,
+) -> LossInputs:  # fmt: skip
+    op = "categorical_cross_entropy"
+    p = LossInputs(op, op, probs, ignore_index, reduction, axis, out, "probs")
     if not 0.0 <= host.number(epsilon, "epsilon") < 0.5:
         raise ValueError(f"epsilon must be at least 0 and less than 0.5, got {epsilon!r}")
-    p = LossInputs(
-        probs, target, weight, ignore_index, reduction, axis, out, label_smoothing, name="probs"
-    )
-    more = {"label_smoothing": float(label_smoothing), "epsilon": float(epsilon)}
-    return p, p.options | more
+    p.options["epsilon"] = float(epsilon)
+    p.options["label_smoothing"] = check_smoothing(label_smoothing)
+    p.take_target(target, weight)
+    return p

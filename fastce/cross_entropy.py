@@ -7,7 +7,7 @@ from typing import Any, Literal
 from numpy.typing import ArrayLike
 
 from ._inputs import host
-from ._inputs.loss import loss_inputs
+from ._inputs.loss import LossInputs, check_smoothing, check_z_loss
 
 Reduction = Literal["none", "mean", "sum"]
 
@@ -39,21 +39,21 @@ def cross_entropy(
         Unnormalised log-probabilities: float64, float32, float16 or bfloat16, any layout.
     target : array_like
         Class indices, of any integer dtype and of the shape of `logits` without `axis`; or
-        probabilities, floating and of the shape of `logits`. What is not of the dtype of
-        `logits` is converted once: to float64 beside float64, else to float32.
+        probabilities, floating and of the shape of `logits`. Probabilities of another dtype than
+        `logits` are converted once: to float64 beside float64, else to float32.
     weight : array_like, optional
         One weight per class, shape ``(C,)``.
     ignore_index : int, default -100
-        Rows with this label cost nothing, are never read, and have gradient 0.
+        Rows with this label are never read, add nothing to the loss, and have gradient 0.
     reduction : {"mean", "sum", "none"}
         The mean of class-index targets is the sum divided by the sum of ``w[y]`` over the rows
-        that count; that of probabilities is divided by the number of rows.
+        that are not ignored; that of probabilities is divided by the number of rows.
     label_smoothing : float, default 0
-        From 0 to 1: how much of the target is spread evenly over the classes.
+        From 0 to 1: the share of the target that is spread evenly over the classes.
     z_loss : float, default 0
-        Adds ``z_loss * lse**2`` to each row that counts, which keeps lse near 0.
+        Adds ``z_loss * lse**2`` to each row that is not ignored, which keeps lse near 0.
     axis : int, default -1
-        Where the classes are. (PyTorch has them on axis 1.)
+        The axis of the classes. (PyTorch has them on axis 1.)
     return_lse : bool, default False
         Also return the logsumexp of each row: NaN where ignored, since nothing is read there.
 
@@ -70,7 +70,8 @@ def cross_entropy(
         For a label that is neither a class nor `ignore_index`. It names the first bad one. (On a
         GPU its row becomes NaN instead, see `set_validation`.)
     TypeError, ValueError
-        For shapes, dtypes or options that do not fit. The message shows what was received.
+        For shapes, dtypes or options that do not fit, before anything is written. The message
+        shows what was received.
 
     Notes
     -----
@@ -90,23 +91,12 @@ def cross_entropy(
     >>> round(float(fastce.cross_entropy(logits, [0, 1])), 6)  # -(log 0.5 + log 0.8) / 2
     0.458145
     """
-    p = loss_inputs(
-        logits, target, weight, ignore_index, reduction, axis, None, label_smoothing, z_loss
-    )
-    loss_rows, loss = p.new_loss()
-    lse_rows, lse = p.new_lse() if return_lse else (None, loss)
-    p.kernel("cross_entropy")(
-        p.logits,
-        p.target,
-        p.weight,
-        loss_rows,
-        lse_rows,
-        **p.options,
-        label_smoothing=label_smoothing,
-        z_loss=z_loss,
-    )
-    loss = host.like(logits, loss)
-    return (loss, host.like(logits, lse)) if return_lse else loss
+    p = _inputs(logits, target, weight, ignore_index, reduction, label_smoothing, z_loss, axis)
+    loss, result = p.new_loss()
+    lse, lse_result = p.new_losses() if return_lse else (None, None)
+    p.run("", *p.inputs, loss, lse)
+    result = host.like(logits, result)
+    return (result, host.like(logits, lse_result)) if return_lse else result
 
 
 def cross_entropy_backward(
@@ -130,13 +120,12 @@ def cross_entropy_backward(
     grad_loss : array_like
         Gradient with respect to the loss: a scalar, or for ``reduction="none"`` one per row.
     logits, target, weight, ignore_index, reduction, label_smoothing, z_loss, axis
-        As given to `cross_entropy`.
+        As for `cross_entropy`, with the same errors.
     lse : array_like, optional
-        What ``cross_entropy(..., return_lse=True)`` returned. The gradient does not depend on it:
-        rounded to one number it would cost digits, and reading the row again would still be
-        necessary.
+        What ``cross_entropy(..., return_lse=True)`` returned. Its shape is checked, its values are
+        not used: rounded to one number it would cost digits, and save no pass over the row.
     out : array, optional
-        Where to put the gradient: shape and dtype of `logits`. It may be `logits` itself.
+        Memory for the gradient: shape and dtype of `logits`. It may be `logits` itself.
 
     Returns
     -------
@@ -145,34 +134,16 @@ def cross_entropy_backward(
         ``grad_loss * ((sum(q) + 2 * z_loss * lse) * softmax(x) - q)``, in the terms of
         `cross_entropy`.
 
-    Raises
-    ------
-    IndexError, TypeError, ValueError
-        As `cross_entropy`.
-
     Examples
     --------
     >>> import fastce
     >>> fastce.cross_entropy_backward(1.0, [[0.0, 0.0]], [0])
     array([[-0.5,  0.5]])
     """
-    p = loss_inputs(
-        logits, target, weight, ignore_index, reduction, axis, out, label_smoothing, z_loss
-    )
-    grad_rows, grad = p.new_grad()
+    p = _inputs(logits, target, weight, ignore_index, reduction, label_smoothing, z_loss, axis, out)
     if lse is not None:
-        p.per_row(lse, "lse")  # checks it
-    p.kernel("cross_entropy_backward")(
-        p.grad_loss(grad_loss),
-        p.logits,
-        p.target,
-        p.weight,
-        grad_rows,
-        **p.options,
-        label_smoothing=label_smoothing,
-        z_loss=z_loss,
-    )
-    return host.like(logits, grad) if out is None else out
+        p.per_loss(p.memory.floating(lse, "lse", p.first), "lse")
+    return p.grad(grad_loss)
 
 
 def cross_entropy_with_grad(
@@ -187,30 +158,20 @@ def cross_entropy_with_grad(
     axis: int = -1,
     out: Any = None,
 ) -> tuple[Any, Any]:
-    """`cross_entropy` and its gradient with respect to the logits, in one trip through memory.
-
-    Where both are wanted, prefer this to `cross_entropy_backward`, which needs a `grad_loss`.
+    """`cross_entropy` and its gradient with respect to the logits, in a single pass.
 
     Parameters
     ----------
     logits, target, weight, ignore_index, reduction, label_smoothing, z_loss, axis
-        As for `cross_entropy`.
+        As for `cross_entropy`, with the same errors.
     out : array, optional
-        Where to put the gradient: shape and dtype of `logits`. ``out=logits`` overwrites the
-        logits, which is the fastest and needs no memory.
+        Memory for the gradient: shape and dtype of `logits`. ``out=logits`` overwrites the
+        logits, which is fastest and allocates nothing.
 
     Returns
     -------
-    loss : scalar or array
-        As `cross_entropy` returns it.
-    grad : array
-        Of the shape and dtype of `logits`. For ``reduction="none"``, the gradient of each
-        row's own loss.
-
-    Raises
-    ------
-    IndexError, TypeError, ValueError
-        As `cross_entropy`; nothing is written then.
+    loss, grad : scalar or array, and array
+        As from `cross_entropy` and, for a `grad_loss` of 1, `cross_entropy_backward`.
 
     Examples
     --------
@@ -219,22 +180,9 @@ def cross_entropy_with_grad(
     >>> round(float(loss), 6), grad
     (0.693147, array([[-0.5,  0.5]]))
     """
-    p = loss_inputs(
-        logits, target, weight, ignore_index, reduction, axis, out, label_smoothing, z_loss
-    )
-    loss_rows, loss = p.new_loss()
-    grad_rows, grad = p.new_grad()
-    p.kernel("cross_entropy_with_grad")(
-        p.logits,
-        p.target,
-        p.weight,
-        loss_rows,
-        grad_rows,
-        **p.options,
-        label_smoothing=label_smoothing,
-        z_loss=z_loss,
-    )
-    return host.like(logits, loss), host.like(logits, grad) if out is None else out
+    return _inputs(
+        logits, target, weight, ignore_index, reduction, label_smoothing, z_loss, axis, out
+    ).loss_and_grad()
 
 
 def nll_loss(
@@ -273,13 +221,7 @@ def nll_loss(
     >>> round(float(fastce.nll_loss(np.log([[0.25, 0.75]]), [1])), 6)
     0.287682
     """
-    p = loss_inputs(
-        log_probs, target, weight, ignore_index, reduction, axis,
-        name="log_probs", labels_of="nll_loss",
-    )  # fmt: skip
-    loss_rows, loss = p.new_loss()
-    p.kernel("nll_loss")(p.logits, p.target, p.weight, loss_rows, **p.options)
-    return host.like(log_probs, loss)
+    return _nll_inputs(log_probs, target, weight, ignore_index, reduction, axis).loss()
 
 
 def nll_loss_backward(
@@ -300,19 +242,14 @@ def nll_loss_backward(
     grad_loss : array_like
         Gradient with respect to the loss: a scalar, or for ``reduction="none"`` one per row.
     log_probs, target, weight, ignore_index, reduction, axis
-        As given to `nll_loss`. Only the shape and dtype of `log_probs` matter.
+        As for `nll_loss`, with the same errors. Only the shape and dtype of `log_probs` are used.
     out : array, optional
-        Where to put the gradient: shape and dtype of `log_probs`. It may be `log_probs` itself.
+        Memory for the gradient: shape and dtype of `log_probs`. It may be `log_probs` itself.
 
     Returns
     -------
     array
         ``-grad_loss * weight[y]`` at the target class of each row, and 0 elsewhere.
-
-    Raises
-    ------
-    IndexError, TypeError, ValueError
-        As `cross_entropy`.
 
     Examples
     --------
@@ -320,12 +257,30 @@ def nll_loss_backward(
     >>> fastce.nll_loss_backward(1.0, [[-0.7, -0.7]], [0])
     array([[-1.,  0.]])
     """
-    p = loss_inputs(
-        log_probs, target, weight, ignore_index, reduction, axis, out,
-        name="log_probs", labels_of="nll_loss",
-    )  # fmt: skip
-    grad_rows, grad = p.new_grad()
-    p.kernel("nll_loss_backward")(
-        p.grad_loss(grad_loss), p.target, p.weight, grad_rows, **p.options
+    p = _nll_inputs(log_probs, target, weight, ignore_index, reduction, axis, out)
+    upstream = p.grad_loss(grad_loss)
+    grad, result = p.new_grad()
+    p.run("_backward", upstream, p.target, p.weight, grad)
+    return host.like(log_probs, result) if out is None else out
+
+
+def _inputs(
+    logits: Any, target: Any, weight: Any, ignore_index: Any, reduction: str, label_smoothing: Any,
+    z_loss: Any, axis: Any, out: Any = None,
+) -> LossInputs:  # fmt: skip
+    p = LossInputs("cross_entropy", "cross_entropy", logits, ignore_index, reduction, axis, out)
+    p.options["label_smoothing"] = check_smoothing(label_smoothing)
+    p.options["z_loss"] = check_z_loss(z_loss)
+    p.take_target(target, weight)
+    return p
+
+
+def _nll_inputs(
+    log_probs: Any, target: Any, weight: Any, ignore_index: Any, reduction: str, axis: Any,
+    out: Any = None,
+) -> LossInputs:  # fmt: skip
+    p = LossInputs(
+        "cross_entropy", "nll_loss", log_probs, ignore_index, reduction, axis, out, "log_probs"
     )
-    return host.like(log_probs, grad) if out is None else out
+    p.take_labels(target, weight, "nll_loss")
+    return p

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ._inputs import gpu, host
-from ._runtime.dispatch import gpu_kernel, kernel
+from ._inputs import host
+from ._inputs.memory import Memory, memory_of
+from ._runtime.dispatch import kernel
 from ._runtime.threads import get_num_threads
 
 
@@ -24,7 +25,7 @@ def logsumexp(x: ArrayLike, *, axis: int = -1, keepdims: bool = False, out: Any 
     keepdims : bool, default False
         Keep the summed axis, with length 1.
     out : array, optional
-        Where to put the result: its shape, the dtype of `x`. It may not overlap `x` in part.
+        Memory for the result: its shape, the dtype of `x`. It may not overlap `x` in part.
 
     Returns
     -------
@@ -43,23 +44,20 @@ def logsumexp(x: ArrayLike, *, axis: int = -1, keepdims: bool = False, out: Any 
     >>> round(float(fastce.logsumexp([1000.0, 1000.0])), 6)
     1000.693147
     """
-    if type(x) is not np.ndarray and gpu.is_on_gpu(x):
-        return _gpu_logsumexp(x, axis, keepdims, out)
-    a = host.floating(x, "x")
-    layout = host.layout_of(a, axis, "x")
+    memory = memory_of(x, "log_softmax")
+    a = memory.floating(x, "x")
+    layout = memory.layout_of(a, axis, "x")
+    to = None
     if out is not None:
         shape = layout.rest_shape
         if keepdims:
             shape = (*shape[: layout.axis], 1, *shape[layout.axis :])
-        given = host.check_out(out, shape, a.dtype)
-        a = host.apart(a, given)
-        rows, _ = host.row_out(layout, a.dtype, given)
-    else:
-        rows, result = host.row_out(layout, a.dtype)
-    kernel("log_softmax", "logsumexp")(host.rows_in(a, layout), rows, threads=get_num_threads())
-    if out is not None:
-        return out
-    return host.like(x, np.expand_dims(result, layout.axis) if keepdims else result)
+        to = memory.check_out(out, shape, a.dtype, first=a)
+        a = memory.apart(a, to, "x")
+    rows, result = memory.row_out(layout, a.dtype, to, keepdims, a)
+    compute = memory.kernel("log_softmax", "logsumexp")
+    compute(memory.rows_in(a, layout, "x"), rows, threads=memory.num_threads())
+    return host.like(x, result) if out is None else out
 
 
 def softmax(x: ArrayLike, *, axis: int = -1, out: Any = None) -> Any:
@@ -72,7 +70,7 @@ def softmax(x: ArrayLike, *, axis: int = -1, out: Any = None) -> Any:
     axis : int, default -1
         The axis that sums to 1.
     out : array, optional
-        Where to put the result: shape and dtype of `x`. It may be `x` itself.
+        Memory for the result: shape and dtype of `x`. It may be `x` itself.
 
     Returns
     -------
@@ -111,7 +109,7 @@ def log_softmax(x: ArrayLike, *, axis: int = -1, out: Any = None) -> Any:
     axis : int, default -1
         The axis over which the probabilities sum to 1.
     out : array, optional
-        Where to put the result: shape and dtype of `x`. It may be `x` itself.
+        Memory for the result: shape and dtype of `x`. It may be `x` itself.
 
     Returns
     -------
@@ -152,7 +150,7 @@ def softmax_backward(grad: ArrayLike, y: ArrayLike, *, axis: int = -1, out: Any 
     axis : int, default -1
         The axis that was given to `softmax`.
     out : array, optional
-        Where to put the result: shape and dtype of `grad`. It may be `grad` or `y` itself.
+        Memory for the result: shape and dtype of `grad`. It may be `grad` or `y` itself.
 
     Returns
     -------
@@ -185,7 +183,7 @@ def log_softmax_backward(grad: ArrayLike, y: ArrayLike, *, axis: int = -1, out: 
     axis : int, default -1
         The axis that was given to `log_softmax`.
     out : array, optional
-        Where to put the result: shape and dtype of `grad`. It may be `grad` or `y` itself.
+        Memory for the result: shape and dtype of `grad`. It may be `grad` or `y` itself.
 
     Returns
     -------
@@ -206,63 +204,50 @@ def log_softmax_backward(grad: ArrayLike, y: ArrayLike, *, axis: int = -1, out: 
     return _map_gradient("log_softmax_backward", grad, y, axis, out)
 
 
-def _gpu_logsumexp(x: Any, axis: int, keepdims: bool, out: Any) -> Any:
-    compute = gpu_kernel("log_softmax", "logsumexp")
-    a = gpu.floating(x, "x")
-    layout = gpu.layout_of(a, axis, "x")
-    shape = layout.rest_shape
-    if keepdims:
-        shape = (*shape[: layout.axis], 1, *shape[layout.axis :])
-    if out is None:
-        rows, result = gpu.new_rows(x, a, layout, a.dtype, keepdims)
-    else:
-        result, to = out, gpu.check_out(out, shape, a.dtype)
-        gpu.check_device(a, to, "out")
-        gpu.check_apart(a, to, "x")
-        at = layout.axis
-        strides = (*to.strides[:at], *to.strides[at + 1 :]) if keepdims else to.strides
-        to = to._replace(shape=layout.rest_shape, strides=strides, stream=a.stream)
-        rows = gpu.per_row(to, layout, "out")
-    compute(gpu.planes(a, layout, "x"), rows, threads=1)
-    return result
-
-
 def _map(name: str, x: Any, axis: int, out: Any) -> Any:
-    if type(x) is not np.ndarray and gpu.is_on_gpu(x):
-        compute = gpu_kernel("log_softmax", name)
-        rows, result_rows, result = gpu.map_rows(x, axis, out)
-        compute(rows, result_rows, threads=1)
-        return result
-    rows, result_rows, result = host.map_rows(x, axis, out)
-    kernel("log_softmax", name)(rows, result_rows, threads=get_num_threads())
-    if out is not None:
-        return out
-    return result if type(x) is np.ndarray else host.like(x, result)
+    usual = out is None and type(x) is np.ndarray and type(axis) is int and axis == -1
+    if usual and (rows := host.last_axis(x)):
+        kernel("log_softmax", name)(rows[0], rows[1], threads=get_num_threads())
+        return rows[2]
+    memory = memory_of(x, "log_softmax")
+    a = memory.floating(x, "x")
+    layout, to, result = _output(memory, a, axis, "x", out)
+    a = a if out is None else memory.apart(a, to, "x")
+    memory.kernel("log_softmax", name)(
+        memory.rows_in(a, layout, "x"),
+        memory.rows_out(to, layout),
+        threads=memory.num_threads(),
+    )
+    return host.like(x, result) if out is None else out
 
 
 def _map_gradient(name: str, grad: Any, y: Any, axis: int, out: Any) -> Any:
-    if type(grad) is not np.ndarray and gpu.is_on_gpu(grad):
-        compute = gpu_kernel("log_softmax", name)
-        g_rows, y_rows, result_rows, result = gpu.map_pairs(grad, y, axis, out)
-        compute(g_rows, y_rows, result_rows, threads=1)
-        return result
-    g, p = host.floating(grad, "grad"), host.floating(y, "y")
+    memory = memory_of(grad, "log_softmax")
+    g = memory.floating(grad, "grad")
+    p = memory.floating(y, "y", g)
     if g.shape != p.shape or g.dtype != p.dtype:
         raise ValueError(
             "grad and y must have the same shape and dtype, got "
             f"{g.shape} {g.dtype} and {p.shape} {p.dtype}"
         )
-    host.layout_of(g, axis, "grad")
-    if out is None:
-        result = np.empty_like(p, subok=False)
-    else:
-        result = host.check_out(out, g.shape, g.dtype)
-        g, p = host.apart(g, result), host.apart(p, result)
-    layout = host.map_layout(result, axis, "grad")
-    kernel("log_softmax", name)(
-        host.rows_in(g, layout),
-        host.rows_in(p, layout),
-        host.rows_out(result, layout),
-        threads=get_num_threads(),
+    layout, to, result = _output(memory, p, axis, "grad", out)
+    if out is not None:
+        g, p = memory.apart(g, to, "grad"), memory.apart(p, to, "y")
+    memory.kernel("log_softmax", name)(
+        memory.rows_in(g, layout, "grad"),
+        memory.rows_in(p, layout, "y"),
+        memory.rows_out(to, layout),
+        threads=memory.num_threads(),
     )
     return host.like(grad, result) if out is None else out
+
+
+def _output(memory: Memory, a: Any, axis: int, name: str, out: Any) -> tuple[host.Layout, Any, Any]:
+    """The layout of a result like `a`, and the result: as `memory` takes it, and as the user."""
+    if out is None:
+        layout = memory.layout_of(a, axis, name)
+        to, result = memory.allocate(a.shape, a.dtype, layout.order, a)
+    else:
+        to, result = memory.check_out(out, a.shape, a.dtype, first=a), out
+        layout = memory.layout_of(to, axis, name)
+    return layout if layout.shape[1] else host.without_rows(layout), to, result

@@ -6,9 +6,10 @@ copied into another package and used there.
 The contract, the same for every backend
 ----------------------------------------
 A kernel is ``name(inputs..., outputs..., *, options) -> None`` and lives in
-``<backend>/<op>.py`` or ``.pyx``. Every backend has the same names and parameters
-(``tests/backends/test_contract.py``). The caller checks, allocates and brings the arrays into
-canonical form; the kernel only computes, holds no GIL while it does, and keeps no state.
+``<backend>/<op>.py`` or ``.pyx``, or in a package ``<backend>/<op>/``. Every backend has the same
+names and parameters (``tests/backends/test_contract.py``). The caller checks, allocates and brings
+the arrays into canonical form; the kernel only computes, holds no GIL while it does, and keeps no
+state.
 
 Canonical form of row ops:
 
@@ -58,7 +59,7 @@ Canonical form of attention:
     broadcast. Its gradient ``dmask`` has the same form in the compute dtype, is added to, and may
     lie in the same place for several batch entries, heads, queries or keys.
 ``lse``: shape ``(..., heads, L)``
-    In the compute dtype, with any strides; None in the forward where it is not wanted.
+    In the compute dtype, with any strides; None in the forward if not needed.
 ``spans``: ``int64``, shape ``(batch entries, 5)``
     For each batch entry the first query and the one after the last, the same of the keys, and the
     position of the first query among these keys. Packed sequences have a batch axis of stride 0.
@@ -88,8 +89,8 @@ The ``cuda`` backend takes memory of a GPU in place of any array, as `cuda._arra
 does not wait, and checks no labels: one out of range makes its row NaN. There, ``target`` may be of
 any integer dtype, ``weight``, ``lse`` and ``grad_loss`` of any floating one, and ``denominator``
 the ``stats`` that `scan_target` wrote. Probabilities out of range are NaN there. Arrays of
-attention are `cuda._attention_arrays.Heads` instead, ``spans`` too if they are on the GPU; float32
-of dtype "tfloat32" goes to tensor cores.
+attention are `cuda.attention.arrays.AttentionArray` instead, ``spans`` too if they are on the GPU;
+float32 of dtype "tfloat32" goes to tensor cores.
 
 The same kernels for Cython code, as C functions, are declared in ``cython/<op>.pxd``.
 

@@ -86,7 +86,9 @@ def _included(source):
         found |= new
         text = "".join(path.read_text() for path in new)
         names = re.findall(r'^\s*include "(.+)"', text, re.MULTILINE)
-        names += [f"{name}.pxd" for name in re.findall(r"^from \.(\w+) cimport", text, re.MULTILINE)]
+        names += [
+            f"{name}.pxd" for name in re.findall(r"^from \.(\w+) cimport", text, re.MULTILINE)
+        ]
         new = {FOLDER / name for name in names}
     return found
 

@@ -14,6 +14,8 @@ import pytest
 import fastce
 from fastce._runtime.dispatch import BACKENDS
 
+pytest_plugins = ["support.cuda_fixtures"]
+
 # Before Numba is imported: the most threads that it can be told to use. On two processors, too.
 os.environ.setdefault("NUMBA_NUM_THREADS", "8")
 

@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
 import fastce
-from fastce.kernels.cuda import _launch
+from fastce.kernels.cuda.attention import launch
 
 BACKENDS = {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}
 
@@ -39,11 +39,11 @@ def by_torch(name, call):
 
 def by_warpgroups(call):
     def run():
-        _launch.WARPGROUPS = True
+        launch.WARPGROUPS = True
         try:
             return call()
         finally:
-            _launch.WARPGROUPS = False
+            launch.WARPGROUPS = False
 
     return run
 

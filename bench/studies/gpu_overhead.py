@@ -1,4 +1,4 @@
-"""What a call costs on the host before the driver is called. No GPU is needed: launches and memory
+"""The time of a call on the host before the driver is called. No GPU is needed: launches and memory
 are replaced by functions that do nothing.
 
     python bench/studies/gpu_overhead.py

@@ -13,9 +13,6 @@ import numpy as np
 
 from . import attention_spans
 from .attention_memory import Memory, memory_of
-from .attention_memory import bits as bits
-from .attention_memory import check_no_overlap as check_no_overlap
-from .attention_memory import row_contiguous as row_contiguous
 from .attention_spans import FAR, Excess
 
 Shape = tuple[int, ...]

@@ -112,26 +112,7 @@ def _sequence_axes(a: Any, count: int) -> tuple[Shape, Shape]:
 def _check_out_strides(shape: Shape, strides: Shape, itemsize: int) -> None:
     if shape[-1] > 1 and strides[-1] != itemsize and 0 not in shape:
         raise ValueError(f"out must be contiguous in its last axis, got strides {strides} bytes")
-    check_no_overlap(shape, strides, itemsize)
-
-
-def check_no_overlap(shape: Shape, strides: Shape, itemsize: int) -> None:
-    """Whether each element of `out` has memory of its own."""
-    extent = itemsize
-    for stride, n in sorted((abs(s), n) for s, n in zip(strides, shape, strict=True)):
-        if n > 1 and stride < extent and 0 not in shape:
-            raise ValueError(f"out with shape {shape} and strides {strides} overlaps itself")
-        extent += stride * (n - 1)
-
-
-def row_contiguous(a: np.ndarray) -> np.ndarray:
-    """`a`, or a copy where its last axis is not contiguous."""
-    return a if a.strides[-1] == a.itemsize or a.shape[-1] == 1 else np.ascontiguousarray(a)
-
-
-def bits(a: np.ndarray) -> np.ndarray:
-    """As kernels take it: bfloat16 as uint16."""
-    return a.view(np.uint16) if host.is_bfloat16(a.dtype) else a
+    host.check_no_overlap(shape, strides, itemsize)
 
 
 class Host:
@@ -145,7 +126,7 @@ class Host:
         return kernel("attention", name)
 
     def contiguous(self, a: np.ndarray, name: str) -> np.ndarray:
-        return row_contiguous(a)
+        return host.row_contiguous(a)
 
     def converted(self, a: np.ndarray, dtype: np.dtype) -> np.ndarray:
         return a.astype(dtype, copy=False)
@@ -155,10 +136,10 @@ class Host:
         native = mask.dtype.newbyteorder("=")
         check_mask_dtype(native, dtype, host.described(mask))
         mask = mask.astype(native, copy=not mask.flags.aligned)
-        return row_contiguous(mask) if mask.ndim else mask
+        return host.row_contiguous(mask) if mask.ndim else mask
 
     def broadcast(self, a: np.ndarray, shape: Shape) -> np.ndarray:
-        a = bits(a)
+        a = host.bits(a)
         if a.shape == shape:
             return a
         if a.size == math.prod(shape):
@@ -166,7 +147,7 @@ class Host:
         return as_strided(a, shape, _broadcast_strides(a, shape))
 
     def per_sequence(self, a: np.ndarray, count: int) -> np.ndarray:
-        a = bits(a)
+        a = host.bits(a)
         return as_strided(a, *_sequence_axes(a, count))
 
     def new(
@@ -247,7 +228,7 @@ class GPU:
         return mask
 
     def _view(self, a: DeviceArray, shape: Shape, strides: Shape) -> Any:
-        from ..kernels.cuda._attention_arrays import Heads as AttentionArray
+        from ..kernels.cuda.attention.arrays import AttentionArray
 
         tf32 = a.dtype == "float32" and get_allow_tf32()
         dtype = "tfloat32" if tf32 else a.dtype
@@ -301,7 +282,7 @@ class GPU:
         return a
 
     def sum_into(self, full: DeviceArray, result: DeviceArray) -> None:
-        from ..kernels.cuda._attention_extras import sum_members
+        from ..kernels.cuda.attention.extras import sum_members
 
         shape = (1,) * (2 - len(full.shape)) + full.shape
         sum_members(self.broadcast(full, shape), self.broadcast(result, shape))

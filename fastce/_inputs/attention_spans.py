@@ -127,7 +127,7 @@ def on_gpu(
     """
     from ..kernels.cuda import _device
     from ..kernels.cuda._arrays import LABEL_CODES
-    from ..kernels.cuda._attention_extras import SPAN, Spans, fill_spans
+    from ..kernels.cuda.attention.extras import SPAN, Spans, fill_spans
 
     fields: dict[str, int] = {}
     kept, unchecked = [], []

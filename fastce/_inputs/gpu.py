@@ -1,26 +1,31 @@
 """Arrays on a GPU: from what a user passes to what the cuda kernels take, and back.
 
-What `_arrays.py` is for arrays on the host, but that nothing is copied and nobody waits: a layout
-that the kernels cannot take is an error. Each library's arrays are known by two functions in
-`LIBRARIES`; what is not there but has ``__cuda_array_interface__``, or DLPack, is viewed through
-cuda.core. Nothing here is imported before an array is seen that needs it.
+The same functions as in `host`, see `memory.Memory`; but nothing is copied, and the host does not
+wait: what the kernels cannot take as it lies is an error. `LIBRARIES` has two functions for the
+arrays of each library; others are viewed by ``__cuda_array_interface__``, or by DLPack through
+cuda.core. A library is imported only for its arrays.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from .._runtime import dispatch
 from . import host
-from .host import Layout
+from .host import Layout, Order
 
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 INTEGERS = tuple(f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64))
 _SIZES = {name: int(name.lstrip("bufloatin")) // 8 for name in (*FLOATS, *INTEGERS)}
 _CUDA = 2  # kDLCUDA
+
+READABLE = False
+kernel = dispatch.gpu_kernel
 
 
 class DeviceArray(NamedTuple):
@@ -33,6 +38,7 @@ class DeviceArray(NamedTuple):
     device: int
     stream: int  # on which its owner works with it now
     readonly: bool = False
+    owner: Any = None  # the user's array; new ones are of its kind
 
 
 class Library(NamedTuple):
@@ -51,7 +57,7 @@ def is_on_gpu(x: Any) -> bool:
         return hasattr(type(x), "__cuda_array_interface__") or root not in LIBRARIES
     try:
         return hasattr(x, "__dlpack_device__") and x.__dlpack_device__()[0] == _CUDA
-    except Exception:  # of an array that is gone, for one; why, says `_arrays.to_numpy`
+    except Exception:  # as of an array that is gone; `host.to_numpy` says why
         return False
 
 
@@ -65,24 +71,31 @@ def _name(dtype: np.dtype) -> str:
     return dtype.name
 
 
-def inspect_array(x: Any, name: str, booleans: bool = False) -> DeviceArray:
-    """Where the array `x` lies, and what it is."""
+def inspect_array(x: Any, name: str, booleans: bool = False, first: Any = None) -> DeviceArray:
+    """Where the array `x` lies, and what it is. Its kernels are put on the stream of `first`."""
     if not is_on_gpu(x):
         raise TypeError(
             f"{name} must be on the GPU, as the other arrays are, got {type(x).__name__}"
         )
-    seen = LIBRARIES.get(_root(x), _ANY).inspect(x)
-    size = 1 if booleans and seen.dtype == "bool" else _SIZES.get(seen.dtype)
+    a = LIBRARIES.get(_root(x), _ANY).inspect(x)
+    size = 1 if booleans and a.dtype == "bool" else _SIZES.get(a.dtype)
     if size is None:
-        raise TypeError(f"{name} must be of a floating or integer dtype, got {seen.dtype}")
-    if any(number % size for number in (seen.address, *seen.strides)):
-        raise ValueError(f"{name} is not aligned to its dtype {seen.dtype}")
-    return seen
+        raise TypeError(f"{name} must be of a floating or integer dtype, got {a.dtype}")
+    if any(number % size for number in (a.address, *a.strides)):
+        raise ValueError(f"{name} is not aligned to its dtype {a.dtype}")
+    if first is None:
+        return a._replace(owner=x)
+    check_device(first, a, name)
+    return a._replace(owner=x, stream=first.stream)
 
 
-def empty(x: Any, seen: DeviceArray, shape: tuple[int, ...], dtype: str) -> Any:
+def inspect(x: Any, name: str, first: Any = None) -> DeviceArray:
+    return inspect_array(x, name, True, first)
+
+
+def empty(x: Any, a: DeviceArray, shape: tuple[int, ...], dtype: str) -> Any:
     """A new array of the kind of `x`, on its GPU."""
-    return LIBRARIES.get(_root(x), _ANY).empty(x, seen, shape, dtype)
+    return LIBRARIES.get(_root(x), _ANY).empty(x, a, shape, dtype)
 
 
 # ---- libraries -------------------------------------------------------------------------------
@@ -121,7 +134,7 @@ def _inspect_torch(x: Any) -> DeviceArray:
     )
 
 
-def _empty_torch(x: Any, seen: DeviceArray, shape: tuple[int, ...], dtype: str) -> Any:
+def _empty_torch(x: Any, a: DeviceArray, shape: tuple[int, ...], dtype: str) -> Any:
     import torch
 
     return torch.empty(shape, dtype=getattr(torch, dtype), device=x.device)
@@ -135,7 +148,7 @@ def _inspect_cupy(x: Any) -> DeviceArray:
     return DeviceArray(x.data.ptr, x.shape, x.strides, _name(x.dtype), x.device.id, stream)
 
 
-def _empty_cupy(x: Any, seen: DeviceArray, shape: tuple[int, ...], dtype: str) -> Any:
+def _empty_cupy(x: Any, a: DeviceArray, shape: tuple[int, ...], dtype: str) -> Any:
     import cupy
 
     with x.device:
@@ -150,10 +163,10 @@ def _inspect_numba(x: Any) -> DeviceArray:
     return DeviceArray(address, x.shape, x.strides, _name(x.dtype), device, stream)
 
 
-def _empty_numba(x: Any, seen: DeviceArray, shape: tuple[int, ...], dtype: str) -> Any:
+def _empty_numba(x: Any, a: DeviceArray, shape: tuple[int, ...], dtype: str) -> Any:
     from numba import cuda
 
-    with cuda.gpus[seen.device]:
+    with cuda.gpus[a.device]:
         return cuda.device_array(shape, _numpy_dtype(dtype), stream=getattr(x, "stream", 0))
 
 
@@ -194,9 +207,9 @@ def _inspect_any(x: Any) -> DeviceArray:
     )
 
 
-def _empty_any(x: Any, seen: DeviceArray, shape: tuple[int, ...], dtype: str) -> Any:
+def _empty_any(x: Any, a: DeviceArray, shape: tuple[int, ...], dtype: str) -> Any:
     if not hasattr(x, "__array_namespace__"):
-        return _empty_numba(x, seen, shape, dtype)
+        return _empty_numba(x, a, shape, dtype)
     return x.__array_namespace__().empty(shape, dtype=_numpy_dtype(dtype), device=x.device)
 
 
@@ -216,6 +229,66 @@ LIBRARIES = {
 }
 
 
+# ---- inputs ----------------------------------------------------------------------------------
+
+
+def compute_dtype(dtype: str) -> str:
+    return "float64" if dtype == "float64" else "float32"
+
+
+def is_floating(dtype: str) -> bool:
+    return dtype in FLOATS
+
+
+def is_integer(dtype: str) -> bool:
+    return dtype in INTEGERS
+
+
+def described(a: DeviceArray) -> str:
+    return a.dtype
+
+
+def num_threads() -> int:
+    """Kernels have no use for it."""
+    return 1
+
+
+def floating(x: Any, name: str, first: Any = None) -> DeviceArray:
+    a = inspect_array(x, name, False, first)
+    if a.dtype not in FLOATS:
+        raise TypeError(f"{name} must be float64, float32, float16 or bfloat16, got {a.dtype}")
+    return a
+
+
+def upstream(x: Any, reduction: str, name: str, first: Any = None) -> DeviceArray | float:
+    """`grad_loss`: on the GPU, or a number of the host."""
+    if is_on_gpu(x):
+        return floating(x, "grad_loss", first)
+    number = np.asarray(x)
+    fits = number.ndim == 0 or (number.size == 1 and reduction != "none")
+    if not fits or number.dtype.kind not in "fiu":
+        raise TypeError(
+            f"grad_loss must be a number, or on the GPU as {name} is, got {type(x).__name__} of "
+            f"shape {number.shape}"
+        )
+    return float(number.reshape(()))
+
+
+def target_in(t: DeviceArray, dtype: str, name: str) -> DeviceArray:
+    if t.dtype in FLOATS and t.dtype not in (dtype, compute_dtype(dtype)):
+        wide = "" if dtype == compute_dtype(dtype) else f", or {compute_dtype(dtype)}"
+        raise ValueError(
+            f"target must have the dtype of {name}, {dtype}{wide}, or an integer one, got "
+            f"{t.dtype}: nothing is converted on a GPU"
+        )
+    return t
+
+
+def check_device(a: DeviceArray, other: DeviceArray, name: str) -> None:
+    if a.device != other.device:
+        raise ValueError(f"{name} is on GPU {other.device}, and not on GPU {a.device}")
+
+
 # ---- canonical form --------------------------------------------------------------------------
 
 
@@ -228,31 +301,33 @@ def layout_of(a: DeviceArray, axis: int, name: str) -> Layout:
         raise TypeError(f"axis must be an integer, got {axis!r}") from None
 
 
-def floating(x: Any, name: str) -> DeviceArray:
-    a = inspect_array(x, name)
-    if a.dtype not in FLOATS:
-        raise TypeError(f"{name} must be float64, float32, float16 or bfloat16, got {a.dtype}")
-    return a
-
-
-def compute_dtype(dtype: str) -> str:
-    return "float64" if dtype == "float64" else "float32"
-
-
-def planes(a: DeviceArray, layout: Layout, name: str) -> Any:
-    """`a` as (outer, n, inner). It must lie so in memory: nothing is copied on a GPU."""
+def _view(a: DeviceArray, shape: tuple[int, ...], step: int = 0) -> Any:
+    """As a kernel takes it; booleans are numbers."""
     from ..kernels.cuda._arrays import View
 
+    dtype = "uint8" if a.dtype == "bool" else a.dtype
+    return View(a.address, shape, step, dtype, a.stream, a.device)
+
+
+def rows_in(a: DeviceArray, layout: Layout, name: str = "") -> Any:
+    """`a` as (outer, n, inner)."""
     step = _step(a.shape, a.strides, _SIZES[a.dtype], layout)
     if step is None:
         raise ValueError(
             f"{name} of shape {a.shape} and strides {a.strides} bytes cannot be used without a "
             "copy, and on a GPU nothing is copied: make it contiguous first"
         )
+    return _view(a, layout.shape, step)
+
+
+def rows_out(out: DeviceArray, layout: Layout) -> Any:
+    rows = rows_in(out, layout, "out")
     outer, n, inner = layout.shape
-    if name == "out" and outer > 1 and abs(step) < n * inner:
-        raise ValueError(f"out with shape {a.shape} and strides {a.strides} bytes overlaps itself")
-    return View(a.address, layout.shape, step, a.dtype, a.stream, a.device)
+    if outer > 1 and abs(rows.step) < n * inner:
+        raise ValueError(
+            f"out with shape {out.shape} and strides {out.strides} bytes overlaps itself"
+        )
+    return rows
 
 
 @functools.lru_cache(maxsize=256)
@@ -288,62 +363,107 @@ def _is_dense(shape: tuple, strides: tuple, size: int, axes: tuple) -> bool:
     return all(shape[i] == 1 for i in axes) or _folded(shape, strides, axes) == size
 
 
-def per_row(a: DeviceArray, layout: Layout, name: str) -> Any:
+def row_in(a: DeviceArray, layout: Layout, dtype: Any, name: str = "") -> Any:
     """`a`, with one number for each row, as (outer, inner)."""
-    from ..kernels.cuda._arrays import View
-
     outer, _, inner = layout.shape
-    if a.shape != layout.rest_shape:
-        raise ValueError(f"{name} must have shape {layout.rest_shape}, got {a.shape}")
     order = layout.rest_order or tuple(range(len(a.shape)))
     if 0 not in a.shape and not _is_dense(a.shape, a.strides, _SIZES[a.dtype], order):
         raise ValueError(
             f"{name} of shape {a.shape} and strides {a.strides} bytes must lie in memory as the "
             "rows of the logits do, without gaps: nothing is copied on a GPU"
         )
-    return View(a.address, (outer, inner), 0, a.dtype, a.stream, a.device)
+    return _view(a, (outer, inner))
 
 
-def check_out(out: Any, shape: tuple[int, ...], dtype: str) -> DeviceArray:
-    a = inspect_array(out, "out")
-    if a.shape != shape or a.dtype != dtype:
+def labels_in(t: DeviceArray, layout: Layout, ignore_index: int) -> Any:
+    return row_in(t, layout, t.dtype, "target")
+
+
+def row_out(
+    layout: Layout, dtype: str, out: Any = None, keepdims: bool = False, first: Any = None
+) -> tuple[Any, Any]:
+    """One number for each row: in canonical form, and as the user sees it."""
+    outer, _, inner = layout.shape
+    at, shape, order = layout.axis, layout.rest_shape, layout.rest_order
+    if out is not None:
+        if len(out.shape) > len(shape):  # keepdims
+            out = out._replace(shape=shape, strides=(*out.strides[:at], *out.strides[at + 1 :]))
+        return row_in(out, layout, dtype, "out"), out.owner
+    if keepdims:
+        shape, order = (*shape[:at], 1, *shape[at:]), layout.order
+    a, result = allocate(shape, dtype, order, first)
+    return _view(a, (outer, inner)), result
+
+
+def vector_in(a: DeviceArray, dtype: Any, name: str = "") -> Any:
+    return rows_in(a, layout_of(a, 0, name), name)
+
+
+def number_in(a: DeviceArray, shape: tuple[int, ...], dtype: Any) -> Any:
+    return _view(a, shape)
+
+
+# ---- canonical form of elementwise ops -------------------------------------------------------
+
+
+def order_of(a: DeviceArray) -> Order:
+    if a.strides == _dense(a.shape, _SIZES[a.dtype]):
+        return None
+    return tuple(sorted(range(len(a.shape)), key=lambda i: -abs(a.strides[i])))
+
+
+def flat_in(a: DeviceArray, order: Order, name: str = "", dtype: Any = None) -> Any:
+    return _flat(a, order or tuple(range(len(a.shape))), name)
+
+
+def flat_out(out: DeviceArray, order: Order) -> Any:
+    return flat_in(out, order, "out")
+
+
+def _flat(a: DeviceArray, axes: tuple[int, ...], name: str) -> Any:
+    shape = tuple(a.shape[i] for i in axes)
+    strides = tuple(a.strides[i] for i in axes)
+    size = _SIZES.get(a.dtype, 1)  # 1: bool
+    if 0 not in shape and not _is_dense(shape, strides, size, tuple(range(len(shape)))):
         raise ValueError(
-            f"out must have shape {shape} and dtype {dtype}, got {a.shape} and {a.dtype}"
+            f"{name} of shape {a.shape} and strides {a.strides} bytes must lie densely in memory, "
+            "in the order of the axes of the input: nothing is copied on a GPU"
         )
-    if a.readonly:
-        raise ValueError("out is read-only")
-    return a
+    return _view(a, (math.prod(shape),))
 
 
-def check_apart(a: DeviceArray, out: DeviceArray, name: str) -> None:
-    """`out` may be `a`, but not a part of it: nothing is copied on a GPU."""
-    if a.address == out.address and (a.shape, a.dtype) == (out.shape, out.dtype):
-        pairs = zip(a.strides, out.strides, a.shape, strict=True)
-        if all(one == other or n == 1 for one, other, n in pairs):
-            return
-    (low, high), (out_low, out_high) = _extent(a), _extent(out)
-    if low < out_high and out_low < high:
-        raise ValueError(f"out overlaps {name} in part")
+def period_in(
+    w: DeviceArray, shape: tuple[int, ...], order: Order, same: int, dtype: Any, name: str
+) -> Any:
+    axes = (order or tuple(range(len(shape))))[same:]
+    missing = len(shape) - len(w.shape)
+    own = tuple(i - missing for i in axes if i >= missing)
+    if math.prod(w.shape[i] for i in own) != math.prod(shape[i] for i in axes):
+        raise ValueError(
+            f"{name} of shape {w.shape} must vary along the last axes in memory of the input, "
+            f"{shape}: nothing is copied on a GPU, so expand it first"
+        )
+    return _flat(w, own, name)
 
 
-def _extent(a: DeviceArray) -> tuple[int, int]:
-    """The first byte of an array, and the one after its last."""
-    if 0 in a.shape:
-        return a.address, a.address
-    steps = [(n - 1) * s for n, s in zip(a.shape, a.strides, strict=True)]
-    low = a.address + sum(s for s in steps if s < 0)
-    return low, a.address + sum(s for s in steps if s > 0) + _SIZES.get(a.dtype, 1)  # 1: bool
+# ---- outputs ---------------------------------------------------------------------------------
 
 
-def new_like(x: Any, a: DeviceArray, layout: Layout) -> tuple[Any, DeviceArray]:
-    """A new array of the shape, dtype and order of axes of `a`."""
-    order = layout.order
-    if order is None:
-        result = empty(x, a, a.shape, a.dtype)
+def allocate(
+    shape: tuple[int, ...], dtype: str, order: Order = None, first: Any = None
+) -> tuple[DeviceArray, Any]:
+    """A new array of the kind of `first`, its axes in this order: where it lies, and itself."""
+    if not order:
+        result = empty(first.owner, first, shape, dtype)
     else:
-        folded = empty(x, a, tuple(a.shape[i] for i in order), a.dtype)
+        folded = empty(first.owner, first, tuple(shape[i] for i in order), dtype)
         result = permuted(folded, tuple(int(i) for i in np.argsort(order)))
-    return result, inspect_array(result, "result")
+    return inspect_array(result, "result", first=first), result
+
+
+def new_number(shape: tuple[int, ...], dtype: str, first: Any = None) -> tuple[Any, Any]:
+    a, result = allocate((), dtype, None, first)
+    return _view(a, shape), result
 
 
 def permuted(x: Any, axes: tuple[int, ...]) -> Any:
@@ -356,71 +476,77 @@ def permuted(x: Any, axes: tuple[int, ...]) -> Any:
     return x.permute(axes) if hasattr(x, "permute") else x.transpose(axes)
 
 
-def new_rows(
-    x: Any, a: DeviceArray, layout: Layout, dtype: str, keepdims: bool = False
-) -> tuple[Any, Any]:
-    """One number for each row: in canonical form, and as the user sees it."""
-    from ..kernels.cuda._arrays import View
-
-    outer, _, inner = layout.shape
-    at, shape = layout.axis, layout.rest_shape
-    order = layout.rest_order or tuple(range(len(shape)))
-    folded = tuple(shape[i] for i in order) + (1,) * keepdims
-    axes = [int(i) for i in np.argsort(order)] if order else []
-    if keepdims:
-        axes.insert(at, len(order))
-    if layout.rest_order is None:  # C-contiguous, where an axis of length 1 may stand anywhere
-        result = empty(x, a, tuple(folded[i] for i in axes), dtype)
-    else:
-        result = permuted(empty(x, a, folded, dtype), tuple(axes))
-    seen = inspect_array(result, "result")
-    return View(seen.address, (outer, inner), 0, dtype, a.stream, a.device), result
-
-
-def check_device(a: DeviceArray, other: DeviceArray, name: str) -> None:
-    if a.device != other.device:
-        raise ValueError(f"{name} is on GPU {other.device}, and not on GPU {a.device}")
-
-
-# ---- softmax ---------------------------------------------------------------------------------
-
-
-def map_rows(x: Any, axis: int, out: Any) -> tuple[Any, Any, Any]:
-    """Canonical input, canonical output and result, for an op from a shape to the same shape."""
-    a = floating(x, "x")
-    layout, to, result = _room(x, a, {"x": a}, axis, out)
-    return planes(a, layout, "x"), to, result
-
-
-def map_pairs(grad: Any, y: Any, axis: int, out: Any) -> tuple[Any, Any, Any, Any]:
-    """The same for an op of two arrays of one shape."""
-    g, p = floating(grad, "grad"), floating(y, "y")
-    if g.shape != p.shape or g.dtype != p.dtype:
+def check_out(
+    out: Any, shape: tuple[int, ...], dtype: str, name: str = "out", first: Any = None
+) -> DeviceArray:
+    a = inspect_array(out, name, first=first)
+    if a.shape != shape or a.dtype != dtype:
         raise ValueError(
-            "grad and y must have the same shape and dtype, got "
-            f"{g.shape} {g.dtype} and {p.shape} {p.dtype}"
+            f"{name} must have shape {shape} and dtype {dtype}, got {a.shape} and {a.dtype}"
         )
-    check_device(g, p, "y")
-    layout, to, result = _room(y, p, {"grad": g, "y": p}, axis, out)
-    return planes(g, layout, "grad"), planes(p, layout, "y"), to, result
+    if a.readonly:
+        raise ValueError(f"{name} is read-only")
+    return a
 
 
-def _room(
-    x: Any, a: DeviceArray, inputs: dict[str, DeviceArray], axis: int, out: Any
-) -> tuple[Layout, Any, Any]:
-    """The layout of a result like `x`, seen as `a`; its canonical form; and itself, which is
-    `out` where that was given. It goes on the stream of the first input.
-    """
-    name, first = next(iter(inputs.items()))
-    if out is None:
-        layout = layout_of(a, axis, name)
-        result, to = new_like(x, a, layout)
-    else:
-        result, to = out, check_out(out, a.shape, a.dtype)
-        check_device(first, to, "out")
-        for which, seen in inputs.items():
-            check_apart(seen, to, which)
-        layout = layout_of(to, axis, name)
+def apart(a: DeviceArray, out: DeviceArray, name: str = "", same: bool = True) -> DeviceArray:
+    """`a`, which may be `out` where `same` is true, but not overlap it in part."""
+    if not same and a.address == out.address and 0 not in a.shape:
+        raise ValueError(f"out may not be the {name}")
+    if a.address == out.address and (a.shape, a.dtype) == (out.shape, out.dtype):
+        pairs = zip(a.strides, out.strides, a.shape, strict=True)
+        if all(one == other or n == 1 for one, other, n in pairs):
+            return a
+    (low, high), (out_low, out_high) = _extent(a), _extent(out)
+    if low < out_high and out_low < high:
+        raise ValueError(f"out overlaps {name} in part")
+    return a
+
+
+def separate(a: DeviceArray, out: DeviceArray, name: str = "") -> DeviceArray:
+    return apart(a, out, name, same=False)
+
+
+def _extent(a: DeviceArray) -> tuple[int, int]:
+    """The first byte of an array, and the one after its last."""
     if 0 in a.shape:
-        layout = host.without_rows(layout)
-    return layout, planes(to, layout, "out")._replace(stream=first.stream), result
+        return a.address, a.address
+    steps = [(n - 1) * s for n, s in zip(a.shape, a.strides, strict=True)]
+    low = a.address + sum(s for s in steps if s < 0)
+    return low, a.address + sum(s for s in steps if s > 0) + _SIZES.get(a.dtype, 1)  # 1: bool
+
+
+# ---- values of inputs, for which the host must wait ------------------------------------------
+
+
+def new_stats(n: int, first: Any = None) -> tuple[Any, Any]:
+    """Not an array of the user's library, which may have no float64."""
+    from ..kernels.cuda import _device
+
+    buffer = _device.allocate(8 * n, first.stream, first.device)
+    found = first._replace(address=_device.address(buffer), dtype="float64")
+    return _view(found, (1, n)), buffer
+
+
+def read(stats: Any) -> np.ndarray:
+    return _read(stats, 0, stats.shape[1])
+
+
+def element(flat: Any, at: int, dtype: str) -> Any:
+    return _read(flat, at, 1)[0]
+
+
+def _read(view: Any, at: int, n: int) -> np.ndarray:
+    from ..kernels.cuda import _device
+
+    found = np.empty(n, _numpy_dtype(view.dtype))
+    _device.read(view.address + at * found.itemsize, found, view.stream, view.device)
+    return found
+
+
+def bad_label(
+    t: DeviceArray, row: int, layout: Layout, classes: int, ignore_index: int
+) -> tuple[tuple[int, ...], Any]:
+    """Where the label of this row is in the user's array, and its value."""
+    place = host.place_of(row, layout.rest_shape, layout.rest_order)
+    return place, element(_view(t, t.shape), row, t.dtype)

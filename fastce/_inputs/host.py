@@ -1,9 +1,11 @@
-"""From what a user passes to what a kernel takes: check, view in canonical form, allocate.
+"""Arrays on the host: from what a user passes to what a kernel takes, and back.
 
-Canonical form is ``(outer, n, inner)`` with the classes in the middle, see
-``fastce.kernels``. The axes are taken in the order in which they lie in memory, so that any
-dense layout (C, Fortran, transposed) is a view; rows cut out of a wider array are one too.
-Other inputs (every second column, swapped bytes) are copied once. An output never is.
+Canonical form is ``(outer, n, inner)`` with the classes in the middle, see ``fastce.kernels``. The
+axes are taken in the order in which they lie in memory, so that any dense layout (C, Fortran,
+transposed) is a view; rows cut out of a wider array are one too. Other inputs (every second column,
+swapped bytes) are copied once, and so are those that overlap ``out`` in part. An output never is.
+
+`gpu` has the same functions for arrays on a GPU, see `memory.Memory`.
 """
 
 import functools
@@ -17,6 +19,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.lib.array_utils import normalize_axis_index
 
+from .._runtime import dispatch
+from .._runtime.threads import get_num_threads
+
 # dtype of the user -> dtype in which losses, lse and weights are computed
 _COMPUTE: dict[np.dtype, np.dtype] = {
     np.dtype(np.float64): np.dtype(np.float64),
@@ -25,9 +30,16 @@ _COMPUTE: dict[np.dtype, np.dtype] = {
 }
 _FLOAT32 = np.dtype(np.float32)
 _FLOATS = "float64, float32, float16 or bfloat16"
+_INT64 = np.dtype(np.int64)
+# A row of weights is repeated up to this many numbers, so that kernels loop over long stretches.
+_STRETCH = 4096
 
-
+READABLE = True
 NUMPY = (np.ndarray, np.generic)
+kernel = dispatch.kernel
+num_threads = get_num_threads
+
+Order = tuple[int, ...] | None  # axes from the widest stride to the narrowest; None: C order
 
 
 class Layout(NamedTuple):
@@ -36,8 +48,8 @@ class Layout(NamedTuple):
     shape: tuple[int, int, int]
     axis: int  # the class axis, counted from 0
     rest_shape: tuple[int, ...]  # shape of a per-row array as the user sees it
-    order: tuple[int, ...] | None  # axes from the widest stride to the narrowest; None: as is
-    rest_order: tuple[int, ...] | None  # the same without the class axis, counted without it
+    order: Order
+    rest_order: Order  # without the class axis, counted without it
 
 
 def compute_dtype(dtype: np.dtype) -> np.dtype:
@@ -50,9 +62,17 @@ def is_bfloat16(dtype: np.dtype) -> bool:
     return dtype.kind == "V" and dtype.name == "bfloat16"
 
 
+def is_floating(dtype: np.dtype) -> bool:
+    return dtype.kind == "f" or is_bfloat16(dtype)
+
+
+def is_integer(dtype: np.dtype) -> bool:
+    return dtype.kind in "iu"
+
+
 def number(value: Any, name: str) -> float:
     """`value` as a float: a number, or an array of one without axes."""
-    if isinstance(value, Real):
+    if type(value) is float or isinstance(value, Real):
         return float(value)
     if getattr(value, "ndim", None) == 0:
         return number(value.item(), name)
@@ -165,7 +185,27 @@ def described(a: np.ndarray) -> str:
     return str(a.dtype)
 
 
-def floating(x: Any, name: str) -> np.ndarray:
+def last_axis(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """`x` in canonical form, the same of a new result, and that, where kernels take `x` as it lies.
+
+    The common case by the shortest way: a call on (1, 10) is all overhead.
+    """
+    dtype, flags = x.dtype, x.flags
+    if not (dtype in _COMPUTE and flags.c_contiguous and flags.aligned and x.size and x.ndim):
+        return None
+    result = np.empty(x.shape, dtype)
+    n = x.shape[-1]
+    shape = (x.size // n, n, 1)
+    return x.reshape(shape), result.reshape(shape), result
+
+
+def inspect(x: Any, name: str, first: Any = None) -> np.ndarray:
+    """`x` as an aligned ndarray, of any dtype."""
+    a = x if type(x) is np.ndarray else to_numpy(x, name)
+    return a if a.flags.aligned else a.copy()
+
+
+def floating(x: Any, name: str, first: Any = None) -> np.ndarray:
     """`x` as an ndarray of a dtype that kernels take, in native byte order."""
     a = x if type(x) is np.ndarray else to_numpy(x, name)
     if a.dtype in _COMPUTE and a.flags.aligned:  # native: dtypes of other byte orders differ
@@ -177,6 +217,27 @@ def floating(x: Any, name: str) -> np.ndarray:
     if a.dtype.kind in "iub":
         return a.astype(np.float64)  # as NumPy's own exp and log do
     raise TypeError(f"{name} must be {_FLOATS}, got dtype {described(a)}")
+
+
+def upstream(x: Any, reduction: str, name: str, first: Any = None) -> np.ndarray:
+    """`grad_loss` as an array."""
+    return floating(x, "grad_loss")
+
+
+def target_dtype(target: np.dtype, logits: np.dtype) -> np.dtype:
+    """In what kernels take a target of probabilities: the dtype of the logits where it has that,
+    else the compute dtype. 16 bits would change the loss of a float32 target by up to 0.2%.
+    """
+    return logits if target == logits else compute_dtype(logits)
+
+
+def target_in(t: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
+    """A target of numbers, for an input of this dtype: converted where kernels do not take it."""
+    to = target_dtype(t.dtype, dtype) if is_floating(t.dtype) else dtype
+    return t.astype(to, copy=False)
+
+
+# ---- canonical form --------------------------------------------------------------------------
 
 
 def layout_of(a: np.ndarray, axis: int, name: str) -> Layout:
@@ -194,32 +255,25 @@ def fold(shape: tuple[int, ...], strides: tuple[int, ...] | None, axis: int, nam
     axis = normalize_axis_index(operator.index(axis), len(shape))
     if strides is None:
         outer, inner = list(range(axis)), list(range(axis + 1, len(shape)))
-        if 0 in shape[:axis] + shape[axis + 1 :]:  # no rows: no plane over which a kernel loops
-            outer, inner = outer + inner, []
     else:
         others = sorted((i for i in range(len(shape)) if i != axis), key=lambda i: -abs(strides[i]))
         inner = [i for i in others if shape[i] > 1 and abs(strides[i]) < abs(strides[axis])]
         outer = [i for i in others if i not in inner]
-    return Layout(
+    layout = Layout(
         (math.prod(shape[i] for i in outer), shape[axis], math.prod(shape[i] for i in inner)),
         axis,
         shape[:axis] + shape[axis + 1 :],
         None if strides is None else (*outer, axis, *inner),
         None if strides is None else tuple(i - (i > axis) for i in outer + inner),
     )
+    return without_rows(layout) if 0 in layout.rest_shape else layout
 
 
 def without_rows(layout: Layout) -> Layout:
-    """For an op that writes a number for each of its input, and has none: over 2**32 rows of no
-    classes a kernel would loop for 7 s.
+    """For an array without elements, where no number is written for each row: a kernel would loop
+    for 7 s over 2**32 rows of no classes, or allocate memory for each of 2**40 classes.
     """
     return layout._replace(shape=(0, 0, 1))
-
-
-def map_layout(result: np.ndarray, axis: int, name: str) -> Layout:
-    """The folding for such an op."""
-    layout = layout_of(result, axis, name)
-    return layout if result.size else without_rows(layout)
 
 
 def _planes(a: np.ndarray, layout: Layout) -> tuple[np.ndarray, bool]:
@@ -233,42 +287,189 @@ def _planes(a: np.ndarray, layout: Layout) -> tuple[np.ndarray, bool]:
     return rows, dense or rows.size == 0
 
 
-def _bits(rows: np.ndarray) -> np.ndarray:
-    return rows if rows.dtype in _COMPUTE else rows.view(np.uint16)
+def bits(a: np.ndarray) -> np.ndarray:
+    """As kernels take it: bfloat16 as uint16."""
+    return a.view(np.uint16) if is_bfloat16(a.dtype) else a
 
 
-def rows_in(a: np.ndarray, layout: Layout) -> np.ndarray:
+def check_no_overlap(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> None:
+    """Whether each element of `out` has memory of its own."""
+    extent = itemsize
+    for stride, n in sorted((abs(s), n) for s, n in zip(strides, shape, strict=True)):
+        if n > 1 and stride < extent and 0 not in shape:
+            raise ValueError(f"out with shape {shape} and strides {strides} overlaps itself")
+        extent += stride * (n - 1)
+
+
+def row_contiguous(a: np.ndarray) -> np.ndarray:
+    """`a`, or a copy where its last axis is not contiguous."""
+    return a if a.strides[-1] == a.itemsize or a.shape[-1] == 1 else np.ascontiguousarray(a)
+
+
+def rows_in(a: np.ndarray, layout: Layout, name: str = "") -> np.ndarray:
     """An input in canonical form: a view where its memory allows, else a copy."""
     if layout.order is None and a.flags.c_contiguous:
-        return _bits(a.reshape(layout.shape))
+        return bits(a.reshape(layout.shape))
     rows, dense = _planes(a, layout)
-    return _bits(rows if dense else np.ascontiguousarray(rows))
+    return bits(rows if dense else np.ascontiguousarray(rows))
 
 
 def rows_out(out: np.ndarray, layout: Layout) -> np.ndarray:
     """An output in canonical form: always a view."""
     rows, dense = _planes(out, layout)
     if out.size and not (dense and np.may_share_memory(rows, out)):
-        raise _needs_copy(out)
+        raise needs_copy(out, "densely in memory, in the same order of axes as the input")
     if rows.shape[0] > 1 and abs(rows.strides[0]) < rows[0].nbytes:
         raise ValueError(f"out with shape {out.shape} and strides {out.strides} overlaps itself")
-    return _bits(rows)
+    return bits(rows)
 
 
-def _needs_copy(out: np.ndarray) -> ValueError:
+def needs_copy(out: np.ndarray, how: str) -> ValueError:
     return ValueError(
         f"out with shape {out.shape} and strides {out.strides} cannot be written without a copy; "
-        "it must lie densely in memory, in the same order of axes as the input"
+        f"it must lie {how}"
     )
 
 
-def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype, name: str = "out") -> np.ndarray:
+def row_in(a: np.ndarray, layout: Layout, dtype: np.dtype, name: str = "") -> np.ndarray:
+    """A per-row input in canonical form; these are small beside the rows, and may be copied."""
+    outer, _, inner = layout.shape
+    if layout.rest_order is not None:
+        a = a.transpose(layout.rest_order)
+    rows = a.reshape(outer, inner)
+    if rows.dtype == dtype and rows.flags.c_contiguous:
+        return rows
+    return np.ascontiguousarray(rows, dtype)
+
+
+def labels_in(t: np.ndarray, layout: Layout, ignore_index: int) -> np.ndarray:
+    """Labels in canonical form."""
+    if t.dtype.char in "LQ" and t.size and t.max() > np.iinfo(np.int64).max:
+        t = t.astype(np.int64)
+        t[t < 0] = -2 if ignore_index == -1 else -1  # out of range as before, and not ignored
+    return row_in(t, layout, _INT64)
+
+
+def row_out(
+    layout: Layout,
+    dtype: np.dtype,
+    out: np.ndarray | None = None,
+    keepdims: bool = False,
+    first: Any = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """A per-row output: in canonical form, and the same memory as the user sees it."""
+    outer, _, inner = layout.shape
+    order = layout.rest_order
+    if out is None:
+        rows = np.empty((outer, inner), dtype)
+        if order is None:
+            result = rows.reshape(layout.rest_shape)
+        else:
+            result = rows.reshape([layout.rest_shape[i] for i in order])
+            result = result.transpose(np.argsort(order)) if order else result
+        return bits(rows), np.expand_dims(result, layout.axis) if keepdims else result
+    rows = out.reshape(layout.rest_shape)
+    rows = (rows if order is None else rows.transpose(order)).reshape(outer, inner)
+    if rows.size and not (rows.flags.c_contiguous and np.may_share_memory(rows, out)):
+        raise needs_copy(out, "densely in memory, in the same order of axes as the input")
+    return bits(rows), out
+
+
+def vector_in(a: np.ndarray, dtype: np.dtype, name: str = "") -> np.ndarray:
+    """An input with one axis."""
+    return np.ascontiguousarray(a, dtype)
+
+
+def number_in(a: np.ndarray, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An array of one number, in this shape."""
+    return np.ascontiguousarray(a.reshape(shape), dtype)
+
+
+# ---- canonical form of elementwise ops -------------------------------------------------------
+
+
+def order_of(a: np.ndarray) -> Order:
+    """The order of the axes of a dense array; None for one that is not."""
+    if a.flags.c_contiguous:
+        return None
+    order = tuple(sorted(range(a.ndim), key=lambda i: -abs(a.strides[i])))
+    return order if a.transpose(order).flags.c_contiguous else None
+
+
+def flat_in(a: np.ndarray, order: Order, name: str = "", dtype: Any = None) -> np.ndarray:
+    """All elements in one axis, in this order and dtype: a view where they lie so, else a copy."""
+    a = a if order is None else a.transpose(order)
+    return bits(np.ascontiguousarray(a, dtype).reshape(-1))
+
+
+def flat_out(out: np.ndarray, order: Order) -> np.ndarray:
+    """An output in canonical form: always a view."""
+    flat = out if order is None else out.transpose(order)
+    if not flat.flags.c_contiguous:
+        raise needs_copy(out, "densely in memory, in any order of its axes")
+    return bits(flat.reshape(-1))
+
+
+def period_in(
+    w: np.ndarray, shape: tuple[int, ...], order: Order, same: int, dtype: np.dtype, name: str
+) -> np.ndarray:
+    """Weights of elements of this shape, without the first `same` axes of `order`, along which
+    they repeat.
+    """
+    whole = w if w.shape == shape else np.broadcast_to(w, shape)
+    whole = whole if order is None else whole.transpose(order)
+    if not whole.size:
+        return np.ones(1, dtype)
+    row = np.ascontiguousarray(whole[(0,) * same], dtype).reshape(-1)
+    times = min(_STRETCH // row.size, -(-whole.size // row.size))
+    return np.tile(row, times) if times > 1 else row
+
+
+def place_of(at: int, shape: tuple[int, ...], order: Order) -> tuple[int, ...]:
+    """Where in the user's array the element is that is number `at` in this order of the axes."""
+    if not order:
+        return tuple(int(i) for i in np.unravel_index(at, shape))
+    place = np.unravel_index(at, [shape[i] for i in order])
+    return tuple(int(place[k]) for k in np.argsort(order))
+
+
+# ---- outputs ---------------------------------------------------------------------------------
+
+
+def allocate(
+    shape: tuple[int, ...], dtype: np.dtype, order: Order = None, first: Any = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """A new array, twice: as the functions here take it, and as the user sees it.
+
+    Its axes lie in this order. NumPy's own choice (empty_like) may differ from that of the inputs
+    where an axis has length 1.
+    """
+    if not order:
+        a = np.empty(shape, dtype)
+    else:
+        a = np.empty([shape[i] for i in order], dtype).transpose(np.argsort(order))
+    return a, a
+
+
+def new_number(
+    shape: tuple[int, ...], dtype: np.dtype, first: Any = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Memory for one number: in this shape, and as the user sees it."""
+    a = np.empty(shape, dtype)
+    return a, a.reshape(())
+
+
+def check_out(
+    out: Any, shape: tuple[int, ...], dtype: np.dtype, name: str = "out", first: Any = None
+) -> np.ndarray:
     """`out` as a writable ndarray of exactly this shape and dtype."""
-    if not hasattr(out, "__dlpack__"):  # a list would be copied, and the copy written
-        raise TypeError(f"{name} must be an array, got {type(out).__name__}")
-    a = to_numpy(out, name)
-    if not isinstance(out, np.ndarray) and (is_bfloat16(a.dtype) or is_negative(out)):
-        raise ValueError(f"NumPy cannot write to {name}, a {type(out).__name__}, only copy it")
+    a = out
+    if type(out) is not np.ndarray:
+        if not hasattr(out, "__dlpack__"):  # a list would be copied, and the copy written
+            raise TypeError(f"{name} must be an array, got {type(out).__name__}")
+        a = to_numpy(out, name)
+        if not isinstance(out, np.ndarray) and (is_bfloat16(a.dtype) or is_negative(out)):
+            raise ValueError(f"NumPy cannot write to {name}, a {type(out).__name__}, only copy it")
     if a.shape != shape or a.dtype != dtype:
         raise ValueError(
             f"{name} must have shape {shape} and dtype {dtype}, got {a.shape} and {a.dtype}"
@@ -280,11 +481,15 @@ def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype, name: str = "ou
     return a
 
 
-def apart(a: np.ndarray, out: np.ndarray) -> np.ndarray:
-    """`a`, or a copy of it where it partly overlaps `out`: kernels take all or nothing."""
+def apart(a: np.ndarray, out: np.ndarray, name: str = "", same: bool = True) -> np.ndarray:
+    """`a`, or a copy of it where it overlaps `out` in part; kernels take `out` itself as an input
+    where `same` is true.
+    """
     if not np.may_share_memory(a, out) or a.size == 0:
         return a
     if a.__array_interface__ == out.__array_interface__:
+        if not same:
+            raise ValueError(f"out may not be the {name}")
         return a
     try:
         overlap = np.shares_memory(a, out, max_work=10_000)  # type: ignore[arg-type]
@@ -293,52 +498,33 @@ def apart(a: np.ndarray, out: np.ndarray) -> np.ndarray:
     return a.copy() if overlap else a
 
 
-def map_rows(x: Any, axis: int, out: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Canonical input, canonical output and result, for an op from a shape to the same shape."""
-    if out is None and type(x) is np.ndarray and type(axis) is int and axis == -1:
-        # The common case by the shortest way: a call on (1, 10) is all overhead.
-        dtype, flags = x.dtype, x.flags
-        if dtype in _COMPUTE and flags.c_contiguous and flags.aligned and x.size and x.ndim:
-            result = np.empty(x.shape, dtype)
-            n = x.shape[-1]
-            shape = (x.size // n, n, 1)
-            return x.reshape(shape), result.reshape(shape), result
-    a = floating(x, "x")
-    if out is None:
-        layout_of(a, axis, "x")
-        result = np.empty_like(a, subok=False)
-    else:
-        result = check_out(out, a.shape, a.dtype)
-        a = apart(a, result)
-    layout = map_layout(result, axis, "x")
-    return rows_in(a, layout), rows_out(result, layout), result
+def separate(a: np.ndarray, out: np.ndarray, name: str = "") -> np.ndarray:
+    """`a`, or a copy where `out` is written while a kernel still reads it."""
+    return a.copy() if np.may_share_memory(a, out) else a
 
 
-def row_out(
-    layout: Layout, dtype: np.dtype, out: np.ndarray | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """A per-row output: in canonical form, and the same memory as the user sees it."""
-    outer, _, inner = layout.shape
-    order = layout.rest_order
-    if out is None:
-        rows = np.empty((outer, inner), dtype)
-        if order is None:
-            return _bits(rows), rows.reshape(layout.rest_shape)
-        folded = rows.reshape([layout.rest_shape[i] for i in order])
-        return _bits(rows), folded.transpose(np.argsort(order)) if order else folded
-    rows = out.reshape(layout.rest_shape)
-    rows = (rows if order is None else rows.transpose(order)).reshape(outer, inner)
-    if rows.size and not (rows.flags.c_contiguous and np.may_share_memory(rows, out)):
-        raise _needs_copy(out)
-    return _bits(rows), out
+# ---- values of inputs ------------------------------------------------------------------------
 
 
-def row_in(a: np.ndarray, layout: Layout, dtype: np.dtype) -> np.ndarray:
-    """A per-row input in canonical form; these are small beside the rows, and may be copied."""
-    outer, _, inner = layout.shape
-    if layout.rest_order is not None:
-        a = a.transpose(layout.rest_order)
-    rows = a.reshape(outer, inner)
-    if rows.dtype == dtype and rows.flags.c_contiguous:
-        return rows
-    return np.ascontiguousarray(rows, dtype)
+def new_stats(n: int, first: Any = None) -> tuple[np.ndarray, np.ndarray]:
+    """An array for what a kernel finds in its inputs, and what owns its memory."""
+    stats = np.empty(n)
+    return stats, stats
+
+
+def read(stats: np.ndarray) -> np.ndarray:
+    return stats
+
+
+def element(flat: np.ndarray, at: int, dtype: np.dtype) -> Any:
+    """One number of an input in canonical form, which has this dtype."""
+    return flat[at : at + 1].view(dtype)[0]
+
+
+def bad_label(
+    t: np.ndarray, row: int, layout: Layout, classes: int, ignore_index: int
+) -> tuple[tuple[int, ...], Any]:
+    """Where the first label out of range is, and its value."""
+    bad = (t != ignore_index) & ((t < 0) | (t >= classes))
+    place = tuple(int(i) for i in np.argwhere(bad)[0])
+    return place, t[place]

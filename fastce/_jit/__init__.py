@@ -8,7 +8,7 @@ contains it is compiled with ``parallel=True``, else on one.
 
 A label out of range makes its row NaN, as on GPUs. An exception would be lost where the caller, or
 a caller of that one, is inside a ``prange``: Numba goes on, and returns what was in memory, or a
-SystemError. Nothing tells compiled code where it is called from.
+SystemError. Compiled code cannot know where it is called from.
 """
 
 

@@ -1,4 +1,4 @@
-"""``fastce.scaled_dot_product_attention`` inside compiled code, see _numba.py.
+"""``fastce.scaled_dot_product_attention`` in compiled code of users.
 
 On one thread: for more, spread batch entries over a prange, or call it from Python. The batch axes
 of queries, keys and values must be equal there.
@@ -13,10 +13,19 @@ from numba.core.errors import TypingError
 import fastce
 
 from .._inputs.attention import FAR
-from ..kernels.numba import _attention_problem as problem
-from ..kernels.numba._attention_forward import part_size, run_forward, run_merge, splits_of
 from ..kernels.numba._storage import read_only
-from .losses import _constant, _declared, _float_array, _is_none, _jitable, _like, _raising
+from ..kernels.numba.attention import problem
+from ..kernels.numba.attention.forward import part_size, run_forward, run_merge, splits_of
+from .types import (
+    constant,
+    declared,
+    float_array,
+    is_none,
+    jitable,
+    overlap,
+    raising,
+    result_array,
+)
 
 _PLACES = problem.LSE + 1
 
@@ -25,17 +34,17 @@ def _per_entry(a, name, axes):
     """A function (value, shape, batches, default) -> one integer for each batch entry, of so many
     batch axes.
     """
-    if _is_none(a):
-        return _jitable(lambda a, shape, batches, default: np.full(batches, default))
+    if is_none(a):
+        return jitable(lambda a, shape, batches, default: np.full(batches, default))
     if isinstance(a, types.Integer | types.Omitted | int):
-        return _jitable(lambda a, shape, batches, default: np.full(batches, a))
+        return jitable(lambda a, shape, batches, default: np.full(batches, a))
     if not (isinstance(a, types.Array) and isinstance(a.dtype, types.Integer) and a.ndim == axes):
         raise TypingError(
             f"in compiled code {name} must be an integer or an array with the {axes} batch axes of "
             f"q, got {a}"
         )
 
-    @_raising
+    @raising
     def of_array(a, shape, batches, default):
         if a.shape != shape:
             raise ValueError(f"{name} must have one element for each batch entry")
@@ -44,9 +53,9 @@ def _per_entry(a, name, axes):
     return of_array
 
 
-@_jitable
+@jitable
 def _nearer(offset, less_left, less_right):
-    """As `_heads.per_entry` brings a first position nearer."""
+    """As `_inputs.attention` brings a first position nearer."""
     if offset > FAR // 2:
         offset = max(offset - less_left, FAR // 2)
     if offset < -(FAR // 2):
@@ -54,7 +63,7 @@ def _nearer(offset, less_left, less_right):
     return max(-2 * FAR, min(2 * FAR, offset))
 
 
-@_jitable
+@jitable
 def _place(places, which, shape):
     """Where a C-contiguous array of shape (..., heads, rows, width) lies."""
     heads, rows, width = shape[-3:]
@@ -65,7 +74,7 @@ def _place(places, which, shape):
         places[which, problem.STARTS + batch] = batch * heads * rows * width
 
 
-@_raising
+@raising
 def _place_mask(places, shape, full):
     """The same of a mask that is broadcast to the shape `full`."""
     steps = np.zeros(len(full), np.int64)
@@ -92,12 +101,12 @@ def _place_mask(places, shape, full):
 def _mask(mask, q):
     """A function (mask) -> its memory as numbers and as bytes, one of them empty."""
     dtype = q.dtype
-    if _is_none(mask):
-        return _jitable(lambda mask: (np.empty(0, dtype), np.empty(0, np.uint8)))
+    if is_none(mask):
+        return jitable(lambda mask: (np.empty(0, dtype), np.empty(0, np.uint8)))
     if not isinstance(mask, types.Array) or mask.ndim > q.ndim:
         raise TypingError(f"in compiled code attn_mask must be an array, got {mask}")
     if mask.dtype == types.boolean:
-        return _jitable(
+        return jitable(
             lambda mask: (
                 np.empty(0, dtype),
                 np.ascontiguousarray(mask).reshape(-1).view(np.uint8),
@@ -105,20 +114,17 @@ def _mask(mask, q):
         )
     if mask.dtype != dtype:
         raise TypingError(f"attn_mask must be boolean or have q's dtype {dtype}, got {mask.dtype}")
-    return _jitable(lambda mask: (np.ascontiguousarray(mask).reshape(-1), np.empty(0, np.uint8)))
+    return jitable(lambda mask: (np.ascontiguousarray(mask).reshape(-1), np.empty(0, np.uint8)))
 
 
-@_jitable
+@jitable
 def _own(a, out):
     """`a` flat, in memory of its own: `out` is written while other rows are still read."""
     a = np.ascontiguousarray(a).reshape(-1)
-    first, other = a.ctypes.data, out.ctypes.data
-    if first < other + out.nbytes and other < first + a.nbytes:
-        a = a.copy()
-    return read_only(a)
+    return read_only(a.copy() if overlap(a, out) else a)
 
 
-@_raising
+@raising
 def _check_numbers(scale, softcap):
     if not math.isfinite(scale):
         raise ValueError("scale must be finite")
@@ -126,7 +132,7 @@ def _check_numbers(scale, softcap):
         raise ValueError("softcap must be finite and not negative")
 
 
-@_raising
+@raising
 def _check(q, k, v, enable_gqa):
     if q.shape[:-3] != k.shape[:-3] or k.shape[:-3] != v.shape[:-3]:
         raise ValueError("in compiled code q, k and v must have equal batch axes")
@@ -141,47 +147,33 @@ def _check(q, k, v, enable_gqa):
         raise ValueError("q and k must have equal widths, k and v equal lengths")
 
 
-@_raising
+@raising
 def _check_window(left, right):
     if left < -1 or right < -1:
         raise ValueError("window must not be below -1, which is without bound")
 
 
-@_declared(fastce.scaled_dot_product_attention)
+@declared(fastce.scaled_dot_product_attention)
 def _attention(
     q, k, v, attn_mask=None, is_causal=False, scale=None, enable_gqa=False, q_offset=0,
     kv_lengths=None, window=None, softcap=0.0, return_lse=False, out=None,
 ):  # fmt: skip
-    dtype = _float_array(q, "q")
+    dtype = float_array(q, "q")
     for a, name in (k, "k"), (v, "v"):
         if not isinstance(a, types.Array) or (a.dtype, a.ndim) != (dtype, q.ndim) or a.ndim < 3:
             raise TypingError(
                 f"in compiled code q, k and v must have the same dtype and number of axes, at "
                 f"least 3; q is {q}, {name} is {a}"
             )
-    new, with_lse = _like(out, q, "out"), _constant(return_lse, "return_lse", bool)
-    has_mask, has_window, default_scale = (not _is_none(a) for a in (attn_mask, window, scale))
+    result_of = result_array(out, q, "out must have the shape (..., heads, L, Ev)")
+    with_lse = constant(return_lse, "return_lse", bool)
+    has_mask, has_window, has_scale = (not is_none(a) for a in (attn_mask, window, scale))
     numbers, lengths = _mask(attn_mask, q), _per_entry(kv_lengths, "kv_lengths", q.ndim - 3)
     offsets = _per_entry(q_offset, "q_offset", q.ndim - 3)
     forward, merge = run_forward.start, run_merge.start
-    places_of, starts = _PLACES, problem.STARTS
-    get_scale = _jitable(
-        (lambda scale, width: float(scale))
-        if default_scale
-        else (lambda scale, width: 1 / math.sqrt(max(1, width)))
-    )
-    get_window = _jitable(
-        (lambda window: (window[0], window[1])) if has_window else (lambda window: (-1, -1))
-    )
+    places_of, starts, empty = _PLACES, problem.STARTS, (0,) * (q.ndim - 1)
 
-    none_of = (0,) * (q.ndim - 1)
-    new_lse = _jitable(
-        (lambda shape: np.empty(shape, dtype))
-        if with_lse
-        else (lambda shape: np.empty(none_of, dtype))
-    )
-
-    @_raising
+    @raising
     def spans_of(q_offset, kv_lengths, shape, batches, length, keys):
         spans = np.zeros((batches, 5), np.int64)
         spans[:, 1] = length
@@ -194,18 +186,9 @@ def _attention(
                 )
         return spans
 
-    @_raising
-    def room(q, out, shape):
-        if new:
-            return np.empty(shape, dtype)
-        if out.shape != shape:
-            raise ValueError("out must have the shape (..., heads, L, Ev)")
-        return out
-
-    @_jitable
-    def compute(q, k, v, mask, is_causal, scale, spans, window, softcap, out, lse):
+    @jitable
+    def compute(q, k, v, mask, is_causal, scale, spans, left, right, softcap, out, lse):
         _check_numbers(scale, softcap)
-        left, right = window
         _check_window(left, right)
         if is_causal:
             right = 0 if right < 0 else min(right, 0)
@@ -246,12 +229,14 @@ def _attention(
         batches = 1
         for axis in range(q.ndim - 3):
             batches *= q.shape[axis]
-        result = room(q, out, q.shape[:-1] + v.shape[-1:])
-        lse = new_lse(q.shape[:-1])
+        result = result_of(out, q.shape[:-1] + v.shape[-1:])
+        lse = np.empty(q.shape[:-1] if with_lse else empty, dtype)
+        factor = float(scale) if has_scale else 1 / math.sqrt(max(1, q.shape[-1]))
+        left, right = (window[0], window[1]) if has_window else (-1, -1)
         spans = spans_of(q_offset, kv_lengths, q.shape[:-3], batches, q.shape[-2], k.shape[-2])
         compute(
-            q, k, v, attn_mask, is_causal, get_scale(scale, q.shape[-1]), spans,
-            get_window(window), float(softcap), result, lse.reshape(-1),
+            q, k, v, attn_mask, is_causal, factor, spans, left, right, float(softcap), result,
+            lse.reshape(-1),
         )  # fmt: skip
         if with_lse:
             return result, lse

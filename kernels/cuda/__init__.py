@@ -1,8 +1,8 @@
 """Kernels for NVIDIA GPUs, written in Python, compiled by numba-cuda when they are first called.
 
-`log_softmax.py` tells how they work. `_ptx.py` has all inline PTX, `_launch.py` all launch
-configurations, and `_device.py` all that talks to the driver. Compiling needs no GPU: fastce's
-tests make PTX of every kernel, assemble it, and run it on a machine of NumPy arrays.
+`log_softmax.py` explains how they work. `_ptx.py` has the inline PTX, `_launch.py` the launch
+configurations, and `_device.py` all calls of the driver. Compiling needs no GPU: fastce's tests
+compile every kernel to PTX, assemble it, and run it on an interpreter in NumPy.
 
 The functions ``warp_*`` and ``block_*`` are for kernels of your own (`_one_row.py`).
 """
@@ -54,6 +54,6 @@ def require():
 def _reason():
     try:
         cuda.current_context()
-    except Exception as error:  # whatever kind it is, it is passed on in words
+    except Exception as error:  # of any type: its message is passed on
         return " ".join(str(error).split()).rstrip(" :")
     return "the driver and this version of numba-cuda do not fit"

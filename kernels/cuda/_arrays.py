@@ -22,25 +22,25 @@ class View(NamedTuple):
     shape: tuple[int, ...]
     step: int  # elements from plane to plane
     dtype: str  # also "bfloat16"
-    stream: int  # handle of the stream on which work with it is put
+    stream: int  # handle of the stream that orders the work with it
     device: int
 
     @property
     def code(self) -> int:
-        """How a kernel is told the dtype of arrays that it reads one number at a time."""
+        """The dtype, for kernels that read the array one number at a time."""
         return FLOAT_CODES.get(self.dtype) or LABEL_CODES[self.dtype]
 
 
 @contextmanager
 def on_device(inputs, outputs) -> Iterator[tuple]:
-    """Views of the inputs and outputs, in a row; None stays None."""
+    """A tuple of the views of the inputs and outputs; None for None."""
     first = next((a for a in (*inputs, *outputs) if isinstance(a, View)), None)
     if first is not None or not any(isinstance(a, np.ndarray) for a in inputs):
-        kept = View | float | None  # a number is an upstream gradient
+        kept = View | float | None  # a number is a grad_loss
         yield tuple(a if isinstance(a, kept) else view(a) for a in (*inputs, *outputs))
         return
     device, stream = _device.current(), 0
-    buffers, written = [], []  # which hold the memory
+    buffers, written = [], []  # references that keep the memory
 
     def place(a, filled):
         if a is None:

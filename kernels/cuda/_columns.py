@@ -1,17 +1,16 @@
-"""Columns: rows whose classes lie `inner` elements apart in memory.
+"""Columns: rows whose classes are `inner` elements apart in memory.
 
-32 threads beside each other work on 32 neighbouring columns, so that they read neighbouring
-elements; HEIGHT or fewer threads share a column, each taking every so manieth class.
+The 32 threads of a warp work on 32 neighbouring columns, so that they read neighbouring elements.
+Up to HEIGHT threads share a column: thread y takes the classes y, y + height, and so on.
 """
 
 from functools import cache
-from types import SimpleNamespace
 
 import numpy as np
 from numba import cuda
 
 from . import _ptx
-from ._math import add_compensated, device
+from ._math import State, add_compensated, device, namespace
 from ._storage import storage_of
 
 WIDTH, HEIGHT = 32, 16
@@ -28,9 +27,10 @@ def first_of_column(column, inner, step):
 
 @cache
 def columns_of(name):
-    """What the threads that share a column merge; `column_state` before any sum."""
+    """Reductions over the threads of a column. `column_state` is called before any sum."""
     storage = storage_of(name)
     zero, lowest, number = storage.real(0), storage.real(-np.inf), storage.real_size
+    empty_state = storage.empty_state
     kind, load, add_values = storage.type, storage.load, storage.adder_of(AT_ONCE)
     maximum, rescaled = storage.maximum, storage.rescaled
     shared_load, shared_store = storage.shared_load, storage.shared_store
@@ -43,10 +43,10 @@ def columns_of(name):
 
     @device
     def gather_column(x, step, n):
-        """The state (see `_math.py`) of what this thread reads of a column, from address x on, with
-        classes `step` bytes apart. Four elements at once: so fewer maxima have to give way.
+        """The state of what this thread reads of a column, from address x on, with classes `step`
+        bytes apart. AT_ONCE elements together, so that the state is rescaled less often.
         """
-        top, below, ties = lowest, zero, zero
+        state = empty_state
         v = cuda.local.array(AT_ONCE, kind)
         height = cuda.blockDim.y
         k = np.int64(cuda.threadIdx.y)
@@ -54,9 +54,9 @@ def columns_of(name):
             for j in range(AT_ONCE):
                 at = k + j * height
                 v[j] = load(x + at * step) if at < n else lowest
-            top, below, ties = add_values(v, top, below, ties)
+            state = add_values(v, state)
             k += AT_ONCE * height
-        return top, below, ties
+        return state
 
     @device
     def column_sum(value):
@@ -69,23 +69,20 @@ def columns_of(name):
         return total
 
     @device
-    def column_state(top, below, ties):
-        """The state (see `_math.py`) of all elements of the column."""
-        shared_store(at(0, cuda.threadIdx.y), top)
-        shared_store(at(1, cuda.threadIdx.y), below)
-        shared_store(at(2, cuda.threadIdx.y), ties)
+    def column_state(state):
+        """The state of all elements of the column."""
+        shared_store(at(0, cuda.threadIdx.y), state.row_max)
+        shared_store(at(1, cuda.threadIdx.y), state.sumexp_below)
+        shared_store(at(2, cuda.threadIdx.y), state.max_count)
         cuda.syncthreads()
-        top, below, lost, ties = shared_load(at(0, 0)), zero, zero, zero
+        row_max, sumexp_below, error, max_count = shared_load(at(0, 0)), zero, zero, zero
         for y in range(1, cuda.blockDim.y):
-            top = maximum(top, shared_load(at(0, y)))
+            row_max = maximum(row_max, shared_load(at(0, y)))
         for y in range(cuda.blockDim.y):
-            more, more_ties = rescaled(
-                shared_load(at(0, y)), shared_load(at(1, y)), shared_load(at(2, y)), top
-            )
-            below, lost = add_compensated(below, lost, more)
-            ties += more_ties
-        return top, below + lost, ties
+            part = State(shared_load(at(0, y)), shared_load(at(1, y)), shared_load(at(2, y)))
+            part = rescaled(part, row_max)
+            sumexp_below, error = add_compensated(sumexp_below, error, part.sumexp_below)
+            max_count += part.max_count
+        return State(row_max, sumexp_below + error, max_count)
 
-    return SimpleNamespace(
-        gather_column=gather_column, column_sum=column_sum, column_state=column_state
-    )
+    return namespace(gather_column, column_sum, column_state)

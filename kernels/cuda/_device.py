@@ -1,7 +1,7 @@
-"""The driver: memory, copies and launches. The only file that talks to it, through cuda.core.
+"""The driver: memory, copies and launches. The only file that calls it, through cuda.core.
 
 Nothing here waits for the GPU but `read` and `upload`, which copy. They are called for NumPy
-arrays, where labels are validated, and for tables of attention (`_attention_arrays.py`).
+arrays, where labels are validated, and for tables of attention (`attention/arrays.py`).
 """
 
 import threading
@@ -38,7 +38,7 @@ def _device(number):
 
 @contextmanager
 def _current(number):
-    """Make a GPU current in this thread, and then the one that was; with one GPU, once."""
+    """Make a GPU current in this thread, then the previous one; where there is one GPU, once."""
     if _gpus() == 1:
         if not hasattr(_thread, "is_ready"):
             Device(number).set_current()
@@ -74,7 +74,7 @@ def _stream(handle):
 
 
 def allocate(size, stream, device):
-    """Memory of the GPU, given back when the buffer is forgotten, in the order of the stream."""
+    """Memory of the GPU, freed in stream order when the buffer is garbage."""
     with _current(device):
         return _device(device).allocate(max(size, 1), stream=_stream(stream))
 
@@ -91,12 +91,12 @@ def upload(array, stream, device):
         with _current(device):
             to = address(buffer)
             _check(driver.cuMemcpyHtoDAsync(to, array.ctypes.data, array.nbytes, stream))
-            _stream(stream).sync()  # the array may go, or change, once we return
+            _stream(stream).sync()  # the caller may free or change the array then
     return buffer
 
 
 def read(address, array, stream, device):
-    """Copy from the GPU to a C-contiguous NumPy array; it is there when this returns."""
+    """Copy from the GPU to a C-contiguous NumPy array, and wait for the copy."""
     if array.nbytes:
         with _current(device):
             _check(driver.cuMemcpyDtoHAsync(array.ctypes.data, address, array.nbytes, stream))
@@ -111,7 +111,7 @@ def clear(address, size, stream, device):
 
 
 def launch(kernel, blocks, threads, shared, stream, device, arguments):
-    """Run a kernel with integers (int64), floats (float64) and structures of integers."""
+    """Run a kernel with integers (int64), floats (float64) and NamedTuples of these."""
     with _current(device):
         compiled = _compiled(kernel, tuple(map(type, arguments)), device, shared > 48 * 1024)
         config = _config(blocks, threads, shared)
@@ -119,7 +119,7 @@ def launch(kernel, blocks, threads, shared, stream, device, arguments):
 
 
 def flat(arguments):
-    """The numbers that a kernel gets: a structure is passed as its fields."""
+    """The numbers that a kernel gets: a NamedTuple is passed as its fields."""
     for a in arguments:
         if isinstance(a, tuple):
             yield from a
@@ -137,8 +137,8 @@ def _compiled(kernel, types, device, much_shared):
     code = kernel.compile(signature(types))._codelibrary.get_cufunc().kernel
     if much_shared:  # more than 48 KB must be asked for, once for each kernel
         attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-        room = limits(device).shared
-        _check(driver.cuKernelSetAttribute(attribute, room, code.handle, device))
+        most = limits(device).shared
+        _check(driver.cuKernelSetAttribute(attribute, most, code.handle, device))
     return code
 
 
@@ -146,12 +146,15 @@ def signature(types):
     return nb.void(*map(_type, types))
 
 
+_NUMBERS = {int: nb.int64, float: nb.float64}
+
+
 def _type(t):
-    if t in (int, float):
-        return nb.int64 if t is int else nb.float64
-    if not issubclass(t, tuple):  # what else comes would be taken for the bits of an integer
-        raise TypeError(f"a kernel takes int, float and structures of int, got {t}")
-    return nb.NamedUniTuple(nb.int64, len(t._fields), t)
+    if t in _NUMBERS:
+        return _NUMBERS[t]
+    if not issubclass(t, tuple):  # the bits of others would be misread as an integer
+        raise TypeError(f"a kernel takes int, float and NamedTuples of these, got {t}")
+    return nb.BaseTuple.from_types([_NUMBERS[f] for f in t.__annotations__.values()], t)
 
 
 def _check(answer):

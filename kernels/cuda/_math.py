@@ -1,16 +1,9 @@
-"""exp and max as softmax needs them, and the state of a softmax that is read bit by bit.
-
-The state of what was read so far is three numbers: ``top``, the maximum; ``below``, the sum of
-exp(x - top) over the elements below it; ``ties``, how many elements equal it. So the 1 of the
-largest element never swallows the others: ``rest = below + (ties - 1)`` is the sum of exp without
-one maximal element, and log1p(rest) the log-sum, exact where one element dominates.
-
-Nothing read yet is (-inf, 0, 0). NaN stays NaN.
-"""
+"""exp and max as softmax needs them, and the running state of a softmax (`State`)."""
 
 import math
 from functools import cache
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import numpy as np
 from numba import cuda
@@ -22,37 +15,56 @@ from ._ptx import bits_to_f32, bits_to_f64, f32_to_bits, f64_to_bits, max_nan_f3
 device = cuda.jit(device=True, forceinline=True)
 
 
+def namespace(*functions, **others):
+    """Functions by their names, and others by the names that are given."""
+    named = {getattr(f, "py_func", f).__name__: f for f in functions}
+    return SimpleNamespace(**named, **others)
+
+
+class State(NamedTuple):
+    """The softmax of the elements read so far; (-inf, 0, 0) where there are none.
+
+    The largest element is counted apart, as its 1 would swallow small exponentials:
+    ``sumexp_m1 = sumexp_below + (max_count - 1)`` is the sum of exp(x - row_max) less 1, and
+    log1p(sumexp_m1) its logarithm, exact where one element dominates. NaN stays NaN.
+    """
+
+    row_max: float
+    sumexp_below: float  # sum of exp(x - row_max) over the elements below the maximum
+    max_count: float  # how many elements equal it
+
+
 @device
 def _larger_f64(a, b):
     return a if a > b or a != a else b
 
 
 @device
-def _lost(x, top, gap):
-    """What the rounding of gap = x - top lost, exactly (Knuth's two-sum). Put back into exp, it
-    saves softmax 10 to 70 ULP at offsets of 100.
+def _rounding_error(x, row_max, gap):
+    """(x - row_max) - gap, where gap is the rounded x - row_max, exactly (Knuth's two-sum). In exp,
+    it saves softmax 10 to 70 ULP at offsets of 100.
     """
     back = gap - x
-    return (x - (gap - back)) - (top + back)
+    return (x - (gap - back)) - (row_max + back)
 
 
 @device
-def _exp_below_f64(x, top):
-    """exp(x - top)."""
-    gap = x - top
+def _exp_below_f64(x, row_max):
+    """exp(x - row_max)."""
+    gap = x - row_max
     e = math.exp(gap)
-    return e + e * _lost(x, top, gap) if e > 0 else e
+    return e + e * _rounding_error(x, row_max, gap) if e > 0 else e
 
 
 @device
-def add_compensated(total, lost, value):
-    """total + value, and what the sum has lost so far (Knuth's two-sum). For sums of one thread."""
+def add_compensated(total, error, value):
+    """total + value, and the sum's rounding error so far (Knuth's two-sum). For one thread."""
     new = total + value
     back = new - total
-    return new, lost + ((total - (new - back)) + (value - back))
+    return new, error + ((total - (new - back)) + (value - back))
 
 
-_LOWEST = np.float32(-150)  # below, exp is 0 in float32
+_LOWEST = np.float32(-150)  # of a smaller number, exp is 0 in float32
 _LOG2_E, _ROUND = np.float32(1.4426950408889634), np.float32(1.5 * 2**23)
 _LN2_HIGH, _LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
 # exp(f) for |f| < 0.35 by Taylor, to 2e-9 with these. The instruction ex2.approx errs by 2 ULP.
@@ -60,14 +72,14 @@ _C2, _C3, _C4, _C5, _C6, _C7 = (np.float32(1 / math.factorial(i)) for i in range
 
 
 @device
-def _exp_below_f32(x, top):
-    """exp(x - top), within 1 ULP."""
-    gap = x - top
+def _exp_below_f32(x, row_max):
+    """exp(x - row_max), within 1 ULP."""
+    gap = x - row_max
     low = max_nan_f32(gap, _LOWEST)
-    lost = _lost(x, top, gap) if gap > _LOWEST else np.float32(0)
+    error = _rounding_error(x, row_max, gap) if gap > _LOWEST else np.float32(0)
     shifted = low * _LOG2_E + _ROUND  # its last bits are the exponent
     n = shifted - _ROUND
-    f = ((low - n * _LN2_HIGH) - n * _LN2_LOW) + lost
+    f = ((low - n * _LN2_HIGH) - n * _LN2_LOW) + error
     tail = _C2 + f * (_C3 + f * (_C4 + f * (_C5 + f * (_C6 + f * _C7))))
     e = np.float32(1) + (f + f * f * tail)
     # In two steps, as 2**n may be too small for a float32 where e * 2**n is none the less.
@@ -79,14 +91,14 @@ def _exp_below_f32(x, top):
 
 
 @device
-def _exp_below_half(x, top):
-    """exp(x - top) for values of 16 bits: their float32 difference is exact where it matters."""
-    return math.exp(x - top)
+def _exp_below_half(x, row_max):
+    """exp(x - row_max) for values of 16 bits: their float32 difference is exact where it counts."""
+    return math.exp(x - row_max)
 
 
 @device
 def _word_f64(x):
-    """The bits that hold sign, exponent and the first of the mantissa."""
+    """The upper half of its bits: sign, exponent and the first of the mantissa."""
     return f64_to_bits(x)[1]
 
 
@@ -161,43 +173,45 @@ def math_of(real, half):
     zero, one = real(0), real(1)
 
     @device
-    def add_value(x, top, below, ties):
+    def add_value(x, state):
         """The state with one more element."""
-        new = maximum(top, x)
-        if new != top:
-            below = (below + ties) * exp_below(top, new)
-            ties = zero
-            top = new
-        if x == top:
-            ties += one
+        row_max, sumexp_below, max_count = state
+        new_max = maximum(row_max, x)
+        if new_max != row_max:
+            sumexp_below = (sumexp_below + max_count) * exp_below(row_max, new_max)
+            max_count = zero
+            row_max = new_max
+        if x == row_max:
+            max_count += one
         else:
-            below += exp_below(x, top)
-        return top, below, ties
+            sumexp_below += exp_below(x, row_max)
+        return State(row_max, sumexp_below, max_count)
 
     @device
-    def rescaled(top, below, ties, new):
-        """`below` and `ties` of a state, seen from the maximum `new` of more than its elements."""
-        if top == new:
-            return below, ties
-        return (below + ties) * exp_below(top, new), zero
+    def rescaled(state, new_max):
+        """A state relative to `new_max`, the maximum of its elements and others."""
+        row_max, sumexp_below, max_count = state
+        if row_max == new_max:
+            return State(new_max, sumexp_below, max_count)
+        return State(new_max, (sumexp_below + max_count) * exp_below(row_max, new_max), zero)
 
     def adder_of(count):
         """A function that adds `count` elements, which lie in an array, at once."""
 
         @device
-        def add_values(v, top, below, ties):
-            new = top
+        def add_values(v, state):
+            new_max = state.row_max
             for j in range(count):
-                new = maximum(new, v[j])
-            if new != top:
-                below, ties = rescaled(top, below, ties, new)
-                top = new
+                new_max = maximum(new_max, v[j])
+            if new_max != state.row_max:
+                state = rescaled(state, new_max)
+            row_max, sumexp_below, max_count = state
             for j in range(count):
-                if v[j] == top:
-                    ties += one
+                if v[j] == row_max:
+                    max_count += one
                 else:
-                    below += exp_below(v[j], top)
-            return top, below, ties
+                    sumexp_below += exp_below(v[j], row_max)
+            return State(row_max, sumexp_below, max_count)
 
         return add_values
 
@@ -213,12 +227,10 @@ def math_of(real, half):
         down, up = fsub_rd(a, b), fsub_ru(a, b)
         return up if f32_to_bits(down) & 1 == 0 else down
 
-    return SimpleNamespace(
-        adder_of=adder_of,
-        difference=difference,
+    return namespace(
+        *(adder_of, difference, add_value, rescaled),
         maximum=maximum,
         exp_below=exp_below,
+        empty_state=State(real(-np.inf), zero, zero),
         power=_power_of(real),
-        add_value=add_value,
-        rescaled=rescaled,
     )

@@ -1,10 +1,9 @@
 """PTX instructions that Numba has no name for, as functions of device code.
 
 All inline PTX is here and in `_tensor_cores.py`. Each function is one instruction, inlined where it
-is called, so the PTX of a kernel shows it as it stands here. Addresses are plain int64 numbers:
-that is what a caller's array, whatever library it is from, comes down to, and a number costs a
-launch less than an array does (`_launch.py`). See the PTX ISA, sections 9.7.9 (moving data) and
-9.7.3 (floats).
+is called, so the PTX of a kernel has it as written here. Addresses are int64 numbers, which arrays
+of any library have, and a launch takes less time for a number than for an array (`_launch.py`). See
+the PTX ISA, sections 9.7.9 (moving data) and 9.7.3 (floats).
 
 Values of a word, the 16 bytes that one instruction moves, are four uint32.
 """
@@ -36,10 +35,10 @@ WORD = types.UniTuple(types.uint32, 4)
 def instruction(text, result, arguments, doc, *, pure=False, together=False, tied=0):
     """A device function that is the one PTX instruction `text`.
 
-    ``result`` is None, a number type, or a tuple of them; ``pure`` instructions may be moved,
-    merged and dropped by the compiler, the others stay where they stand. ``together``: it touches
-    no memory, but may not be moved into a branch, as all lanes of the warp must take part. The
-    first `tied` arguments are in the registers of as many results, and are what these were before.
+    ``result`` is None, a number type, or a tuple of them. The compiler may move, merge and drop
+    ``pure`` instructions, but not the others. ``together``: it touches no memory, but may not be
+    moved into a branch, as all lanes of the warp must take part. The first `tied` arguments are the
+    old values of as many results, in the same registers.
     """
     outputs = tuple(result) if isinstance(result, types.BaseTuple) else (result,) if result else ()
     constraints = ["=" + _REGISTER[t] for t in outputs]
@@ -113,7 +112,7 @@ shared_store_u32 = instruction("st.shared.u32 [$0], $1;", None, [_U, _U], "Write
 shared_store_i64 = instruction("st.shared.u64 [$0], $1;", None, [_U, _I], "Eight bytes there.")
 shared_store_f32 = instruction("st.shared.f32 [$0], $1;", None, [_U, _F], "Write a float32 there.")
 shared_store_f64 = instruction("st.shared.f64 [$0], $1;", None, [_U, _D], "Write a float64 there.")
-# .cg: through L2 only, as nobody reads these bytes a second time from global memory.
+# .cg: through L2 only, as these bytes are not read a second time from global memory.
 copy_word_async = instruction(
     "cp.async.cg.shared.global [$0], [$1], 16;",
     None,
@@ -171,12 +170,12 @@ wait_for_copies = _statement(
 wait_for_all_copies = _statement(
     "cp.async.wait_all;", "Wait until all copies of this thread have arrived, and let it read them."
 )
-show_to_tensor_cores = _statement(
+fence_for_tensor_cores = _statement(
     "fence.proxy.async.shared::cta;",
-    "What this thread wrote to shared memory, or has waited for there, is seen by Hopper's.",
+    "Show Hopper's tensor cores what this thread wrote, or waited for, in shared memory.",
 )
-stay = _statement(
-    "", "Nothing, which may not be moved: so a branch that is seldom taken stays a branch."
+keep_branch = _statement(
+    "", "Nothing, which may not be moved: so a branch that is seldom taken is not made a select."
 )
 
 
@@ -206,8 +205,8 @@ max_nan_f32 = instruction(
 exp2_approx = instruction(
     "ex2.approx.ftz.f32 $0, $1;", _F, [_F], "2**x, to 2 ULP; below 2**-126 it is 0.", pure=True
 )
-# Asked anew by every call: what is made of it is not kept in registers from one use to the next.
-block_here = instruction("mov.u32 $0, %ctaid.x;", _U, [], "Number of the block.", together=True)
+# Read again by every call: what is computed from it is not kept in registers between uses.
+block_index = instruction("mov.u32 $0, %ctaid.x;", _U, [], "Number of the block.", together=True)
 bits_to_f32 = instruction("mov.b32 $0, $1;", _F, [_U], "Float32 of these bits.", pure=True)
 f32_to_bits = instruction("mov.b32 $0, $1;", _U, [_F], "Bits of a float32.", pure=True)
 bits_to_f64 = instruction(

@@ -1,4 +1,4 @@
-"""One result from what the lanes of a group hold, known to all of them.
+"""Reductions over a group of lanes; all of them get the result.
 
 A group works on one row. It is 1, 2, 4, .. or 32 neighbours of a warp, or a whole block: then
 `lanes` is the number of its threads. Every lane of the warp, or the block, must call. The order in
@@ -9,13 +9,12 @@ Warps of a block meet in the first SCRATCH bytes of the shared memory that the l
 """
 
 from functools import cache
-from types import SimpleNamespace
 
 import numpy as np
 from numba import cuda
 
 from . import _ptx
-from ._math import device
+from ._math import State, device, namespace
 from ._storage import storage_of
 
 WARP = 32
@@ -28,6 +27,7 @@ def reduce_of(name):
     """The reductions for the compute type of a dtype."""
     storage = storage_of(name)
     maximum, rescaled, number = storage.maximum, storage.rescaled, storage.real_size
+    empty_state = storage.empty_state
     shared_load, shared_store = storage.shared_load, storage.shared_store
     zero, lowest = storage.real(0), storage.real(-np.inf)
 
@@ -48,11 +48,12 @@ def reduce_of(name):
         return value
 
     @device
-    def warp_state(top, below, ties, lanes):
-        """The state (see `_math.py`) of all elements that `lanes` neighbours have read."""
-        new = warp_max(top, lanes)
-        below, ties = rescaled(top, below, ties, new)
-        return new, warp_sum(below, lanes), warp_sum(ties, lanes)
+    def warp_state(state, lanes):
+        """The state of all elements that `lanes` neighbours have read."""
+        state = rescaled(state, warp_max(state.row_max, lanes))
+        return State(
+            state.row_max, warp_sum(state.sumexp_below, lanes), warp_sum(state.max_count, lanes)
+        )
 
     @device
     def put(place, warp, value):
@@ -86,27 +87,21 @@ def reduce_of(name):
         return warp_max(get(0, lane) if lane < (cuda.blockDim.x >> 5) else lowest, WARP)
 
     @device
-    def group_state(top, below, ties, lanes):
+    def group_state(state, lanes):
         """The state of all elements that the group has read."""
         if lanes <= WARP:
-            return warp_state(top, below, ties, lanes)
+            return warp_state(state, lanes)
         lane, warp = cuda.threadIdx.x & 31, cuda.threadIdx.x >> 5
-        top, below, ties = warp_state(top, below, ties, WARP)
+        state = warp_state(state, WARP)
         cuda.syncthreads()
         if lane == 0:
-            put(0, warp, top)
-            put(1, warp, below)
-            put(2, warp, ties)
+            put(0, warp, state.row_max)
+            put(1, warp, state.sumexp_below)
+            put(2, warp, state.max_count)
         cuda.syncthreads()
-        top, below, ties = lowest, zero, zero
+        state = empty_state
         if lane < (lanes >> 5):
-            top, below, ties = get(0, lane), get(1, lane), get(2, lane)
-        return warp_state(top, below, ties, WARP)
+            state = State(get(0, lane), get(1, lane), get(2, lane))
+        return warp_state(state, WARP)
 
-    return SimpleNamespace(
-        warp_sum=warp_sum,
-        warp_state=warp_state,
-        group_sum=group_sum,
-        group_state=group_state,
-        block_max=block_max,
-    )
+    return namespace(warp_sum, warp_state, group_sum, group_state, block_max)

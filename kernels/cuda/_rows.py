@@ -1,27 +1,39 @@
 """A row whose classes are neighbours in memory, read and written by a group of lanes.
 
-The words (16 bytes) that lie wholly in the row move whole; the few elements before the first and
-after the last word, the edges, move one by one, each by another lane. Lane l takes the words l,
-l + lanes, and so on: neighbours read neighbours. Where the row, its target and its result do not
-lie equally to 16 bytes, there are no words, and every element is an edge.
+Aligned words (16 bytes) of the row are moved whole; the few elements before the first and after the
+last word, the edges, are moved one by one, each by another lane. Lane l takes the words l,
+l + lanes, and so on: neighbours read neighbours. Where the row, its target and its result have
+different alignments to 16 bytes, there are no words, and every element is an edge.
 
 A row is read from global memory once: the first `kept` of its words are copied to shared memory,
 where each lane finds its own again for the second pass. Eight words of each lane are on their way
-while it computes with the next: a block that had to wait for its whole row first would leave the
-memory idle half of the time. What does not fit is read again, from L2
-mostly (132 rows of 131072 float32 less 208 KB each are 40 of 50 MB on an H100).
+while it computes with the next: a block that waited for its whole row first would leave the memory
+idle half of the time. What does not fit is read again, mostly from L2 (132 rows of 131072 float32
+less 208 KB each are 40 of 50 MB on an H100).
 """
 
 from functools import cache
-from types import SimpleNamespace
+from typing import NamedTuple
 
 import numpy as np
 from numba import cuda
 
 from . import _ptx
-from ._math import device
+from ._math import State, device, namespace
 from ._reduce import reduce_of
 from ._storage import storage_of
+
+
+class Part(NamedTuple):
+    """What a lane of a group works on: every `lanes`-th word and edge of a part of a row."""
+
+    first: int  # word
+    last: int  # the word after the last
+    edges: int
+    head: int  # elements of the row before its first word
+    words: int  # of the row
+    lane: int
+    lanes: int
 
 
 @device
@@ -47,7 +59,7 @@ def share(part, parts, words):
 
 @device
 def begin_copy(start, w, first, end, slots):
-    """Begin to copy word w to its place in shared memory; a group of none beyond the end."""
+    """Begin to copy word w to its place in shared memory; an empty group from `end` on."""
     if w < end:
         _ptx.copy_word_async(np.uint32(slots + 16 * (w - first)), start + 16 * w)
     _ptx.group_copies()
@@ -58,22 +70,16 @@ def rows_of(name):
     """Functions on rows of one dtype."""
     storage = storage_of(name)
     size, per_word, kind = storage.size, storage.per_word, storage.type
-    load, unpack, store, store_word = (
-        storage.load,
-        storage.unpack,
-        storage.store,
-        storage.store_word,
-    )
+    load, unpack = storage.load, storage.unpack
     maximum, rescaled, add_value = storage.maximum, storage.rescaled, storage.add_value
-    add_values = storage.adder_of(per_word)
-    zero, lowest = storage.real(0), storage.real(-np.inf)
+    add_values, empty_state = storage.adder_of(per_word), storage.empty_state
     group_state = reduce_of(name).group_state
     get_number, put_number, number = storage.get_number, storage.put_number, storage.real_size
 
     @device
     def split(address, n, unequal):
-        """(elements before the first word, words) of a row; `unequal`: of its alignment and
-        those of arrays that move along with it, the bits that differ.
+        """(elements before the first word, words) of a row. `unequal` has the bits in which its
+        address differs from those of the arrays that are read or written along with it.
         """
         if unequal & 15:
             return n, np.int64(0)
@@ -82,37 +88,37 @@ def rows_of(name):
 
     @device
     def edge(j, head, words):
-        """Which element of the row is the j-th that lies in no word."""
+        """The index in the row of the j-th edge."""
         return j if j < head else j + words * per_word
 
     @device
-    def add_word(word, top, below, ties):
+    def add_word(word, state):
         v = cuda.local.array(per_word, kind)
         unpack(word, v)
-        return add_values(v, top, below, ties)
+        return add_values(v, state)
 
     @device
-    def gather(address, first, last, edges, head, words, lane, lanes, slots, kept):
-        """The state (see `_math.py`) of what this lane reads: of the words from `first` to before
-        `last`, and of so many edges. Words before `kept` stay in shared memory, from `slots` on.
+    def gather(address, part, slots, kept):
+        """The state of what this lane reads. Words before `kept` stay in shared memory, from
+        `slots` on.
         """
+        first, last, edges, head, words, lane, lanes = part
         start, end = address + head * size, min(kept, last)
-        top, below, ties = lowest, zero, zero
+        state = empty_state
         ahead = first + lane
         for _ in range(_ptx.AHEAD):
             begin_copy(start, ahead, first, end, slots)
             ahead += lanes
         j = np.int64(lane)
         while j < edges:
-            x = load(address + edge(j, head, words) * size)
-            top, below, ties = add_value(x, top, below, ties)
+            state = add_value(load(address + edge(j, head, words) * size), state)
             j += lanes
         w = first + lane
         while w < end:
             begin_copy(start, ahead, first, end, slots)
             _ptx.wait_for_copies()
             word = _ptx.shared_load_word(np.uint32(slots + 16 * (w - first)))
-            top, below, ties = add_word(word, top, below, ties)
+            state = add_word(word, state)
             w, ahead = w + lanes, ahead + lanes
         if w < last:  # the next word is under way while one is computed
             following = _ptx.load_word(start + 16 * w)
@@ -121,80 +127,74 @@ def rows_of(name):
                 w += lanes
                 if w < last:
                     following = _ptx.load_word(start + 16 * w)
-                top, below, ties = add_word(word, top, below, ties)
-        return top, below, ties
+                state = add_word(word, state)
+        return state
 
     @device
     def read_states(states, row, parts, lane, lanes):
         """The state of a row whose parts other blocks have gathered."""
         states += 3 * row * parts * number
-        top, below, ties = lowest, zero, zero
+        row_max, sumexp_below, max_count = empty_state
         p = np.int64(lane)
         while p < parts:
-            top = maximum(top, get_number(states + 3 * p * number))
+            row_max = maximum(row_max, get_number(states + 3 * p * number))
             p += lanes
         p = np.int64(lane)
         while p < parts:
-            more, more_ties = rescaled(
+            part = State(
                 get_number(states + 3 * p * number),
                 get_number(states + (3 * p + 1) * number),
                 get_number(states + (3 * p + 2) * number),
-                top,
             )
-            below, ties = below + more, ties + more_ties
+            part = rescaled(part, row_max)
+            sumexp_below += part.sumexp_below
+            max_count += part.max_count
             p += lanes
-        return group_state(top, below, ties, lanes)
+        return group_state(State(row_max, sumexp_below, max_count), lanes)
 
     @device
-    def write_state(states, part, top, below, ties):
-        put_number(states + 3 * part * number, top)
-        put_number(states + (3 * part + 1) * number, below)
-        put_number(states + (3 * part + 2) * number, ties)
+    def write_state(states, part, state):
+        put_number(states + 3 * part * number, state.row_max)
+        put_number(states + (3 * part + 1) * number, state.sumexp_below)
+        put_number(states + (3 * part + 2) * number, state.max_count)
 
-    return SimpleNamespace(
-        split=split,
-        edge=edge,
-        gather=gather,
-        read_states=read_states,
-        write_state=write_state,
-        load=load,
-        unpack=unpack,
-        store=store,
-        store_word=store_word,
-    )
+    return namespace(split, edge, gather, read_states, write_state)
 
 
 @cache
 def writer_of(name, value):
-    """`write(x, out, ...)`: out[k] = value(x[k], top, a) for the words and edges of a lane."""
+    """`write(x, out, part, slots, kept, row_max, a)`: out[k] = value(x[k], row_max, a) for the
+    words and edges of a lane.
+    """
     rows, storage = rows_of(name), storage_of(name)
     size, per_word, kind = storage.size, storage.per_word, storage.type
-    edge, unpack, store_word = rows.edge, rows.unpack, rows.store_word
-    load, store = rows.load, rows.store
+    edge, unpack, store_word = rows.edge, storage.unpack, storage.store_word
+    load, store = storage.load, storage.store
 
     @device
-    def write_word(word, address, top, a):
+    def write_word(word, address, row_max, a):
         v = cuda.local.array(per_word, kind)
         unpack(word, v)
         for j in range(per_word):
-            v[j] = value(v[j], top, a)
+            v[j] = value(v[j], row_max, a)
         store_word(address, v)
 
     @device
-    def write(x, out, first, last, edges, head, words, lane, lanes, slots, kept, top, a):
+    def write(x, out, part, slots, kept, row_max, a):
+        first, last, edges, head, words, lane, lanes = part
         start, to = x + head * size, out + head * size
         w = first + lane
         while w < min(kept, last):
             word = _ptx.shared_load_word(np.uint32(slots + 16 * (w - first)))
-            write_word(word, to + 16 * w, top, a)
+            write_word(word, to + 16 * w, row_max, a)
             w += lanes
         while w < last:
-            write_word(_ptx.load_word(start + 16 * w), to + 16 * w, top, a)
+            write_word(_ptx.load_word(start + 16 * w), to + 16 * w, row_max, a)
             w += lanes
         j = np.int64(lane)
         while j < edges:
             k = edge(j, head, words)
-            store(out + k * size, value(load(x + k * size), top, a))
+            store(out + k * size, value(load(x + k * size), row_max, a))
             j += lanes
 
     return write

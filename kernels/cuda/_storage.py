@@ -1,8 +1,8 @@
-"""How numbers lie in memory: float64, float32, float16 and bfloat16.
+"""Storage of numbers: float64, float32, float16 and bfloat16.
 
-`storage_of` gives, for one dtype, what moves it between memory and the type of computation:
+`storage_of` has, for one dtype, the loads and stores that convert to and from the compute type:
 float64 for float64, else float32. A word is 16 bytes, the most that one instruction moves.
-float16 and bfloat16 are never Numba values: their bits are unpacked as they come.
+float16 and bfloat16 are never Numba values: their bits are unpacked when they are loaded.
 """
 
 from functools import cache
@@ -14,8 +14,8 @@ from numba import types
 from . import _ptx
 from ._math import device, math_of
 
-# Codes by which a kernel is told the dtype of small arrays: labels (negative: signed), weights,
-# upstream gradients. They are read one number at a time, so that deciding costs nothing.
+# Codes of the dtypes of small arrays: labels (negative: signed), weights, grad_loss. A kernel reads
+# them one number at a time, so that branches on the dtype take no time that counts.
 FLOAT_CODES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 3}
 LABEL_CODES = {
     "int64": -8,

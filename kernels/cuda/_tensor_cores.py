@@ -1,7 +1,7 @@
 """Tensor cores for kernels of `numba.cuda`: the warp's matrix product, by inline PTX.
 
-A warp multiplies small matrices together, D = A B + C. Each of its lanes holds a few numbers of
-each, its fragment. With g = lane >> 2 and t = lane & 3, what lane (g, t) has is
+A warp multiplies small matrices, D = A B + C. Each of its lanes holds a few numbers of each, its
+fragment. With g = lane >> 2 and t = lane & 3, the fragments of lane (g, t) are
 
     C, D  16 x 8, float32    c0 (g, 2t)   c1 (g, 2t + 1)   c2 (g + 8, 2t)   c3 (g + 8, 2t + 1)
     A     16 x 16 of 16 bits, two neighbours of a row in a register:
@@ -17,21 +17,20 @@ to 16 bits, is the A of the next without moving a number from lane to lane.
 `load_matrices` fills four registers of every lane from four 8 x 8 matrices of 16 bits in shared
 memory (8 x 4 of tf32): lanes 0 to 7 give the addresses of the rows of the first one, lanes 8 to 15
 of the second, and so on. Lane (g, t) gets the numbers (g, 2t) and (g, 2t + 1) of each; transposed,
-(2t, g) and (2t + 1, g). A row is 16 bytes, aligned; the eight rows of a matrix should lie in
-different banks, 16 bytes modulo 128, as those of a swizzled tile do (`_attention_tiles.py`).
+(2t, g) and (2t + 1, g). A row is 16 bytes, aligned; the eight rows of a matrix should be in
+different banks, 16 bytes modulo 128, as those of a swizzled tile are (`attention/tiles.py`).
 
     a = load_matrices(np.uint32(address_of_my_row))
     c0, c1, c2, c3 = mma_f16(a[0], a[1], a[2], a[3], b0, b1, c0, c1, c2, c3)
 
-On Hopper (compute capability 9.0) four warps, a warpgroup, multiply together, with matrices that
-lie in shared memory as a descriptor tells: `warpgroup_mma` makes such a product. Warp w of the four
-has rows 16 w to 16 w + 15 of C, D and, if it is in registers, of A, as they are told above. All
+On Hopper (compute capability 9.0) four warps, a warpgroup, multiply together, with matrices in
+shared memory, which a descriptor describes: `warpgroup_mma` makes such a product. Warp w of the
+four has rows 16 w to 16 w + 15 of C, D and, if it is in registers, of A, in fragments as above. All
 steps of a product, with the fence before and the wait after them, are one block of assembly:
 between blocks LLVM would move accumulators, and ptxas then waits after every step (warning C7515).
 
-All lanes of the warp must call. Accumulators kept in a `cuda.local.array` stay in registers if the
-loops that index it have constant bounds: they are unrolled (tests/backends/test_ptx.py
-looks for spills).
+All lanes of the warp must call. Accumulators in a `cuda.local.array` stay in registers if the loops
+that index it have constant bounds, and so are unrolled (tests/backends/test_ptx.py).
 """
 
 from functools import cache
@@ -95,10 +94,10 @@ def descriptor(address, panel):
 def warpgroup_mma(kind, columns, offsets, *, from_registers):
     """`multiply(acc, a, b)`: acc += A B, of 64 rows by `columns` float32, over steps of 16.
 
-    ``kind`` is "f16" or "bf16"; `offsets` are for each step how many bytes further than their
-    descriptors its parts of A and of B are. `b` is a descriptor of the columns of B, each with what
-    is summed over side by side, and `a` one of the rows of A. With `from_registers`, `b` is one of
-    the rows of B, and `a` an array with four registers for each step (and no offset).
+    ``kind`` is "f16" or "bf16"; `offsets` are, for each step, the bytes from the descriptors to the
+    step's parts of A and B. `b` is a descriptor of the columns of B, which are contiguous, and `a`
+    one of the rows of A. With `from_registers`, `b` is one of the rows of B, and `a` an array with
+    four registers for each step (and no offset).
     """
     count = columns // 2
     registers = 4 * len(offsets) if from_registers else 1

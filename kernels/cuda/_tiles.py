@@ -1,17 +1,16 @@
 """Tiles: many short rows that a block brings to shared memory, to work on one with each thread.
 
 Neighbours read neighbouring elements of global memory, whatever the length of a row. In shared
-memory the rows are `pitch` numbers apart, which is odd, so that threads that walk their rows in
-step meet in no bank. Numbers lie there in the type of computation.
+memory the rows are `pitch` numbers apart, which is odd, so that threads that go along their
+rows in step have no bank conflicts. Numbers lie there in the type of computation.
 """
 
 from functools import cache
-from types import SimpleNamespace
 
 import numpy as np
 from numba import cuda
 
-from ._math import add_compensated, device
+from ._math import State, add_compensated, device, namespace
 from ._storage import storage_of
 
 
@@ -25,8 +24,8 @@ def tiles_of(name):
     zero, one, lowest = storage.real(0), storage.real(1), storage.real(-np.inf)
 
     @device
-    def bring(x, step, rows, n, inverse, pitch, tile):
-        """Copy so many rows, `step` elements apart from address x on, to the tile.
+    def load_tile(x, step, rows, n, inverse, pitch, tile):
+        """Copy `rows` rows, `step` elements apart from address x on, to the tile.
 
         `inverse` is 2**32 / n rounded up: i * inverse >> 32 is i // n for i < 2**32 / n.
         """
@@ -40,7 +39,7 @@ def tiles_of(name):
         cuda.syncthreads()
 
     @device
-    def take(out, step, rows, n, inverse, pitch, tile):
+    def store_tile(out, step, rows, n, inverse, pitch, tile):
         """Write the tile to rows of global memory."""
         cuda.syncthreads()
         i = np.int64(cuda.threadIdx.x)
@@ -52,18 +51,19 @@ def tiles_of(name):
             i += cuda.blockDim.x
 
     @device
-    def walk(row, n):
-        """The state (see `_math.py`) of a row of the tile, whose maximum is found first."""
-        top = lowest
+    def row_state(row, n):
+        """The state of a row of the tile, whose maximum is found first."""
+        row_max = lowest
         for k in range(n):
-            top = maximum(top, shared_load(np.uint32(row + k * real_size)))
-        below, lost, ties = zero, zero, zero
+            row_max = maximum(row_max, shared_load(np.uint32(row + k * real_size)))
+        sumexp_below, error, max_count = zero, zero, zero
         for k in range(n):
             x = shared_load(np.uint32(row + k * real_size))
-            if x == top:
-                ties += one
+            if x == row_max:
+                max_count += one
             else:
-                below, lost = add_compensated(below, lost, exp_below(x, top))
-        return top, below + lost, ties
+                e = exp_below(x, row_max)
+                sumexp_below, error = add_compensated(sumexp_below, error, e)
+        return State(row_max, sumexp_below + error, max_count)
 
-    return SimpleNamespace(bring=bring, take=take, walk=walk)
+    return namespace(load_tile, store_tile, row_state)

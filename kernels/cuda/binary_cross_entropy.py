@@ -4,31 +4,31 @@ its gradient, on NVIDIA GPUs.
 The formulas are in kernels/reference/binary_cross_entropy.py. A thread works on a few groups of as
 many neighbours as 16 bytes hold: read and written as one word where all arrays begin at a multiple
 of 16 bytes, else one by one, in the same order. A block leaves the sum of its losses, in float64,
-which `_add_up` adds in a fixed order.
+which `_loss.py` adds in a fixed order.
 
-Probabilities are not checked (that needs the host): one out of range gives NaN. The target is of
-the dtype of the input; or of float32 beside 16 bits, or integer labels, for both of which kernels
-are compiled of their own, which read it one by one.
+Probabilities are not checked (that needs the host): one out of range gives NaN. The target has the
+dtype of the input, or is of float32 beside 16 bits, or of integers; the last two have kernels of
+their own, which read it one by one.
 """
 
 import math
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 from numba import cuda
 
 from . import _arrays, _device, _launch, _ptx
-from ._loss import scale_of
+from ._loss import grad_loss_fields, grad_loss_of, number_fields, sum_losses
 from ._math import device, math_of
 from ._reduce import SCRATCH, reduce_of
 from ._storage import load_label, load_number, storage_of
-from .cross_entropy import _add_up
 
 _THREADS = 256
 _GROUPS = 4  # of each thread: 64 bytes of each array are under way
-# What kernels are compiled for. The focal loss of a gamma of 0, 1 or 2 needs no power.
+# The formulas, each with kernels of its own. The focal loss of a gamma of 0, 1 or 2 has no power.
 OF_PROBABILITIES, OF_LOGITS, FOCAL, FOCAL_POWER = "probabilities", "logits", "focal", "power"
-OWN, WIDE, LABELS = "own", "wide", "labels"  # what the target is of
+OWN, WIDE, LABELS = "own", "wide", "labels"  # the dtype of the target
 INF = np.float64(np.inf)
 _sum_f64, _max_f64 = reduce_of("float64").group_sum, reduce_of("float64").block_max
 
@@ -127,47 +127,65 @@ def sigmoid_focal_loss_with_grad(
         _run(formula, None, logits, target, None, None, loss, grad, denominator)
 
 
-def _row(view):
-    """(address, code, how many) of weights, or zeros."""
-    return (0, 0, 0) if view is None else (view.address, view.code, view.shape[0])
+class Options(NamedTuple):
+    """What the kernel takes beside the arrays. Addresses are 0 for what is not there; `*_code` are
+    the dtypes of small arrays (`_storage.py`).
+    """
+
+    words: int  # whether all arrays begin at a multiple of 16 bytes
+    label_code: int
+    weight: int
+    weight_code: int
+    weight_period: int
+    pos_weight: int
+    pos_weight_code: int
+    pos_weight_period: int
+    grad_loss: int
+    grad_loss_code: int
+    grad_loss_step: int
+    grad_loss_number: float  # in place of an array
+    denominator: float
+    a: float  # numbers of the formula, see `_element_of`
+    b: float
+    gamma: float
+    loss: int  # a loss for each element
+    sums: int  # or sums of losses, one for each block
+
+
+def _weight_fields(view):
+    return (0, 0, 0) if view is None else (*number_fields(view), view.shape[0])
 
 
 def _run(formula, grad_loss, x, target, weight, pos_weight, loss, grad, denominator):
-    """Work on all elements, and add up their losses where `loss` is one number."""
+    """Compute on all elements, and sum their losses where `loss` is one number."""
     n, (form, numbers) = x.shape[0], formula
-    upstream = 1.0
-    if isinstance(grad_loss, float):
-        upstream, grad_loss = grad_loss, None
-    summed = loss is not None and loss.shape == (1,)
+    denominator = float(denominator)
+    is_summed = loss is not None and loss.shape == (1,)
     kind = OWN if target.dtype == x.dtype else WIDE if target.dtype == "float32" else LABELS
     arrays = x.address, target.address, 0 if grad is None else grad.address
-    whole = not any(a % 16 for a in (arrays if kind == OWN else arrays[::2]))
+    words = not any(a % 16 for a in (arrays if kind == OWN else arrays[::2]))
     each = _THREADS * _GROUPS * _neighbours_of(x.dtype, form)
     blocks, sums = -(-n // each), 0
-    if summed:
+    if is_summed:
         buffer = _device.allocate(8 * blocks, x.stream, x.device)
         sums = _device.address(buffer)
-    arguments = (
-        *arrays,
-        n,
-        int(whole),
+    options = Options(
+        int(words),
         target.code if kind == LABELS else 0,
-        *_row(weight),
-        *_row(pos_weight),
-        *((0, 0) if grad_loss is None else (grad_loss.address, grad_loss.code)),
-        0 if grad_loss is None or grad_loss.shape == (1,) else 1,
-        upstream,
-        float(denominator),
+        *_weight_fields(weight),
+        *_weight_fields(pos_weight),
+        *grad_loss_fields(grad_loss),
+        denominator,
         *numbers,
-        0 if loss is None or summed else loss.address,
+        0 if loss is None or is_summed else loss.address,
         sums,
     )
     if blocks:
         kernel = kernel_of(x.dtype, form, kind, grad is not None)
+        arguments = *arrays, n, options
         _device.launch(kernel, blocks, _THREADS, SCRATCH, x.stream, x.device, arguments)
-    if summed:
-        last = (loss.address, loss.code, float(denominator), 0)
-        _launch.over_rows(_add_up, _add_up, blocks, 1, x, (sums,), last)
+    if is_summed:
+        sum_losses(sums, blocks, loss, denominator, 0, x)
 
 
 # ---- one element -----------------------------------------------------------------------------
@@ -175,9 +193,8 @@ def _run(formula, grad_loss, x, target, weight, pos_weight, loss, grad, denomina
 
 @cache
 def _element_of(name, form):
-    """A device function (x, t, w, v, first, second, gamma): the loss, and its derivative. The two
-    numbers are what a target keeps and spreads by label smoothing; of the focal loss, what targets
-    of 1 and of 0 count.
+    """A device function (x, t, w, v, a, b, gamma): the loss, and its derivative. Label smoothing
+    makes a * t + b of a target t; the focal loss has the weights a and b of targets 1 and 0.
     """
     storage = storage_of(name)
     real, maximum = storage.real, storage.maximum
@@ -187,18 +204,19 @@ def _element_of(name, form):
     floor, least = real(-100), real(1e-12)
 
     @device
-    def of_logit(x, t, w, v, keep, spread, gamma):
-        a, b = w * v * (keep * t + spread), w * (keep * (one - t) + spread)
+    def of_logit(x, t, w, v, target_scale, uniform_share, gamma):
+        a = w * v * (target_scale * t + uniform_share)
+        b = w * (target_scale * (one - t) + uniform_share)
         size = abs(x)
         e = exp_below(-size, zero)
         c, other = (a, b) if x < zero else (b, a)
         slope = (c - other * e) / (one + e)
-        # A factor of 0 costs nothing even at infinity; NaN is still in e.
+        # 0 * inf is 0 here; NaN is still in e.
         far = zero if c == zero else c * size
         return (a + b) * math.log1p(e) + far, -slope if x < zero else slope
 
     @device
-    def of_probability(p, t, w, v, keep, spread, gamma):
+    def of_probability(p, t, w, v, target_scale, uniform_share, gamma):
         # The two bounds are PyTorch's.
         log_p, log_q = maximum(floor, math.log(p)), maximum(floor, math.log1p(-p))
         slope = (p - t) / maximum(least, p * (one - p))
@@ -221,7 +239,7 @@ def _element_of(name, form):
             power = one
         factor = cuda.fma(positive, t, negative * (one - t)) * power
         slope = cuda.fma(-other, e, c)
-        if e != zero:  # nothing is left of it else, where the loss may be infinite and `wrong` 0
+        if e != zero:  # else this term is 0; the loss may be infinite and `wrong` 0
             slope += gamma * cuda.fma(c, size, near) * ((c - other) * (e / wrong))
         slope = factor * (slope * inverse)
         far = c * factor
@@ -233,7 +251,8 @@ def _element_of(name, form):
 
 def _neighbours_of(name, form):
     """How many neighbours a thread works on at once."""
-    # A power is so long that NVVM keeps the loop around it, and then what it loops over in memory.
+    # The code of a power is so long that NVVM does not unroll the loop around it, and so would keep
+    # the array in local memory.
     return 1 if form == FOCAL_POWER else storage_of(name).per_word
 
 
@@ -246,57 +265,41 @@ def kernel_of(name, form, of, grads):
     storage, element = storage_of(name), _element_of(name, form)
     size, kind, real = storage.size, storage.type, storage.real
     neighbours, words = _neighbours_of(name, form), form != FOCAL_POWER
-    load, unpack, store, store_word = (
-        storage.load,
-        storage.unpack,
-        storage.store,
-        storage.store_word,
-    )
+    load, unpack = storage.load, storage.unpack
+    store, store_word = storage.store, storage.store_word
     put_number, number = storage.put_number, storage.real_size
     one = real(1)
 
     @device
-    def target_of(t, i, code):
-        return real(load_label(t, i, code)) if labels else load_target(t + i * target_size)
+    def target_of(t, i, options):
+        if labels:
+            return real(load_label(t, i, options.label_code))
+        return load_target(t + i * target_size)
 
     @device
-    def weight_of(weight, code, weights, i):
-        return real(load_number(weight, i % weights, code)) if weight != 0 else one
+    def weight_of(options, i):
+        if options.weight == 0:
+            return one
+        return real(load_number(options.weight, i % options.weight_period, options.weight_code))
+
+    @device
+    def pos_weight_of(options, i):
+        if options.pos_weight == 0:
+            return one
+        at = i % options.pos_weight_period
+        return real(load_number(options.pos_weight, at, options.pos_weight_code))
 
     @cuda.jit
-    def kernel(
-        x,
-        t,
-        grad,
-        n,
-        whole,
-        code,
-        weight,
-        weight_code,
-        weights,
-        pos_weight,
-        pos_weight_code,
-        pos_weights,
-        grad_loss,
-        grad_loss_code,
-        step,
-        upstream,
-        denominator,
-        first_number,
-        second_number,
-        gamma,
-        losses,
-        sums,
-    ):
+    def kernel(x, t, grad, n, options: Options):
         values, targets = cuda.local.array(neighbours, kind), cuda.local.array(neighbours, kind)
-        numbers = real(first_number), real(second_number), real(gamma)
+        numbers = real(options.a), real(options.b), real(options.gamma)
         total = np.float64(0)
         group = np.int64(cuda.blockIdx.x) * (_THREADS * _GROUPS) + cuda.threadIdx.x
         for _ in range(_GROUPS):
             first = group * neighbours
             group += _THREADS
             here = min(n - first, neighbours)
-            word = words and whole != 0 and here == neighbours
+            word = words and options.words != 0 and here == neighbours
             if word:
                 unpack(_ptx.load_word(x + first * size), values)
                 if own:
@@ -305,26 +308,23 @@ def kernel_of(name, form, of, grads):
                 if j < here:
                     i = first + j
                     value = values[j] if word else load(x + i * size)
-                    target = targets[j] if word and own else target_of(t, i, code)
-                    w = weight_of(weight, weight_code, weights, i)
-                    v = weight_of(pos_weight, pos_weight_code, pos_weights, i)
+                    target = targets[j] if word and own else target_of(t, i, options)
+                    w, v = weight_of(options, i), pos_weight_of(options, i)
                     loss, slope = element(value, target, w, v, *numbers)
                     total += loss
-                    if losses != 0:
-                        put_number(losses + i * number, loss)
+                    if options.loss != 0:
+                        put_number(options.loss + i * number, loss)
                     if grads:
-                        scale = scale_of(
-                            grad_loss, grad_loss_code, i, step, upstream, denominator, 0
-                        )  # fmt: skip
-                        values[j] = slope * real(scale)
+                        grad_scale = grad_loss_of(options, i) / options.denominator
+                        values[j] = slope * real(grad_scale)
                         if not word:
                             store(grad + i * size, values[j])
             if grads and word:
                 store_word(grad + first * size, values)
-        if sums != 0:
+        if options.sums != 0:
             total = _sum_f64(total, np.int64(cuda.blockDim.x))
             if cuda.threadIdx.x == 0:
-                _ptx.store_f64(sums + 8 * cuda.blockIdx.x, total)
+                _ptx.store_f64(options.sums + 8 * cuda.blockIdx.x, total)
 
     return kernel
 
@@ -342,31 +342,31 @@ def _scan_of(name):
         """The first number below 0 or above 1."""
         begin = np.int64(cuda.blockIdx.x) * each
         end = min(begin + each, count)
-        first = -INF  # the element's number, negative: so the first is the largest
+        first = -INF  # minus the element's number: the first element has the largest
         i = begin + cuda.threadIdx.x
         while i < end:
             value = load(probs + i * size)
             if value < zero or value > one:
                 first = max(first, -np.float64(i))
             i += cuda.blockDim.x
-        _put_first(first, out, stats)
+        _write_first(first, out, stats)
 
     return scan
 
 
 @cuda.jit
 def _scan_again(found, count, each, out, stats):
-    """The first of what blocks have found."""
+    """The first, of the results of blocks."""
     first = -INF
     i = np.int64(cuda.threadIdx.x)
     while i < count:
         first = max(first, _ptx.load_f64(found + 8 * i))
         i += cuda.blockDim.x
-    _put_first(first, out, stats)
+    _write_first(first, out, stats)
 
 
 @device
-def _put_first(first, out, stats):
+def _write_first(first, out, stats):
     first = _max_f64(first)
     if cuda.threadIdx.x == 0:
         if out != 0:

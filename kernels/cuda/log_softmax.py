@@ -6,15 +6,14 @@ rows     Classes are neighbours in memory: a group of lanes, from 4 to a whole b
          row, in words of 16 bytes. A few long rows are shared by several blocks, in two launches.
 tiles    Classes are neighbours, and few: a block brings many rows to shared memory, where each
          of its threads works on one.
-columns  Classes lie `inner` elements apart: neighbours work on neighbouring columns, and several
+columns  Classes are `inner` elements apart: neighbours work on neighbouring columns, and several
          threads share a column.
 
 Each element is read once and written once, but for rows that do not fit in shared memory and for
-columns, whose second reading comes from L2 at best. What the lanes of a group merge is told in
-`_math.py`, how a row is walked in `_rows.py`.
+columns, whose second reading comes from L2 at best. `_math.py` has the state that the lanes of a
+group merge, `_rows.py` how they go along a row.
 """
 
-import math
 from functools import cache
 from types import SimpleNamespace
 
@@ -25,7 +24,8 @@ from . import _arrays, _launch, _ptx
 from ._columns import WIDTH, columns_of, first_of_column
 from ._math import add_compensated, device
 from ._reduce import SCRATCH, reduce_of
-from ._rows import place, rows_of, share, writer_of
+from ._rows import Part, place, rows_of, share, writer_of
+from ._softmax import softmax_of
 from ._storage import storage_of
 from ._tiles import tiles_of
 
@@ -61,65 +61,20 @@ def _run_backward(op, grad, y, out):
 
 
 @cache
-def endings_of(name):
-    """From the state of a row to results, for one dtype."""
-    storage = storage_of(name)
-    one, nan, inf = storage.real(1), storage.real(np.nan), storage.real(np.inf)
-    exp_below, difference = storage.exp_below, storage.difference
-
-    @device
-    def rest_of(top, below, ties):
-        """Sum of exp(x - top) without one maximal element; NaN where there is no softmax."""
-        return nan if top == inf or top == -inf else below + (ties - one)
-
-    @device
-    def lse_of(top, below, ties):
-        return top if top == inf or top == -inf else top + math.log1p(below + (ties - one))
-
-    @device
-    def log_total_of(top, below, ties):
-        return math.log1p(rest_of(top, below, ties))
-
-    @device
-    def total_of(top, below, ties):
-        return one + rest_of(top, below, ties)
-
-    @device
-    def log_softmax_value(x, top, log_total):
-        return difference(x - top, log_total)
-
-    @device
-    def softmax_value(x, top, total):
-        return exp_below(x, top) / total
-
-    @device
-    def scaled_value(x, top, factor):
-        return exp_below(x, top) * factor
-
-    return SimpleNamespace(
-        rest_of=rest_of,
-        logsumexp=(lse_of, None),
-        log_softmax=(log_total_of, log_softmax_value),
-        softmax=(total_of, softmax_value),
-        scaled_value=scaled_value,
-    )
-
-
-@cache
 def _forward(name, op):
     """The kernels of logsumexp, log_softmax or softmax for one dtype."""
     storage, rows, tiles = storage_of(name), rows_of(name), tiles_of(name)
-    ending, value = getattr(endings_of(name), op)
+    result_of, value = getattr(softmax_of(name), op)
     maps = value is not None  # to as many numbers as there are; else to one for each row
-    value = value or endings_of(name).softmax[1]
+    value = value or softmax_of(name).softmax[1]
     size, per_word, number = storage.size, storage.per_word, storage.real_size
     load, store = storage.load, storage.store
     shared_load, shared_store = storage.shared_load, storage.shared_store
-    split, gather, write, walk = rows.split, rows.gather, writer_of(name, value), tiles.walk
+    split, gather, write = rows.split, rows.gather, writer_of(name, value)
     read_states, write_state = rows.read_states, rows.write_state
     group_state, columns = reduce_of(name).group_state, columns_of(name)
     column_state, gather_column = columns.column_state, columns.gather_column
-    bring, take = tiles.bring, tiles.take
+    load_tile, store_tile, row_state = tiles.load_tile, tiles.store_tile, tiles.row_state
 
     @cuda.jit
     def rows_kernel(x, out, x_step, out_step, count, n, lanes, parts, gathered, states, capacity):
@@ -131,21 +86,21 @@ def _forward(name, op):
         head, words = split(x, classes, x ^ out if maps else np.int64(0))
         first, last = share(part, parts, words)
         edges = classes - words * per_word if part == 0 else np.int64(0)
+        mine = Part(first, last, edges, head, words, lane, lanes)
         slots = _ptx.dynamic_shared() + SCRATCH + group * capacity * 16
         kept = first + capacity
         if gathered > 0:
             kept = first
-            top, below, ties = read_states(states, row, gathered, lane, lanes)
+            state = read_states(states, row, gathered, lane, lanes)
         else:
-            top, below, ties = gather(x, first, last, edges, head, words, lane, lanes, slots, kept)
-            top, below, ties = group_state(top, below, ties, lanes)
+            state = group_state(gather(x, mine, slots, kept), lanes)
         if gathered == 0 and states != 0:
             if lane == 0:
-                write_state(states, row * parts + part, top, below, ties)
+                write_state(states, row * parts + part, state)
             return
-        a = ending(top, below, ties)
+        a = result_of(state)
         if maps:
-            write(x, out, first, last, edges, head, words, lane, lanes, slots, kept, top, a)
+            write(x, out, mine, slots, kept, state.row_max, a)
         elif live and lane == 0:
             store(out + row * size, a)  # which has no planes: out_step is 0
 
@@ -154,19 +109,19 @@ def _forward(name, op):
         begin = np.int64(cuda.blockIdx.x) * cuda.blockDim.x
         rows = min(np.int64(cuda.blockDim.x), count - begin)
         tile = np.int64(_ptx.dynamic_shared()) + SCRATCH
-        bring(x + begin * x_step * size, x_step, rows, n, inverse, pitch, tile)
+        load_tile(x + begin * x_step * size, x_step, rows, n, inverse, pitch, tile)
         mine = tile + cuda.threadIdx.x * pitch * number
         if cuda.threadIdx.x < rows:
-            top, below, ties = walk(mine, n)
-            a = ending(top, below, ties)
+            state = row_state(mine, n)
+            a = result_of(state)
             if maps:
                 for k in range(n):
                     at = np.uint32(mine + k * number)
-                    shared_store(at, value(shared_load(at), top, a))
+                    shared_store(at, value(shared_load(at), state.row_max, a))
             else:
                 store(out + (begin + cuda.threadIdx.x) * size, a)
         if maps:
-            take(out + begin * out_step * size, out_step, rows, n, inverse, pitch, tile)
+            store_tile(out + begin * out_step * size, out_step, rows, n, inverse, pitch, tile)
 
     @cuda.jit
     def columns_kernel(x, out, x_step, out_step, count, n, inner):
@@ -174,14 +129,14 @@ def _forward(name, op):
         live = column < count
         classes = n if live else np.int64(0)
         x += first_of_column(column, inner, x_step) * size
-        top, below, ties = column_state(*gather_column(x, inner * size, classes))
-        a = ending(top, below, ties)
+        state = column_state(gather_column(x, inner * size, classes))
+        a = result_of(state)
         if maps:
             out += first_of_column(column, inner, out_step) * size
             k = np.int64(cuda.threadIdx.y)
             while k < classes:
                 at = k * inner * size
-                store(out + at, value(load(x + at), top, a))
+                store(out + at, value(load(x + at), state.row_max, a))
                 k += cuda.blockDim.y
         elif live and cuda.threadIdx.y == 0:
             store(out + column * size, a)
@@ -196,16 +151,12 @@ def _backward(name, op):
     is_log = op == "log_softmax_backward"
     size, per_word, number = storage.size, storage.per_word, storage.real_size
     kind, zero, exp_below = storage.type, storage.real(0), storage.exp_below
-    load, store, unpack, store_word = (
-        storage.load,
-        storage.store,
-        storage.unpack,
-        storage.store_word,
-    )
+    load, store = storage.load, storage.store
+    unpack, store_word = storage.unpack, storage.store_word
     shared_load, shared_store = storage.shared_load, storage.shared_store
     split, edge = rows.split, rows.edge
     group_sum, column_sum = reduce_of(name).group_sum, columns_of(name).column_sum
-    bring, take = tiles.bring, tiles.take
+    load_tile, store_tile = tiles.load_tile, tiles.store_tile
 
     @device
     def term(g, y):
@@ -243,20 +194,9 @@ def _backward(name, op):
 
     @cuda.jit
     def rows_kernel(
-        grad,
-        y,
-        out,
-        grad_step,
-        y_step,
-        out_step,
-        count,
-        n,
-        lanes,
-        parts,
-        gathered,
-        states,
-        capacity,
-    ):
+        grad, y, out, grad_step, y_step, out_step, count, n,
+        lanes, parts, gathered, states, capacity,
+    ):  # fmt: skip
         row, _, lane, group = place(lanes, np.int64(1))
         classes = n if row < count else np.int64(0)
         grad += row * grad_step * size
@@ -323,23 +263,23 @@ def _backward(name, op):
         rows = min(np.int64(cuda.blockDim.x), count - begin)
         tile = np.int64(_ptx.dynamic_shared()) + SCRATCH
         y_tile = tile + cuda.blockDim.x * pitch * number
-        bring(grad + begin * grad_step * size, grad_step, rows, n, inverse, pitch, tile)
-        bring(y + begin * y_step * size, y_step, rows, n, inverse, pitch, y_tile)
+        load_tile(grad + begin * grad_step * size, grad_step, rows, n, inverse, pitch, tile)
+        load_tile(y + begin * y_step * size, y_step, rows, n, inverse, pitch, y_tile)
         first = tile + cuda.threadIdx.x * pitch * number
         to_y = y_tile - tile
         if cuda.threadIdx.x < rows:
-            total, lost = zero, zero
+            total, error = zero, zero
             for k in range(n):
                 at = first + k * number
                 one = term(shared_load(np.uint32(at)), shared_load(np.uint32(at + to_y)))
-                total, lost = add_compensated(total, lost, one)
-            if lost == lost:  # else the sum is infinite, and stays so
-                total += lost
+                total, error = add_compensated(total, error, one)
+            if error == error:  # else the sum is infinite, and stays so
+                total += error
             for k in range(n):
                 at = first + k * number
                 g = value(shared_load(np.uint32(at)), shared_load(np.uint32(at + to_y)), total)
                 shared_store(np.uint32(at), g)
-        take(out + begin * out_step * size, out_step, rows, n, inverse, pitch, tile)
+        store_tile(out + begin * out_step * size, out_step, rows, n, inverse, pitch, tile)
 
     @cuda.jit
     def columns_kernel(grad, y, out, grad_step, y_step, out_step, count, n, inner):

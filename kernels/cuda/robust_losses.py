@@ -1,12 +1,12 @@
-"""Losses for noisy labels and rare classes, forward, backward and both in one trip, on NVIDIA GPUs.
+"""Losses for noisy labels and rare classes, forward, backward and both in a single pass, on NVIDIA
+GPUs.
 
-All are a curve over the probability of the row's class, so the gradient is that of cross-entropy
-times one number per row: the kernels are those of `cross_entropy.py`, compiled for two more modes
-of `_loss.py`; `_curves.py` has what is done once in a row.
+All are functions of the probability of the row's class, so the gradient is that of cross-entropy
+times one number per row: two modes of `_softmax_loss/`, whose `loss_transform.py` computes that.
 """
 
 from . import _arrays
-from .cross_entropy import _run
+from ._softmax_loss.launch import run
 
 
 def robust_losses(
@@ -14,9 +14,9 @@ def robust_losses(
     threads,
 ):  # fmt: skip
     with _arrays.on_device((logits, target, weight), (loss,)) as (logits, target, weight, loss):
-        _run(
-            _mode(beta), logits, target, weight, loss, None, (denominator, ignore_index, 0.0, 0.0),
-            curve=_floats(alpha, gamma, q, epsilon, beta),
+        run(
+            _mode(beta), logits, target, weight, loss, None, denominator=denominator,
+            ignore_index=ignore_index, transform=_floats(alpha, gamma, q, epsilon, beta),
         )  # fmt: skip
 
 
@@ -26,9 +26,10 @@ def robust_losses_backward(
 ):  # fmt: skip
     with _arrays.on_device((grad_loss, logits, target, weight), (grad,)) as views:
         grad_loss, logits, target, weight, grad = views
-        _run(
-            _mode(beta), logits, target, weight, None, grad, (denominator, ignore_index, 0.0, 0.0),
-            grad_loss=grad_loss, curve=_floats(alpha, gamma, q, epsilon, beta),
+        run(
+            _mode(beta), logits, target, weight, None, grad, denominator=denominator,
+            ignore_index=ignore_index, grad_loss=grad_loss,
+            transform=_floats(alpha, gamma, q, epsilon, beta),
         )  # fmt: skip
 
 
@@ -38,14 +39,14 @@ def robust_losses_with_grad(
 ):  # fmt: skip
     with _arrays.on_device((logits, target, weight), (loss, grad)) as views:
         logits, target, weight, loss, grad = views
-        _run(
-            _mode(beta), logits, target, weight, loss, grad, (denominator, ignore_index, 0.0, 0.0),
-            curve=_floats(alpha, gamma, q, epsilon, beta),
+        run(
+            _mode(beta), logits, target, weight, loss, grad, denominator=denominator,
+            ignore_index=ignore_index, transform=_floats(alpha, gamma, q, epsilon, beta),
         )  # fmt: skip
 
 
 def _mode(beta):
-    return "entropy" if beta else "curve"
+    return "entropy" if beta else "transform"
 
 
 def _floats(*numbers):

@@ -21,7 +21,7 @@ from numba.core import cgutils, event
 from numba.core.imputils import impl_ret_borrowed
 from numba.extending import intrinsic
 
-from ._parts import OPTIONS, inner
+from ._jit_options import OPTIONS, internal
 
 compiled = functools.partial(numba.njit, **OPTIONS)
 
@@ -29,7 +29,7 @@ compiled = functools.partial(numba.njit, **OPTIONS)
 SERIAL_BELOW = 1 << 16
 
 _kernels = {}  # function as compiled by Numba: its name for users
-_turn = threading.Lock()
+_one_at_a_time = threading.Lock()
 
 
 def _lost_threads() -> bool:
@@ -52,13 +52,16 @@ def _lost_threads() -> bool:
 _threads_of = 0 if _lost_threads() else os.getpid()
 
 
+_FOLDER = Path(__file__).parent
+
+
 def _fingerprint() -> str:
-    """Of the sources in this folder. Numba compiles anew when a function's own file has changed,
-    but not for a change in a file that this one imports.
+    """Of the sources in this folder and below. Numba compiles anew when a function's own file has
+    changed, but not for a change in a file that this one imports.
     """
     stamps = [
-        (path.name, path.stat().st_size, path.stat().st_mtime_ns)
-        for path in sorted(Path(__file__).parent.glob("*.py"))
+        (str(path.relative_to(_FOLDER)), path.stat().st_size, path.stat().st_mtime_ns)
+        for path in sorted(_FOLDER.rglob("*.py"))
     ]
     return hashlib.sha1(repr(stamps).encode(), usedforsecurity=False).hexdigest()[:8]
 
@@ -67,29 +70,31 @@ _VERSION = _fingerprint()
 
 
 def _cached(start, task):
-    # Compiled code is cached under the qualified name, which therefore says all that matters. What
-    # differs between tasks is a global name and no closure, of which Numba would keep a hash.
+    # Compiled code is cached under the qualified name, which therefore names the task's module and
+    # the version. The task is a global name and not in a closure, of which Numba would keep a hash.
     function = task.py_func
+    module = function.__module__.removeprefix(f"{__package__}.")
     copy = FunctionType(start.__code__, {**start.__globals__, "task": task}, function.__name__)
-    copy.__qualname__, copy.__module__ = f"{function.__qualname__}_{_VERSION}", function.__module__
+    copy.__qualname__ = f"{module}.{function.__qualname__}_{_VERSION}"
+    copy.__module__ = function.__module__
     try:
         kernel = compiled(copy, cache=True)
     except RuntimeError as error:  # no folder in which anything can be written
         if "no locator" not in str(error):
             raise
         kernel = compiled(copy)
-    file, name = function.__module__.rpartition(".")[2], function.__name__
-    _kernels[kernel] = f"{file.strip('_')}: {name.strip('_').removesuffix('_task')}"
+    op = module.partition(".")[0].strip("_")
+    _kernels[kernel] = f"{op}: {function.__name__.removesuffix('_task')}"
     return kernel
 
 
 class _Stopwatch(event.Listener):
-    """Writes down how long a kernel took to compile, in a file beside the compiled code."""
+    """Appends how long a kernel took to compile to a file beside the compiled code."""
 
     def on_start(self, compiling):
         kernel = compiling.data["dispatcher"]
         if kernel in _kernels:
-            self.started = time.perf_counter()  # one at a time, Numba holds a lock; none is in one
+            self.started = time.perf_counter()  # kernels do not nest, and Numba holds a lock
 
     def on_end(self, compiling):
         kernel = compiling.data["dispatcher"]
@@ -144,8 +149,8 @@ def compile_times():
 
 @intrinsic
 def _unowned(typingctx, value):
-    """Arrays, also in tuples, without their count of references, which all threads would change in
-    turn. The caller keeps the memory.
+    """Arrays, also in tuples, without their reference counts, for which threads would wait for each
+    other. The caller keeps the memory.
     """
 
     def generate(context, builder, signature, args):
@@ -219,7 +224,7 @@ def _call(typingctx, entry, place, number):
     return types.void(types.intp, types.intp, types.intp), generate
 
 
-@inner(parallel=True)
+@internal(parallel=True)
 def _over_threads(entry, place, count):
     for number in prange(count):
         _call(entry, place, number)
@@ -243,7 +248,7 @@ def threaded(task):
     was forked after this module was loaded, or from one that may have had threads: OpenMP's do not
     survive a fork. A child that waits for them hangs, and Numba ends one that tries to use them.
     Numba's `workqueue` layer ends the process, too, when two threads of the user start parallel
-    loops at once: there calls take turns.
+    loops at once: there one call waits for the other.
 
     In compiled code, ``start(spread, count, *arguments)`` of that function does the same.
     """
@@ -253,20 +258,20 @@ def threaded(task):
         if threads <= 1 or count <= 1 or elements < SERIAL_BELOW or os.getpid() != _threads_of:
             return start(False, count, *arguments)
         before = numba.get_num_threads()  # starts Numba's threads, so that the layer is known
-        wanted = min(threads, numba.config.NUMBA_NUM_THREADS)
+        num_threads = min(threads, numba.config.NUMBA_NUM_THREADS)
         if numba.threading_layer() == "workqueue":
-            with _turn:
-                return _on_threads(start, wanted, before, count, arguments)
-        return _on_threads(start, wanted, before, count, arguments)
+            with _one_at_a_time:
+                return _on_threads(start, num_threads, before, count, arguments)
+        return _on_threads(start, num_threads, before, count, arguments)
 
     run.start = start
     return run
 
 
-def _on_threads(start, wanted, before, count, arguments):
-    if wanted == before:
+def _on_threads(start, num_threads, before, count, arguments):
+    if num_threads == before:
         return start(True, count, *arguments)
-    numba.set_num_threads(wanted)  # of this thread of the user only
+    numba.set_num_threads(num_threads)  # of this thread of the user only
     try:
         return start(True, count, *arguments)
     finally:
@@ -274,10 +279,9 @@ def _on_threads(start, wanted, before, count, arguments):
 
 
 @intrinsic
-def take_turn(typingctx, turns):
-    """The next number of a counter, turns[0], that threads share: who is free takes the next task.
-
-    A prange is cut into one stretch for each thread, however long its parts take.
+def next_task(typingctx, counter):
+    """The next number of counter[0], which all threads share: a thread that is free takes the next
+    task. A prange would give each thread one range of tasks, however long these take.
     """
 
     def generate(context, builder, signature, args):
@@ -285,4 +289,4 @@ def take_turn(typingctx, turns):
         one = ir.Constant(ir.IntType(64), 1)
         return builder.atomic_rmw("add", counter.data, one, "monotonic")
 
-    return types.int64(turns), generate
+    return types.int64(counter), generate

@@ -5,7 +5,7 @@ A call of math.exp keeps LLVM from vectorising the loop around it, and Numba shi
 (at (65536, 1000) math.exp took 3.4 times as long as these). The formulas and their coefficients are
 those of kernels/cython/vector_math.h, whose comments derive them; so are the two types, float32 and
 float64. Nothing is compiled with fastmath, which would give NaN and infinity no meaning and undo
-the compensated sums. What LLVM needs to be allowed is said operation by operation: `mul_add` may
+the compensated sums. What LLVM may change is allowed operation by operation: `mul_add` may
 be fused, `add_in_any_order` may be spread over the lanes of a vector.
 """
 
@@ -16,9 +16,9 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, overload
 
-from ._parts import INNER, inner
+from ._jit_options import INTERNAL, internal
 
-# ---- operations that Python has no word for --------------------------------------------------
+# ---- operations that Python does not have ----------------------------------------------------
 
 _SAME_WIDTH = {
     types.float32: types.int32,
@@ -64,10 +64,10 @@ def add_in_any_order(typingctx, a, b):
 
 
 @intrinsic
-def apart(typingctx):
-    """Keeps the function that calls it from being merged into others. One that adds in any order
-    calls it: the order is then the same in every caller, in kernels and in code of users. One that
-    is large does so that LLVM has less to compile.
+def no_inline(typingctx):
+    """Keeps the function that calls it from being inlined. One that adds in any order calls it: the
+    order is then the same in every caller, in kernels and in code of users. One that is large does
+    so that LLVM has less to compile.
     """
 
     def generate(context, builder, signature, args):
@@ -77,7 +77,7 @@ def apart(typingctx):
     return types.void(), generate
 
 
-@inner
+@internal
 def add_compensated(total, error, term):
     """total + term, and `error` plus what that loses (Knuth's two-sum)."""
     new = total + term
@@ -85,16 +85,17 @@ def add_compensated(total, error, term):
     return new, error + ((total - (new - back)) + (term - back))
 
 
-@inner
+@internal
 def add_fast(total, error, term):
-    """The same in three operations for terms of one sign (Dekker). Nothing is lost where total >=
-    term already; a larger term may lose half a unit of its last place, and doubles the total.
+    """add_compensated in three operations, for terms of one sign (Dekker). Nothing is lost where
+    total >= term already; a larger term may lose half a unit of its last place, and doubles the
+    total.
     """
     new = total + term
     return new, error + (term - (new - total))
 
 
-@inner
+@internal
 def compensated(total, error):
     """The sum as a float64. The error of an infinite one is NaN."""
     return np.float64(total) + np.float64(error) if error == error else np.float64(total)
@@ -125,7 +126,7 @@ class Constants(NamedTuple):
     to_exponent: np.floating  # adding it to n leaves the exponent of 2**(n + up) in the last bits
     down: np.floating  # 2**-up
     nothing: np.floating  # below it, times 2**up, a sum rounds to 0
-    tiny: np.floating  # see relative; so the next two
+    tiny: np.floating  # see kl_div_term; so the next two
     untiny: np.floating
     untiny_power: np.floating
     mantissa: np.integer
@@ -190,7 +191,7 @@ def _polynomial(*coefficients):
     def evaluate(x):
         raise NotImplementedError("for compiled code")
 
-    @overload(evaluate, jit_options=INNER)
+    @overload(evaluate, jit_options=INTERNAL)
     def _evaluate(x):
         c = coefficients[1] if x == types.float64 else coefficients[0]
         c = tuple(map(np.float64 if x == types.float64 else np.float32, c))
@@ -233,22 +234,22 @@ _exp_2_tail = _polynomial(
 )  # fmt: skip
 
 
-@inner
+@internal
 def larger(a, b):
     """The larger one; `b` where either is NaN."""
     return a if a > b else b
 
 
-@inner
+@internal
 def smaller(a, b):
     """The smaller one; `b` where either is NaN."""
     return a if a < b else b
 
 
-@inner
+@internal
 def scale_up(value, n_and_exponent):
     """value * 2**(n + up) for an integer n, given as n + t.to_exponent; up is 64 or 512. Exact: the
-    product with t.down = 2**-up, where that is wanted, is the only rounding of a subnormal result.
+    product with t.down = 2**-up, where there is one, is the only rounding of a subnormal result.
     """
     t = constants(value)
     return value * bits(as_int(value, bits(n_and_exponent) << t.mantissa))
@@ -265,7 +266,7 @@ def _as_int_overload(like, value):
     return lambda like, value: to(value)
 
 
-@inner
+@internal
 def _exp_reduced(d, lost):
     """exp(d + lost) as a number near 1, and the power of two that it lacks."""
     t = constants(d)
@@ -275,7 +276,7 @@ def _exp_reduced(d, lost):
     return t.one + mul_add(r * r, _exp_tail(r), r), n
 
 
-@inner
+@internal
 def bounds(m):
     """For exp_between: `m`, where infinity counts as the largest finite number, and a number so far
     below that exp(x - m) is 0 from there on.
@@ -285,7 +286,7 @@ def bounds(m):
     return m, larger(-t.largest, m - larger(-t.exp_low, abs(m) * t.two_steps))
 
 
-@inner
+@internal
 def exp_between(x, m, low):
     """exp(x - m) for x <= m, see `bounds`. What the rounding of x - m loses is put back (Knuth's
     two-sum). NaN only where x is NaN.
@@ -299,21 +300,21 @@ def exp_between(x, m, low):
     return scale_up(e, n + t.to_exponent) * t.down
 
 
-@inner
+@internal
 def exp_sub(x, m):
     m, low = bounds(m)
     return exp_between(x, m, low)
 
 
 class Base(NamedTuple):
-    """What exp_from is relative to, see `reference`."""
+    """What exp_from is kl_div_term to, see `reference`."""
 
     shift: np.floating
     low: np.floating
     to_exponent: np.floating
 
 
-@inner
+@internal
 def reference(m):
     """(base, ratio): exp(x - m) = ratio * exp_from(x, base) for x <= m, in fewer operations than
     exp_sub takes.
@@ -332,7 +333,7 @@ def reference(m):
     return Base(shift, low, cast(m, np.float64(t.to_exponent) - power)), ratio * t.down
 
 
-@inner
+@internal
 def exp_from(x, base):
     """exp(x - m') * 2**up for x <= m, see `reference`; next to nothing where that is 0."""
     t = constants(x)
@@ -340,7 +341,7 @@ def exp_from(x, base):
     return scale_up(e, n + base.to_exponent)
 
 
-@inner
+@internal
 def exp_2(x):
     """2**x for x <= EXP_2_UP_TO: 0 for -inf, NaN for NaN."""
     t = constants(x)
@@ -350,7 +351,7 @@ def exp_2(x):
     return scale_up(mul_add(_exp_2_tail(r), r, t.one), n + t.to_exponent) * t.down
 
 
-@inner
+@internal
 def sub_to_odd(a, b):
     """a - b for a <= 0 <= b, rounded to odd: of the two floats around an inexact result, the one
     whose last bit is 1. Rounding that again, to a half float, rounds the exact number.
@@ -414,14 +415,14 @@ def _tanh_tail(z):
     raise NotImplementedError("for compiled code")
 
 
-@overload(_tanh_tail, jit_options=INNER)
+@overload(_tanh_tail, jit_options=INTERNAL)
 def _tanh_tail_overload(z):
     if z == types.float64:
         return lambda z: _tanh_top(z) / _tanh_bottom(z)
     return lambda z: _tanh_tail_32(z)
 
 
-@inner
+@internal
 def tanh(x):
     """The hyperbolic tangent."""
     t = constants(x)
@@ -433,7 +434,7 @@ def tanh(x):
     return near if size < cast(x, 0.625) else far
 
 
-@inner
+@internal
 def log_sum(u, lost, down):
     """log((u + lost) / 2**down) where u is 0 or normal, and `lost` what rounding it lost: -inf for
     0, NaN below.
@@ -458,7 +459,7 @@ def log_sum(u, lost, down):
     return result if t.zero < u and u <= t.largest else special
 
 
-@inner
+@internal
 def log(x):
     """log(x), also of subnormal numbers."""
     t = constants(x)
@@ -467,7 +468,7 @@ def log(x):
     return log_sum(x * up, t.zero, down)
 
 
-@inner
+@internal
 def log_1p(x):
     """log(1 + x) for x >= -1. What 1 + x rounds away returns as a correction."""
     t = constants(x)
@@ -476,13 +477,13 @@ def log_1p(x):
     return log_sum(u, (x - (u - back)) + (t.one - back), t.zero)
 
 
-@inner
+@internal
 def log_1p_small(e):
     """log(1 + e) for e from 0 to 1, without a division."""
     return mul_add(e * e, _log_1p_tail(e), e)
 
 
-@inner
+@internal
 def power_of(x, y):
     """x**y for x from 0 to 1 and y > 0, within 3 + 2 * y ULP; NaN below 0."""
     t = constants(x)
@@ -504,11 +505,11 @@ def power_of(x, y):
     return result if x > t.zero else special
 
 
-# ---- relative entropy ------------------------------------------------------------------------
+# ---- terms of the KL divergence -----------------------------------------------------------------
 
 
-@inner
-def relative(x, y, low):
+@internal
+def kl_div_term(x, y, low):
     """x * log(x / y) - x + y for x, y >= 0: y for x = 0, infinity for y = 0, and never negative.
     Where x and y are nearly equal it is as exact as y - x is, to which `low` is added: what
     rounding x and y lost of it.
@@ -542,21 +543,21 @@ def relative(x, y, low):
     return result if x > t.zero else y
 
 
-@inner
-def relative_log(p, q, log_ratio):
-    """The same of p and q, and q - p, given log_ratio = log(p / q): exact in the same way."""
+@internal
+def kl_div_term_from_log(p, q, log_ratio):
+    """kl_div_term of p and q, and q - p, given log_ratio = log(p / q): exact in the same way."""
     t = constants(p)
     r = -log_ratio
     square = r * r * _exp_tail(r)  # expm1(r) - r, |r| <= ln(2) / 2
     near = abs(r) < t.half * t.ln2
-    apart = p * (r + square) if near else q - p
+    difference = p * (r + square) if near else q - p
     result = p * square if near else p * log_ratio + (q - p)
-    return (q if p == t.zero else result), apart
+    return (q if p == t.zero else result), difference
 
 
-@inner
+@internal
 def scale_near_one(x):
     """A power of two that brings x >= 0 to [1, 2), or [2, 4), or less for a subnormal number."""
     t = constants(x)
-    wanted = as_int(x, as_int(x, t.bias + t.bias) - as_int(x, bits(x) >> t.mantissa))
-    return bits(as_int(x, (wanted if wanted > t.one_int else t.one_int) << t.mantissa))
+    exponent = as_int(x, as_int(x, t.bias + t.bias) - as_int(x, bits(x) >> t.mantissa))
+    return bits(as_int(x, (exponent if exponent > t.one_int else t.one_int) << t.mantissa))

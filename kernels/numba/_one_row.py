@@ -8,8 +8,8 @@ from numba.core.errors import TypingError
 from numba.extending import overload
 
 from ._compile import compiled
+from ._jit_options import INTERNAL
 from ._math import cast
-from ._parts import INNER
 from ._rows import BLOCK, log_total, row_state, write_log_softmax, write_softmax
 from ._storage import stack_scratch
 
@@ -20,7 +20,7 @@ def elements(x):
     raise NotImplementedError("for compiled code")
 
 
-@overload(elements, jit_options=INNER)
+@overload(elements, jit_options=INTERNAL)
 def _elements(x):
     if not (isinstance(x, types.Array) and x.ndim == 1 and isinstance(x.dtype, types.Float)):
         raise TypingError(f"a row must be a 1-d array of float64 or float32, got {x}")
@@ -55,8 +55,8 @@ def row_logsumexp(x):
     """
     x = elements(x)
     memory = stack_scratch(x, BLOCK)
-    top, rest = row_state(x, memory, memory[:0])
-    return cast(top, top + math.log1p(rest))
+    row_max, sumexp_m1 = row_state(x, memory, memory[:0])
+    return cast(row_max, row_max + math.log1p(sumexp_m1))
 
 
 @compiled
@@ -79,8 +79,8 @@ def row_softmax(x, out):
     x, y = elements(x), elements(out)
     memory = stack_scratch(x, BLOCK)
     exps = stack_scratch(x, BLOCK)[: x.size if x.size <= BLOCK else 0]
-    top, rest = row_state(x, memory, exps)
-    write_softmax(x, y, top, rest, exps, False)
+    row_max, sumexp_m1 = row_state(x, memory, exps)
+    write_softmax(x, y, row_max, sumexp_m1, exps, False)
 
 
 @compiled
@@ -102,8 +102,8 @@ def row_log_softmax(x, out):
     """
     x, y = elements(x), elements(out)
     memory = stack_scratch(x, BLOCK)
-    top, rest = row_state(x, memory, memory[:0])
-    write_log_softmax(x, y, top, rest, False)
+    row_max, sumexp_m1 = row_state(x, memory, memory[:0])
+    write_log_softmax(x, y, row_max, sumexp_m1, False)
 
 
 @compiled
@@ -125,8 +125,8 @@ def row_cross_entropy(x, label):
     """
     x = elements(x)
     memory = stack_scratch(x, BLOCK)
-    top, rest = row_state(x, memory, memory[:0])
-    return np.float64(top) - np.float64(x[label]) + log_total(top, rest)
+    row_max, sumexp_m1 = row_state(x, memory, memory[:0])
+    return np.float64(row_max) - np.float64(x[label]) + log_total(row_max, sumexp_m1)
 
 
 @compiled
@@ -156,9 +156,9 @@ def row_cross_entropy_with_grad(x, label, grad):
     x, y = elements(x), elements(grad)
     memory = stack_scratch(x, BLOCK)
     exps = stack_scratch(x, BLOCK)[: x.size if x.size <= BLOCK else 0]
-    top, rest = row_state(x, memory, exps)
-    loss = np.float64(top) - np.float64(x[label]) + log_total(top, rest)
-    write_softmax(x, y, top, rest, exps, False)
+    row_max, sumexp_m1 = row_state(x, memory, exps)
+    loss = np.float64(row_max) - np.float64(x[label]) + log_total(row_max, sumexp_m1)
+    write_softmax(x, y, row_max, sumexp_m1, exps, False)
     # p - 1 by expm1: nothing cancels where p is nearly 1.
     y[label] = math.expm1(-loss)
     return loss

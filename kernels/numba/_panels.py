@@ -11,9 +11,9 @@ of blocks, and a second reading writes.
 import numpy as np
 from numba.extending import register_jitable
 
+from ._jit_options import internal
 from ._math import (
     add_compensated,
-    apart,
     bounds,
     cast,
     constants,
@@ -21,8 +21,8 @@ from ._math import (
     exp_sub,
     larger,
     log_1p,
+    no_inline,
 )
-from ._parts import inner
 from ._storage import narrow, stack_doubles, stack_like, stack_scratch, widen
 
 PANEL = 128  # rows: eight vectors of 512 bits
@@ -60,7 +60,18 @@ def task_count(outer, n, inner):
     return -(-outer // rows_per_task(n))
 
 
-@inner
+@internal
+def panels_of_task(outer, n, inner, task):
+    first = task * panels_per_task(n)
+    return range(first, min(panel_count(outer, inner), first + panels_per_task(n)))
+
+
+@internal
+def rows_of_task(rows, n, task):
+    return range(task * rows_per_task(n), min(rows, (task + 1) * rows_per_task(n)))
+
+
+@internal
 def panel_rows(number, outer, inner):
     """The first row of a panel, counted as (outer, inner) lies in memory, and how many it has."""
     if inner == 1:
@@ -70,7 +81,7 @@ def panel_rows(number, outer, inner):
     return number // per_plane * inner + at, min(PANEL, inner - at)
 
 
-@inner
+@internal
 def panel_place(planes, number, inner):
     """Where a panel begins, and the steps to the next class and to the next row."""
     if inner == 1:
@@ -80,10 +91,10 @@ def panel_place(planes, number, inner):
     return at, inner, 1
 
 
-@inner
+@internal
 def load_tile(data, origin, first, count, width, tile):
     """`count` classes, from class `first`, of `width` rows."""
-    apart()
+    no_inline()
     at, class_step, row_step = origin
     zero = constants(tile[0]).zero
     if width < PANEL:
@@ -96,7 +107,7 @@ def load_tile(data, origin, first, count, width, tile):
                 to[c] = widen(line[c])
     else:
         for k in range(count):
-            # Unsigned, for which Numba does not ask whether it counts from the end: 2 to 4 times
+            # Unsigned: of a signed index Numba tests whether it counts from the end. 2 to 4 times
             # as fast as slices of rows.
             place, step = np.uint64(at + first + k), np.uint64(row_step)
             to = tile[k * PANEL : k * PANEL + width]
@@ -105,9 +116,18 @@ def load_tile(data, origin, first, count, width, tile):
                 place += step
 
 
-@inner
+@internal
+def load_pair(x, y, number, inner, first, n, width, x_tile, y_tile):
+    """Tiles of two panels; not of short rows, which are in the tiles already."""
+    if n > CLASSES:
+        count = min(CLASSES, n - first)
+        load_tile(x.data, panel_place(x, number, inner), first, count, width, x_tile)
+        load_tile(y.data, panel_place(y, number, inner), first, count, width, y_tile)
+
+
+@internal
 def store_tile(tile, data, origin, first, count, width):
-    apart()
+    no_inline()
     at, class_step, row_step = origin
     if row_step == 1:
         for k in range(count):
@@ -124,7 +144,13 @@ def store_tile(tile, data, origin, first, count, width):
                 place += step
 
 
-@inner
+@internal
+def line_of(tile, k):
+    """Class k of all rows of a panel."""
+    return tile[k * PANEL : (k + 1) * PANEL]
+
+
+@internal
 def column(work, i):
     """A number for each row of a panel, of several that lie in one array: LLVM sees that they do
     not overlap, where separate arrays would be compared before each loop, or not vectorised.
@@ -132,86 +158,88 @@ def column(work, i):
     return work[i * PANEL : (i + 1) * PANEL]
 
 
-@inner
-def column_bounds(tops, ms, lows):
-    """What exp_between wants for each row."""
+@internal
+def column_bounds(row_max, ms, lows):
+    """The arguments of exp_between for each row."""
     for c in range(PANEL):
-        ms[c], lows[c] = bounds(tops[c])
+        ms[c], lows[c] = bounds(row_max[c])
 
 
-@inner
-def tile_state(tile, count, tops, rests, keeps_exps, work):
+@internal
+def tile_state(tile, count, row_max, sumexp_m1, keeps_exps, work):
     """The state of each row in a tile, see _rows.py. The exponentials may take its place."""
-    apart()
+    no_inline()
     t = constants(tile[0])
-    totals, errors, ties = column(work, 2), column(work, 3), column(work, 4)
+    totals, errors, more = column(work, 2), column(work, 3), column(work, 4)  # max_count - 1
     ms, lows = column(work, 0), column(work, 1)
     for c in range(PANEL):
-        tops[c], totals[c], errors[c], ties[c] = t.lowest, t.zero, t.zero, -t.one
+        row_max[c], totals[c], errors[c], more[c] = t.lowest, t.zero, t.zero, -t.one
     for k in range(count):
-        line = tile[k * PANEL : (k + 1) * PANEL]
+        line = line_of(tile, k)
         for c in range(PANEL):
-            tops[c] = larger(line[c], tops[c])  # skips NaN, which comes back through the sum
-    column_bounds(tops, ms, lows)
+            row_max[c] = larger(line[c], row_max[c])  # skips NaN, which comes back through the sum
+    column_bounds(row_max, ms, lows)
     for k in range(count):
-        line = tile[k * PANEL : (k + 1) * PANEL]
+        line = line_of(tile, k)
         for c in range(PANEL):
-            x, top = line[c], tops[c]
-            e = exp_between(x, ms[c], lows[c])
+            e = exp_between(line[c], ms[c], lows[c])
+            is_max = line[c] == row_max[c]
             # 64 terms added plainly cost up to 3 ULP.
-            totals[c], errors[c] = add_compensated(totals[c], errors[c], t.zero if x == top else e)
-            ties[c] += t.one if x == top else t.zero
+            totals[c], errors[c] = add_compensated(totals[c], errors[c], t.zero if is_max else e)
+            more[c] += t.one if is_max else t.zero
             if keeps_exps:
                 line[c] = e
     for c in range(PANEL):
-        rests[c] = (np.float64(totals[c]) + np.float64(errors[c])) + np.float64(ties[c])
+        sumexp_m1[c] = (np.float64(totals[c]) + np.float64(errors[c])) + np.float64(more[c])
 
 
-@inner
-def panel_state(data, place, n, width, tile, tops, rests, keeps_exps, work):
+@internal
+def panel_state(data, place, n, width, tile, row_max, sumexp_m1, keeps_exps, work):
     """The state of each row of a panel. `tile` is left with the last classes, or with exponentials,
     which are kept only of a row that is one tile.
     """
-    apart()
-    part_tops, part_rests = stack_like(tops, PANEL), stack_like(rests, PANEL)
-    losts = stack_like(rests, PANEL)  # what rounding took away from `rests`
+    no_inline()
+    part_max, part_sumexp_m1 = stack_like(row_max, PANEL), stack_like(sumexp_m1, PANEL)
+    losts = stack_like(sumexp_m1, PANEL)  # what rounding took away from `sumexp_m1`
     losts[:] = 0
     for number in range(max(1, -(-n // CLASSES))):
         first = number * CLASSES
         count = min(CLASSES, n - first)
         load_tile(data, place, first, count, width, tile)
         if number == 0:
-            tile_state(tile, count, tops, rests, keeps_exps, work)
+            tile_state(tile, count, row_max, sumexp_m1, keeps_exps, work)
             continue
-        tile_state(tile, count, part_tops, part_rests, keeps_exps, work)
+        tile_state(tile, count, part_max, part_sumexp_m1, keeps_exps, work)
         for c in range(PANEL):
-            a, b = tops[c], part_tops[c]
-            top = larger(a, b)
-            less = 1.0 if a == b else np.float64(exp_sub(b if a > b else a, top))
+            a, b = row_max[c], part_max[c]
+            m = larger(a, b)
+            less = 1.0 if a == b else np.float64(exp_sub(b if a > b else a, m))
             if a >= b:
-                term = less * (1 + part_rests[c])
+                term = less * (1 + part_sumexp_m1[c])
             else:
-                term, losts[c] = less * (1 + rests[c]), less * losts[c]
-                rests[c] = part_rests[c]
-            rests[c], losts[c] = add_compensated(rests[c], losts[c], term)
-            tops[c] = top
+                term, losts[c] = less * (1 + sumexp_m1[c]), less * losts[c]
+                sumexp_m1[c] = part_sumexp_m1[c]
+            sumexp_m1[c], losts[c] = add_compensated(sumexp_m1[c], losts[c], term)
+            row_max[c] = m
     for c in range(PANEL):
-        rests[c] += losts[c]
+        sumexp_m1[c] += losts[c]
 
 
-@inner
-def log_sums(tops, rests, to):
-    """log(1 + rest), or NaN where the maximum is infinite and there is no distribution."""
+@internal
+def max_prob_of(row_max, sumexp_m1):
+    """The softmax of the maximum; NaN where that is infinite."""
+    return cast(row_max, 1 / (1 + sumexp_m1)) + (row_max - row_max)
+
+
+@internal
+def put_log_sums(row_max, sumexp_m1, to):
+    """log(1 + sumexp_m1), or NaN where the maximum is infinite and there is no distribution."""
     for c in range(PANEL):
-        to[c] = log_1p(cast(tops[c], rests[c])) + (tops[c] - tops[c])
+        to[c] = log_1p(cast(row_max[c], sumexp_m1[c])) + (row_max[c] - row_max[c])
 
 
-@inner(inline="always")  # for what is on the stack lives as long as the function
+@internal(inline="always")  # for what is on the stack lives as long as the function
 def panel_scratch(data):
-    """A tile; for each row of a panel its maximum and sum; and five columns for what comes up."""
-    tile, tops, work = (
-        stack_scratch(data, TILE),
-        stack_scratch(data, PANEL),
-        stack_scratch(data, WORK),
-    )
-    return tile, tops, stack_doubles(data, PANEL), work
+    """A tile; for each row of a panel row_max and sumexp_m1; and five columns of workspace."""
+    tile, work = stack_scratch(data, TILE), stack_scratch(data, WORK)
+    return tile, stack_scratch(data, PANEL), stack_doubles(data, PANEL), work

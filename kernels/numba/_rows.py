@@ -3,9 +3,10 @@
 A row is read in blocks that fit the L1 cache: a first loop over a block finds its maximum, a second
 sums exp(x - maximum). Memory is read once, and the loops are so plain that LLVM vectorises them.
 
-A state stands for exp(top) * (1 + rest): one maximal element is the 1, `rest` is the sum of all
-others. Where one element dominates, log1p(rest) keeps what log(1 + rest) would round away. The
-states of the blocks are merged in order, in float64.
+The state of a row is (row_max, sumexp_m1): the sum of its exponentials is exp(row_max) * (1 +
+sumexp_m1). One maximal element is the 1, `sumexp_m1` is the sum of all others. Where one element
+dominates, log1p(sumexp_m1) keeps what log(1 + sumexp_m1) would round away. The states of the blocks
+are merged in order, in float64.
 """
 
 import math
@@ -14,21 +15,21 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
+from ._jit_options import internal
 from ._math import (
     add_compensated,
     add_fast,
     add_in_any_order,
-    apart,
     as_int,
     bits,
     cast,
     compensated,
     constants,
     exp_from,
+    no_inline,
     reference,
     sub_to_odd,
 )
-from ._parts import inner
 from ._storage import before_line, copy_lines, is_half, narrow, stack_like, widen
 
 BLOCK = 2048  # elements: 8 KB of float32
@@ -36,7 +37,7 @@ PART = 64  # elements that are written at a time, see row_writer
 LANES, SUMS = 64, 3 * 64  # sums side by side: four vectors of 512 bits; and memory for them
 
 
-@inner
+@internal
 def row_of(planes, r, n):
     at = planes.first + r * planes.step
     return planes.data[at : at + n]
@@ -63,20 +64,20 @@ def _floats(x, memory):
     return widened
 
 
-@inner
+@internal
 def maximum(x):
     """Of floats, compared as integers: a maximum of floats depends on the order of NaN and is not
     vectorised. A NaN is the maximum, or is skipped, by its sign; the sums show it either way.
     """
     t = constants(x[0])
-    top = bits(t.lowest) ^ t.magnitude
+    largest = bits(t.lowest) ^ t.magnitude
     for i in range(x.size):
         b = bits(x[i])
-        top = max(top, as_int(x[i], b ^ ((b >> t.sign) & t.magnitude)))
-    return bits(as_int(t.one, top ^ ((top >> t.sign) & t.magnitude)))
+        largest = max(largest, as_int(x[i], b ^ ((b >> t.sign) & t.magnitude)))
+    return bits(as_int(t.one, largest ^ ((largest >> t.sign) & t.magnitude)))
 
 
-@inner
+@internal
 def lane_sums(sums):
     """From an array of SUMS numbers, LANES compensated sums side by side and their errors, all 0.
 
@@ -88,7 +89,7 @@ def lane_sums(sums):
     return sums[:LANES], sums[LANES:]
 
 
-@inner
+@internal
 def sum_of_lanes(totals, errors):
     """In float64. The error of an infinite sum is NaN."""
     total, error = 0.0, 0.0
@@ -97,15 +98,15 @@ def sum_of_lanes(totals, errors):
     return compensated(total, error)
 
 
-@inner
-def exp_sums(x, top, base, exps):
-    """The sum of exp_from(x) over all but the ties for the maximum; the ties; and the exponentials
-    in `exps`, if that is not empty.
+@internal
+def exp_sums(x, row_max, base, exps):
+    """The sum of exp_from(x) over all x below the maximum, the number of the others, and the
+    exponentials in `exps`, if that is not empty.
     """
-    apart()
-    t = constants(top)
+    no_inline()
+    t = constants(row_max)
     totals, errors = lane_sums(stack_like(x, SUMS))
-    ties, keeps_exps = t.zero, exps.size > 0  # ties of a block are counted exactly in either type
+    max_count, keeps_exps = t.zero, exps.size > 0  # a float counts the elements of a block exactly
     whole = x.size // LANES * LANES
     for at in range(0, whole, LANES):
         line, kept = x[at : at + LANES], exps[at : at + LANES]
@@ -113,58 +114,61 @@ def exp_sums(x, top, base, exps):
             e = exp_from(line[i], base)
             if keeps_exps:
                 kept[i] = e
-            is_top = line[i] == top
-            totals[i], errors[i] = add_fast(totals[i], errors[i], t.zero if is_top else e)
-            ties = add_in_any_order(ties, t.one if is_top else t.zero)
+            is_max = line[i] == row_max
+            totals[i], errors[i] = add_fast(totals[i], errors[i], t.zero if is_max else e)
+            max_count = add_in_any_order(max_count, t.one if is_max else t.zero)
     for i in range(x.size - whole):
         v = x[whole + i]
         e = exp_from(v, base)
         if keeps_exps:
             exps[whole + i] = e
-        totals[i], errors[i] = add_fast(totals[i], errors[i], t.zero if v == top else e)
-        ties = add_in_any_order(ties, t.one if v == top else t.zero)
-    return sum_of_lanes(totals, errors), np.float64(ties)
+        totals[i], errors[i] = add_fast(totals[i], errors[i], t.zero if v == row_max else e)
+        max_count = add_in_any_order(max_count, t.one if v == row_max else t.zero)
+    return sum_of_lanes(totals, errors), np.float64(max_count)
 
 
-@inner
+@internal
 def block_state(x, exps):
     """The state of up to BLOCK floats; `exps` keeps what `exp_from` gives, if it is not empty."""
-    apart()
-    top, t = maximum(x), constants(x[0])
-    base, ratio = reference(top)
-    total, ties = exp_sums(x, top, base, exps)
-    return top, (0.0 if total < t.nothing else ratio * total) + (ties - 1)
+    no_inline()
+    row_max, t = maximum(x), constants(x[0])
+    base, ratio = reference(row_max)
+    sumexp_below, max_count = exp_sums(x, row_max, base, exps)
+    below = 0.0 if sumexp_below < t.nothing else ratio * sumexp_below
+    return row_max, below + (max_count - 1)
 
 
-@inner
-def merged(a_top, a_rest, a_lost, b_top, b_rest, b_lost):
-    """The state of two parts together, and what rounding took away from its rest. NaN stays."""
-    if b_top > a_top:
-        a_top, a_rest, a_lost, b_top, b_rest, b_lost = b_top, b_rest, b_lost, a_top, a_rest, a_lost
-    scale = 1.0 if a_top == b_top else math.exp(np.float64(b_top) - np.float64(a_top))
-    rest, lost = add_compensated(a_rest, a_lost, scale * (1 + b_rest))
-    return a_top, rest, lost + scale * b_lost
+@internal
+def merged(a, b):
+    """The state of two parts together; each has a third number, what rounding took away from its
+    sum. NaN stays.
+    """
+    if b[0] > a[0]:
+        a, b = b, a
+    scale = 1.0 if a[0] == b[0] else math.exp(np.float64(b[0]) - np.float64(a[0]))
+    sumexp_m1, lost = add_compensated(a[1], a[2], scale * (1 + b[1]))
+    return a[0], sumexp_m1, lost + scale * b[2]
 
 
-@inner
+@internal
 def row_state(x, memory, exps):
-    """(top, rest) of a row. `memory` holds a block of half floats widened; `exps` as above, for a
+    """(row_max, sumexp_m1). `memory` holds a block of half floats widened; `exps` as above, for a
     row of one block.
     """
     if x.size <= BLOCK and x.size:
         return block_state(floats(x, memory), exps)
     t = constants(memory[0])
-    top, rest, lost = t.lowest, 0.0, 0.0
+    state = t.lowest, 0.0, 0.0
     for at in range(0, x.size, BLOCK):
-        part_top, part_rest = block_state(floats(x[at : at + BLOCK], memory), exps[:0])
-        top, rest, lost = merged(top, rest, lost, part_top, part_rest, 0.0)
-    return top, rest + lost
+        row_max, sumexp_m1 = block_state(floats(x[at : at + BLOCK], memory), exps[:0])
+        state = merged(state, (row_max, sumexp_m1, 0.0))
+    return state[0], state[1] + state[2]
 
 
-@inner
-def log_total(top, rest):
-    """log(1 + rest), or NaN where the maximum is infinite and there is no distribution."""
-    return math.nan if math.isinf(top) else math.log1p(rest)
+@internal
+def log_total(row_max, sumexp_m1):
+    """log(1 + sumexp_m1), or NaN where the maximum is infinite and there is no distribution."""
+    return math.nan if math.isinf(row_max) else math.log1p(sumexp_m1)
 
 
 # ---- a row of each op ------------------------------------------------------------------------
@@ -176,13 +180,13 @@ def row_writer(element):
     PART results at a time go to a buffer first, and from there to `out`: the loop that computes is
     vectorised even where `out` is an input, and past the caches only whole lines can be written. It
     is short, so that the processor computes while lines are on their way to memory: with 1024 in
-    place of 64 a log-softmax took 2.2 times as long. An index is unsigned because Numba then does
-    not ask whether it counts from the end, which vectors cannot.
+    place of 64 a log-softmax took 2.2 times as long. An index is unsigned: of a signed one Numba
+    tests whether it counts from the end, which prevents vectors.
     """
 
-    @inner
+    @internal
     def write_some(at, count, inputs, arguments, out):
-        apart()
+        no_inline()
         buffer = stack_like(out, PART)
         for i in range(count):
             value = element(np.uint64(at + i), inputs, arguments)
@@ -191,9 +195,9 @@ def row_writer(element):
         for i in range(count):
             to[i] = buffer[i]
 
-    @inner
+    @internal
     def write(inputs, arguments, out, streaming):
-        apart()
+        no_inline()
         at, parts = 0, stack_like(out, PART)
         if streaming:
             at = min(before_line(out), out.size)
@@ -210,23 +214,23 @@ def row_writer(element):
 
 
 @row_writer
-@inner
+@internal
 def _write_product(k, inputs, arguments):
     return inputs[0][k] * arguments[0]
 
 
 @row_writer
-@inner
+@internal
 def _write_softmax(k, inputs, arguments):
     base, scale = arguments
     return exp_from(widen(inputs[0][k]), base) * scale
 
 
-@inner
-def write_softmax(x, out, top, rest, exps, streaming):
+@internal
+def write_softmax(x, out, row_max, sumexp_m1, exps, streaming):
     """`exps` holds the exponentials of the row, or is empty."""
-    base, ratio = reference(top)
-    scale = cast(top, math.nan if math.isinf(top) else ratio / (1 + rest))
+    base, ratio = reference(row_max)
+    scale = cast(row_max, math.nan if math.isinf(row_max) else ratio / (1 + sumexp_m1))
     if exps.size:
         _write_product((exps,), (scale,), out, streaming)
     else:
@@ -234,33 +238,34 @@ def write_softmax(x, out, top, rest, exps, streaming):
 
 
 @row_writer
-@inner
+@internal
 def _write_log_softmax(k, inputs, arguments):
-    top, log_sum = arguments
-    below = widen(inputs[0][k]) - top
+    row_max, log_sum = arguments
+    below = widen(inputs[0][k]) - row_max
     # A half float is rounded again.
     return sub_to_odd(below, log_sum) if is_half(inputs[0]) else below - log_sum
 
 
-@inner
-def write_log_softmax(x, out, top, rest, streaming):
-    _write_log_softmax((x,), (top, cast(top, log_total(top, rest))), out, streaming)
+@internal
+def write_log_softmax(x, out, row_max, sumexp_m1, streaming):
+    log_sum = cast(row_max, log_total(row_max, sumexp_m1))
+    _write_log_softmax((x,), (row_max, log_sum), out, streaming)
 
 
-@inner
+@internal
 def sum_of(a):
     """In float64, of a block."""
-    apart()
+    no_inline()
     total = 0.0
     for i in range(a.size):
         total = add_in_any_order(total, np.float64(widen(a[i])))
     return total
 
 
-@inner
+@internal
 def dot(a, b):
-    """The same of a * b."""
-    apart()
+    """The sum of a * b in float64, of a block."""
+    no_inline()
     total = 0.0
     for i in range(a.size):
         total = add_in_any_order(total, np.float64(widen(a[i])) * np.float64(widen(b[i])))
@@ -268,13 +273,13 @@ def dot(a, b):
 
 
 @row_writer
-@inner
+@internal
 def _write_softmax_gradient(k, inputs, total):
     g, y = inputs
     return widen(y[k]) * (widen(g[k]) - total)
 
 
-@inner
+@internal
 def softmax_backward_row(grad, y, out, streaming):
     total = 0.0
     for at in range(0, y.size, BLOCK):
@@ -283,13 +288,13 @@ def softmax_backward_row(grad, y, out, streaming):
 
 
 @row_writer
-@inner
+@internal
 def _write_log_softmax_gradient(k, inputs, arguments):
     (g, y), (base, total) = inputs, arguments
     return widen(g[k]) - exp_from(widen(y[k]), base) * constants(total).down * total
 
 
-@inner
+@internal
 def log_softmax_backward_row(grad, y, out, streaming):
     total = 0.0
     for at in range(0, y.size, BLOCK):

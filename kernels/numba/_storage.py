@@ -1,8 +1,8 @@
-"""What kernels get: planes of classes in any of four storage types, and how an element is read.
+"""The arguments of compiled code: planes of classes in any of four storage types; how an element is
+read and written; and scratch memory.
 
 float64 and float32 are themselves. Numba's CPU target has no float16 and NumPy has no bfloat16, so
-both come as their 16 bits; that compiled code can tell them apart, float16 as unsigned integers and
-bfloat16 as signed ones.
+both come as their 16 bits: float16 as unsigned integers and bfloat16 as signed ones.
 """
 
 import functools
@@ -16,8 +16,8 @@ from numba.core.imputils import impl_ret_borrowed
 from numba.extending import intrinsic, overload
 from numba.np.arrayobj import populate_array
 
+from ._jit_options import INTERNAL, internal
 from ._math import bits
-from ._parts import INNER, inner
 
 
 class Planes(NamedTuple):
@@ -33,14 +33,18 @@ class Planes(NamedTuple):
     step: int
 
 
-def planes_in(a: np.ndarray) -> Planes:
-    """An input."""
+def planes_in(a: np.ndarray | None, dtype: np.dtype | None = None) -> Planes:
+    """An input; for None, no planes of `dtype`."""
+    if a is None:
+        return Planes(nothing(dtype), 0, 0)
     data, first, step = planes_out(a)
     return Planes(frozen(data), first, step)
 
 
-def planes_out(a: np.ndarray) -> Planes:
-    """An output."""
+def planes_out(a: np.ndarray | None, dtype: np.dtype | None = None) -> Planes:
+    """An output, likewise."""
+    if a is None:
+        return Planes(nothing(dtype, True), 0, 0)
     if a.flags.c_contiguous:
         return Planes(raw(a).reshape(-1), 0, a.size // len(a) if len(a) else 0)
     step, plane = a.strides[0] // a.itemsize, a.shape[1] * a.shape[2]
@@ -58,11 +62,25 @@ def raw(a: np.ndarray) -> np.ndarray:
     return a.view(np.uint16 if a.dtype == np.float16 else np.int16)
 
 
+def flat_in(a: np.ndarray | None, dtype: type) -> np.ndarray:
+    """An input as one axis, see `Planes`; empty for None."""
+    return nothing(dtype) if a is None else frozen(a.reshape(-1))
+
+
+def flat_out(a: np.ndarray | None, dtype: type) -> np.ndarray:
+    """An output, likewise."""
+    return nothing(dtype, True) if a is None else a.reshape(-1)
+
+
 @functools.cache
-def no_planes(dtype: np.dtype, writeable: bool = False) -> Planes:
-    """What stands for an array of `dtype` that is not given."""
-    nothing = raw(np.empty(0, dtype))
-    return Planes(nothing if writeable else frozen(nothing), 0, 0)
+def nothing(dtype: np.dtype, writeable: bool = False) -> np.ndarray:
+    """The empty array that stands for one that is not given."""
+    empty = raw(np.empty(0, dtype))
+    return empty if writeable else frozen(empty)
+
+
+def compute_dtype(a: np.ndarray) -> type:
+    return np.float64 if a.dtype == np.float64 else np.float32
 
 
 def frozen(a: np.ndarray) -> np.ndarray:
@@ -85,13 +103,13 @@ def read_only(typingctx, a):
     return a.copy(readonly=True)(a), generate
 
 
-@inner
+@internal
 def contiguous_in(a, step):
     """A C-contiguous input as planes that lie `step` elements apart."""
     return Planes(read_only(a.reshape(-1)), 0, step)
 
 
-@inner
+@internal
 def contiguous_out(a, step):
     return Planes(a.reshape(-1), 0, step)
 
@@ -122,7 +140,7 @@ def _float_to_half_f16c(typingctx, value):
     return types.uint16(types.float32), generate
 
 
-@inner
+@internal
 def half_to_float(half):
     if HAS_F16C:
         return _half_to_float_f16c(half)
@@ -134,7 +152,7 @@ def half_to_float(half):
     return bits(np.int32(value | np.int32((np.int32(half) & 0x8000) << 16)))
 
 
-@inner
+@internal
 def float_to_half(value):
     """To nearest even. All three cases are computed, so that loops are vectorised."""
     if HAS_F16C:
@@ -151,14 +169,14 @@ def float_to_half(value):
     return np.uint16(sign | half)
 
 
-@inner
+@internal
 def bfloat_to_float(half):
     return bits(np.int32(np.int32(half) << 16))
 
 
-@inner
+@internal
 def float_to_bfloat(value):
-    # Numba computes with integers of 64 bits; each step is told to be of 32, for twice the lanes.
+    # Numba computes with integers of 64 bits; each step is cast to 32, for twice the lanes.
     every, last = bits(value), np.int32(bits(value) >> 16)
     up = np.int32(np.int32(every + np.int32(0x7FFF)) + np.int32(last & np.int32(1)))
     quiet = np.int32(last | np.int32(0x40))
@@ -252,7 +270,7 @@ def _line_copy(align, metadata):
 _copy_line, _stream_line = _line_copy(2, ()), _line_copy(LINE, ("nontemporal",))
 
 
-@inner
+@internal
 def before_line(a):
     """Elements before the first one that begins a line."""
     return -_address(a) % LINE // a.itemsize
@@ -263,7 +281,7 @@ def copy_lines(values, to, streaming):
     raise NotImplementedError("for compiled code")
 
 
-@overload(copy_lines, jit_options=INNER)
+@overload(copy_lines, jit_options=INTERNAL)
 def _copy_lines(values, to, streaming):
     def one_by_one(values, to, streaming):
         for i in range(values.size):
@@ -313,7 +331,7 @@ def _wide(data):
 
 def _on_stack(dtype_of):
     """An intrinsic (data, size) -> an array on the stack, for as long as the function runs that
-    calls it; `size` is a constant. It costs nothing, and LLVM knows that it overlaps nothing else.
+    calls it; `size` is a constant. It takes no time, and LLVM knows that it overlaps nothing else.
     """
 
     @intrinsic(prefer_literal=True)
@@ -321,9 +339,9 @@ def _on_stack(dtype_of):
         kind, count = types.Array(dtype_of(data), 1, "C"), size.literal_value
 
         def generate(context, builder, signature, args):
-            room = ir.ArrayType(context.get_data_type(kind.dtype), count)
+            items = ir.ArrayType(context.get_data_type(kind.dtype), count)
             with builder.goto_entry_block():
-                memory = builder.alloca(room)  # cgutils.alloca_once would fill it with zeros
+                memory = builder.alloca(items)  # cgutils.alloca_once would fill it with zeros
             memory.align = LINE
             result = context.make_array(kind)(context, builder)
             sizes = kind.dtype.bitwidth // 8, count

@@ -1,20 +1,20 @@
 """Binary cross-entropy, from logits and from probabilities, and the sigmoid focal loss, each with
-its gradient in one trip.
+its gradient in a single pass over memory.
 
 The formulas are in kernels/reference/binary_cross_entropy.py, and how they are computed at the top
 of kernels/cython/binary_cross_entropy.pyx. A block goes in tiles: plain loops, which LLVM
 vectorises, write factors, losses and slopes to buffers on the stack; from there the losses are
-summed in float64, and what is wanted goes to memory. What is not given is an empty array.
+summed in float64, and results go to memory. What is not given is an empty array.
 """
 
 from typing import NamedTuple
 
 import numpy as np
 
+from ._class_loss import put_reduced, smoothing
 from ._compile import threaded
+from ._jit_options import internal
 from ._math import (
-    add_in_any_order,
-    apart,
     cast,
     constants,
     exp_from,
@@ -23,16 +23,21 @@ from ._math import (
     log_1p,
     log_1p_small,
     mul_add,
+    no_inline,
     power_of,
     reference,
 )
-from ._parts import inner
+from ._rows import sum_of
 from ._storage import (
     LINE,
     before_line,
+    compute_dtype,
     copy_lines,
+    flat_in,
+    flat_out,
     frozen,
     narrow,
+    nothing,
     raw,
     stack_like,
     stack_scratch,
@@ -51,14 +56,14 @@ class Each(NamedTuple):
 
     weight: np.ndarray  # element i has number i % weight.size; empty for ones
     pos_weight: np.ndarray
-    upstream: np.ndarray  # empty, or one for each element
+    grad_loss: np.ndarray  # empty, or one for each element
     loss: np.ndarray  # empty where the loss is reduced
 
 
 class Formula(NamedTuple):
     form: int
-    hard: float = 1.0  # 1 - label_smoothing: of the target
-    soft: float = 0.0  # label_smoothing / 2: of both classes
+    target_scale: float = 1.0  # 1 - label_smoothing
+    uniform_share: float = 0.0  # label_smoothing / 2
     gamma: float = 0.0  # of the focal loss; so the next two, see the reference
     positive: float = 1.0
     negative: float = 1.0
@@ -74,7 +79,7 @@ class Options(NamedTuple):
 # ---- one element -----------------------------------------------------------------------------
 
 
-@inner
+@internal
 def from_logit(x, a, b, base):
     """The loss and its derivative."""
     t = constants(x)
@@ -82,12 +87,12 @@ def from_logit(x, a, b, base):
     e = exp_from(-size, base) * t.down
     c, other = (a, b) if x < t.zero else (b, a)
     quotient = (c - other * e) / (t.one + e)
-    # A factor of 0 costs nothing even at infinity; NaN is still in e.
+    # A factor of 0 gives 0 even at infinity; NaN is still in e.
     far = t.zero if c == t.zero else c * size
     return mul_add(a + b, log_1p_small(e), far), -quotient if x < t.zero else quotient
 
 
-@inner
+@internal
 def focal(x, e, a, b, power, formula):
     """The same of the focal loss, given exp(-abs(x)) and (1 - p_t)**gamma."""
     t = constants(x)
@@ -108,16 +113,16 @@ def focal(x, e, a, b, power, formula):
 # ---- loops over a tile -----------------------------------------------------------------------
 
 
-@inner
+@internal
 def fill_factors(t, weight, pos_weight, formula, a, b):
-    """What the target and its complement count."""
-    apart()
+    """The factors of the target and of its complement, see the reference."""
+    no_inline()
     one = constants(a[0]).one
-    hard, soft = cast(one, formula.hard), cast(one, formula.soft)
+    target_scale, uniform_share = smoothing(one, formula)
     for i in range(t.size):
         target = widen(t[i])
-        a[i] = mul_add(hard, target, soft)
-        b[i] = mul_add(hard, one - target, soft)
+        a[i] = mul_add(target_scale, target, uniform_share)
+        b[i] = mul_add(target_scale, one - target, uniform_share)
     for i in range(weight.size):
         a[i] *= weight[i]
         b[i] *= weight[i]
@@ -125,9 +130,9 @@ def fill_factors(t, weight, pos_weight, formula, a, b):
         a[i] *= pos_weight[i]
 
 
-@inner
+@internal
 def of_logits(x, a, b, losses, slopes):
-    apart()
+    no_inline()
     base, _ = reference(constants(losses[0]).zero)
     if slopes.size:
         for i in range(x.size):
@@ -137,9 +142,9 @@ def of_logits(x, a, b, losses, slopes):
             losses[i] = from_logit(widen(x[i]), a[i], b[i], base)[0]
 
 
-@inner
+@internal
 def raise_all(powers, gamma):
-    apart()
+    no_inline()
     if gamma == 2:
         for i in range(powers.size):
             powers[i] *= powers[i]
@@ -151,10 +156,10 @@ def raise_all(powers, gamma):
             powers[i] = power_of(powers[i], exponent)
 
 
-@inner
+@internal
 def of_focal(x, a, b, formula, powers, losses, slopes):
     """`losses` holds exp(-abs(x)) at first, and `powers` 1 - p_t."""
-    apart()
+    no_inline()
     t = constants(losses[0])
     base, _ = reference(t.zero)
     for i in range(x.size):
@@ -174,10 +179,10 @@ def of_focal(x, a, b, formula, powers, losses, slopes):
             losses[i] = focal(widen(x[i]), losses[i], a[i], b[i], powers[i], formula)[0]
 
 
-@inner
+@internal
 def of_probabilities(p, t, weight, losses, slopes):
     """The two bounds are PyTorch's. A loop has one logarithm: LLVM does not inline two."""
-    apart()
+    no_inline()
     one, floor, least = constants(losses[0]).one, cast(losses[0], -100.0), cast(losses[0], 1e-12)
     for i in range(p.size):
         losses[i] = (one - widen(t[i])) * -larger(floor, log_1p(-widen(p[i])))
@@ -192,22 +197,13 @@ def of_probabilities(p, t, weight, losses, slopes):
         slopes[i] *= weight[i]
 
 
-@inner
-def sum_of(losses):
-    apart()
-    total = 0.0
-    for i in range(losses.size):
-        total = add_in_any_order(total, np.float64(losses[i]))
-    return total
-
-
-@inner
-def put_slopes(slopes, upstream, scale, buffer):
-    """Multiplied by the upstream gradient, as they are stored."""
-    apart()
-    if upstream.size:
+@internal
+def put_slopes(slopes, grad_loss, scale, buffer):
+    """Multiplied by grad_loss or, where that is empty, by `scale`, as they are stored."""
+    no_inline()
+    if grad_loss.size:
         for i in range(slopes.size):
-            value = slopes[i] * upstream[i]
+            value = slopes[i] * grad_loss[i]
             buffer[i] = narrow(value, buffer)
     else:
         for i in range(slopes.size):
@@ -215,10 +211,10 @@ def put_slopes(slopes, upstream, scale, buffer):
             buffer[i] = narrow(value, buffer)
 
 
-@inner
+@internal
 def copy_out(values, to, streaming):
     """Whole lines of it past the caches, if `streaming`."""
-    apart()
+    no_inline()
     first = min(before_line(to), to.size) if streaming else 0
     last = first + (to.size - first) * to.itemsize // LINE * (LINE // to.itemsize)
     for i in range(first):
@@ -231,9 +227,9 @@ def copy_out(values, to, streaming):
 # ---- tasks -----------------------------------------------------------------------------------
 
 
-@inner
+@internal
 def block_task(x, t, grad, each, options, sums, block):
-    """Losses and gradients of a block, whichever are wanted; the sum of the losses in `sums`."""
+    """Losses and gradients of a block, whichever are given; the sum of the losses in `sums`."""
     a, b = stack_scratch(x, TILE), stack_scratch(x, TILE)
     losses, slopes = stack_scratch(x, TILE), stack_scratch(x, TILE)
     powers = stack_scratch(x, TILE)
@@ -252,20 +248,20 @@ def block_task(x, t, grad, each, options, sums, block):
             n = min(n, pos_weights - v)
         values, targets = x[at : at + n], t[at : at + n]
         weight = each.weight[w : w + n]
-        wanted = slopes[: n if grad.size else 0]
+        grads = slopes[: n if grad.size else 0]
         if options.formula.form == OF_PROBABILITIES:
-            of_probabilities(values, targets, weight, losses, wanted)
+            of_probabilities(values, targets, weight, losses, grads)
         else:
             fill_factors(targets, weight, each.pos_weight[v : v + n], options.formula, a, b)
             if options.formula.form == OF_LOGITS:
-                of_logits(values, a, b, losses, wanted)
+                of_logits(values, a, b, losses, grads)
             else:
-                of_focal(values, a, b, options.formula, powers, losses, wanted)
+                of_focal(values, a, b, options.formula, powers, losses, grads)
         total += sum_of(losses[:n])
         if each.loss.size:
             copy_out(losses[:n], each.loss[at : at + n], options.stream_loss)
         if grad.size:
-            put_slopes(wanted, each.upstream[at : at + n], scale, stored)
+            put_slopes(grads, each.grad_loss[at : at + n], scale, stored)
             copy_out(stored[:n], grad[at : at + n], options.stream_grad)
         at += n
     if options.stream_loss or options.stream_grad:
@@ -273,7 +269,7 @@ def block_task(x, t, grad, each, options, sums, block):
     sums[block] = total
 
 
-@inner
+@internal
 def scan_task(p, bad, block):
     """The first element of a block that is below 0 or above 1, if there is one."""
     first, last = block * BLOCK, min(p.size, (block + 1) * BLOCK)
@@ -305,31 +301,30 @@ def scan_probabilities(probs, stats, *, threads):
 
 
 def _compute(
-    formula, grad_loss, x, target, weight, pos_weight, loss, grad, denominator, threads
+    formula, x, target, weight=None, pos_weight=None, *, loss=None, grad_loss=None, grad=None,
+    denominator, threads,
 ):  # fmt: skip
-    """Loss and gradient, whichever are not None."""
-    n = x.size
-    none = np.empty(0, np.float64 if x.dtype == np.float64 else np.float32)
+    """Loss and gradient, whichever are given."""
+    n, dtype = x.size, compute_dtype(x)
     per_element = n != 1 and (loss if grad_loss is None else grad_loss).size == n
-    upstream = 1.0 if grad_loss is None or per_element else float(grad_loss[0])
+    grad_scale = 1.0 if grad_loss is None or per_element else float(grad_loss[0])
     each = Each(
-        frozen(none if weight is None else weight),
-        frozen(none if pos_weight is None else pos_weight),
-        frozen(grad_loss if grad_loss is not None and per_element else none),
-        loss if loss is not None and per_element else none,
+        flat_in(weight, dtype),
+        flat_in(pos_weight, dtype),
+        flat_in(grad_loss if per_element else None, dtype),
+        flat_out(loss if per_element else None, dtype),
     )
     options = Options(
         formula,
-        upstream / denominator if n else 1.0,
+        grad_scale / denominator if n else 1.0,
         grad is not None and streams(grad, x, target),
         streams(each.loss),
     )
-    arrays = frozen(raw(x)), frozen(raw(target)), raw(x[:0].copy() if grad is None else grad)
+    to = nothing(x.dtype, True) if grad is None else raw(grad)
     sums = np.zeros(-(-n // BLOCK))
-    run(threads, n, sums.size, *arrays, each, options, sums)
+    run(threads, n, sums.size, frozen(raw(x)), frozen(raw(target)), to, each, options, sums)
     if loss is not None and loss.size and not per_element:
-        with np.errstate(invalid="ignore"):  # the mean over nothing is NaN
-            loss[0] = np.divide(np.cumsum(sums)[-1] if n else 0.0, denominator)
+        put_reduced(sums, denominator, loss)
 
 
 _PROBABILITIES = Formula(OF_PROBABILITIES)
@@ -344,66 +339,61 @@ def _focal(gamma, positive, negative):
 
 
 def binary_cross_entropy(probs, target, weight, loss, *, denominator, threads):
-    _compute(_PROBABILITIES, None, probs, target, weight, None, loss, None, denominator, threads)
+    _compute(_PROBABILITIES, probs, target, weight, loss=loss, denominator=denominator,
+             threads=threads)  # fmt: skip
 
 
 def binary_cross_entropy_backward(
     grad_loss, probs, target, weight, grad, *, denominator, threads
 ):  # fmt: skip
-    _compute(
-        _PROBABILITIES, grad_loss, probs, target, weight, None, None, grad, denominator, threads
-    )  # fmt: skip
+    _compute(_PROBABILITIES, probs, target, weight, grad_loss=grad_loss, grad=grad,
+             denominator=denominator, threads=threads)  # fmt: skip
 
 
 def binary_cross_entropy_with_grad(
     probs, target, weight, loss, grad, *, denominator, threads
 ):  # fmt: skip
-    _compute(_PROBABILITIES, None, probs, target, weight, None, loss, grad, denominator, threads)
+    _compute(_PROBABILITIES, probs, target, weight, loss=loss, grad=grad,
+             denominator=denominator, threads=threads)  # fmt: skip
 
 
 def binary_cross_entropy_with_logits(
     logits, target, weight, pos_weight, loss, *, denominator, label_smoothing, threads
 ):  # fmt: skip
-    _compute(
-        _logits(label_smoothing), None, logits, target, weight, pos_weight, loss, None,
-        denominator, threads,
-    )  # fmt: skip
+    _compute(_logits(label_smoothing), logits, target, weight, pos_weight, loss=loss,
+             denominator=denominator, threads=threads)  # fmt: skip
 
 
 def binary_cross_entropy_with_logits_backward(
     grad_loss, logits, target, weight, pos_weight, grad, *, denominator, label_smoothing, threads
 ):  # fmt: skip
-    _compute(
-        _logits(label_smoothing), grad_loss, logits, target, weight, pos_weight, None, grad,
-        denominator, threads,
-    )  # fmt: skip
+    _compute(_logits(label_smoothing), logits, target, weight, pos_weight, grad_loss=grad_loss,
+             grad=grad, denominator=denominator, threads=threads)  # fmt: skip
 
 
 def binary_cross_entropy_with_logits_with_grad(
     logits, target, weight, pos_weight, loss, grad, *, denominator, label_smoothing, threads
 ):  # fmt: skip
-    _compute(
-        _logits(label_smoothing), None, logits, target, weight, pos_weight, loss, grad,
-        denominator, threads,
-    )  # fmt: skip
+    _compute(_logits(label_smoothing), logits, target, weight, pos_weight, loss=loss, grad=grad,
+             denominator=denominator, threads=threads)  # fmt: skip
 
 
 def sigmoid_focal_loss(
     logits, target, loss, *, denominator, gamma, positive, negative, threads
 ):  # fmt: skip
-    formula = _focal(gamma, positive, negative)
-    _compute(formula, None, logits, target, None, None, loss, None, denominator, threads)
+    _compute(_focal(gamma, positive, negative), logits, target, loss=loss,
+             denominator=denominator, threads=threads)  # fmt: skip
 
 
 def sigmoid_focal_loss_backward(
     grad_loss, logits, target, grad, *, denominator, gamma, positive, negative, threads
 ):  # fmt: skip
-    formula = _focal(gamma, positive, negative)
-    _compute(formula, grad_loss, logits, target, None, None, None, grad, denominator, threads)
+    _compute(_focal(gamma, positive, negative), logits, target, grad_loss=grad_loss, grad=grad,
+             denominator=denominator, threads=threads)  # fmt: skip
 
 
 def sigmoid_focal_loss_with_grad(
     logits, target, loss, grad, *, denominator, gamma, positive, negative, threads
 ):  # fmt: skip
-    formula = _focal(gamma, positive, negative)
-    _compute(formula, None, logits, target, None, None, loss, grad, denominator, threads)
+    _compute(_focal(gamma, positive, negative), logits, target, loss=loss, grad=grad,
+             denominator=denominator, threads=threads)  # fmt: skip

@@ -4,9 +4,6 @@ The formulas are in kernels/reference/categorical_cross_entropy.py. A row, or a 
 class axis is not the last, is copied to scratch memory as floats, where it is summed, read for the
 loss, and replaced by its gradient. Sums are made in float64, and p is compared with the bounds of
 the clip times the sum in float64.
-
-The losses of fixed tasks are summed in float64 and added in order. What is not given is an empty
-array.
 """
 
 import math
@@ -14,39 +11,39 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ._class_loss import class_loss, grad_scale_of, put_reduced, smoothing
 from ._compile import threaded
-from ._math import add_in_any_order, apart, cast, constants, log
-from ._panels import rows_per_task
-from ._parts import inner
-from ._storage import frozen, narrow, no_planes, planes_in, planes_out, scratch, widen
-from .cross_entropy import in_order
+from ._jit_options import internal
+from ._math import add_in_any_order, cast, constants, log, no_inline
+from ._panels import rows_of_task, rows_per_task
+from ._storage import compute_dtype, narrow, planes_out, scratch, widen
 
 SUMMED = 1024  # elements added up in vectors: of 4500 on AVX2, a loss was 5.2 ULP off
 
 
 class Rows(NamedTuple):
-    """Arrays with one element for each row, and the weights, one for each class."""
+    """As those of _softmax_loss."""
 
-    labels: np.ndarray  # empty for a target of probabilities
-    weight: np.ndarray  # empty for ones, but in full where every class is wanted
-    upstream: np.ndarray  # empty for 1; of one element, or one for each row
-    loss: np.ndarray  # empty where the loss is reduced
+    labels: np.ndarray
+    weight: np.ndarray
+    grad_loss: np.ndarray
+    loss: np.ndarray
 
 
 class Options(NamedTuple):
     ignore_index: int
     denominator: float
-    hard: float  # 1 - label_smoothing: of the target
-    soft: float  # label_smoothing / n: of every class
-    every_class: bool  # whether q is not 0 everywhere but at the target class
+    target_scale: float
+    uniform_share: float
+    every_class: bool
     low: float  # the bounds of the clip, numbers of the compute dtype
     high: float
 
 
-@inner
+@internal
 def row_in(a, r, inner, values):
     """Row r of planes, as floats."""
-    apart()
+    no_inline()
     n, start = values.size, a.first + r // inner * a.step + r % inner
     if inner == 1:
         line = a.data[start : start + n]
@@ -59,9 +56,9 @@ def row_in(a, r, inner, values):
             place += step
 
 
-@inner
+@internal
 def row_out(values, a, r, inner):
-    apart()
+    no_inline()
     n, start = values.size, a.first + r // inner * a.step + r % inner
     if inner == 1:
         line = a.data[start : start + n]
@@ -74,10 +71,10 @@ def row_out(values, a, r, inner):
             place += step
 
 
-@inner
+@internal
 def row_sum(x):
     """NaN where these are no probabilities."""
-    apart()
+    no_inline()
     t = constants(x[0])
     total, negative = 0.0, t.zero
     for i in range(x.size):
@@ -86,50 +83,52 @@ def row_sum(x):
     return total if 0 < total < math.inf and negative == t.zero else math.nan
 
 
-@inner
-def row_cost(x, t, weight, options, low, high):
-    """What all classes cost, but for the log of the sum and the part of a class index; and the sum
-    of q over those that are not clipped.
+@internal
+def target_sums(x, t, weight, options, low, high):
+    """The loss of all classes, but for the log of the sum and the part of a class index; and the
+    sum of q over those that are not clipped.
     """
-    apart()
-    hard, soft = cast(x[0], options.hard), cast(x[0], options.soft)
-    low_cost, high_cost = cast(x[0], -np.log(options.low)), cast(x[0], -np.log(options.high))
+    no_inline()
+    target_scale, uniform_share = smoothing(x[0], options)
+    low_log, high_log = cast(x[0], -np.log(options.low)), cast(x[0], -np.log(options.high))
     zero = constants(x[0]).zero
-    loss, pull = 0.0, 0.0
+    loss, total_q = 0.0, 0.0
     for at in range(0, x.size, SUMMED):
-        part_loss, part_pull = 0.0, 0.0
+        part_loss, part_q = 0.0, 0.0
         for i in range(at, min(at + SUMMED, x.size)):
-            q = (soft + hard * t[i]) * weight[i]
+            q = (uniform_share + target_scale * t[i]) * weight[i]
             p = np.float64(x[i])
-            outside = low_cost if p < low else high_cost
-            cost = -log(x[i]) if low <= p <= high else outside
-            part_loss = add_in_any_order(part_loss, np.float64(zero if q == zero else q * cost))
-            part_pull = add_in_any_order(part_pull, np.float64(q if low <= p <= high else zero))
+            outside = low_log if p < low else high_log
+            minus_log = -log(x[i]) if low <= p <= high else outside
+            part_loss = add_in_any_order(
+                part_loss, np.float64(zero if q == zero else q * minus_log)
+            )
+            part_q = add_in_any_order(part_q, np.float64(q if low <= p <= high else zero))
         loss += part_loss
-        pull += part_pull
-    return loss, pull
+        total_q += part_q
+    return loss, total_q
 
 
-@inner
-def row_gradient(x, t, weight, options, low, high, slope, upstream):
-    """slope - upstream * q / p, the latter where p is not clipped, in place of the row."""
-    apart()
-    hard, soft = cast(x[0], options.hard), cast(x[0], options.soft)
-    everywhere, g, zero = cast(x[0], slope), cast(x[0], upstream), constants(x[0]).zero
+@internal
+def row_gradient(x, t, weight, options, low, high, everywhere, grad_scale):
+    """everywhere - grad_scale * q / p, the latter where p is not clipped, in place of the row."""
+    no_inline()
+    target_scale, uniform_share = smoothing(x[0], options)
+    everywhere, g, zero = cast(x[0], everywhere), cast(x[0], grad_scale), constants(x[0]).zero
     if not options.every_class:
         x[:] = everywhere
         return
     for i in range(x.size):
-        q = (soft + hard * t[i]) * weight[i]
+        q = (uniform_share + target_scale * t[i]) * weight[i]
         p = np.float64(x[i])
         less = g * q / x[i]
         x[i] = everywhere - (less if low <= p <= high and q != zero else zero)
 
 
-@inner
+@internal
 def row_loss(x, t, rows, options, r, wants_grad):
-    """Loss of row r, whose gradient takes the place of `x` if it is wanted."""
-    label, weight, loss, pull, inside = -1, 0.0, 0.0, 0.0, False
+    """Loss of row r, whose gradient takes the place of `x`, unless `wants_grad` is false."""
+    label, weight, loss, total_q, inside = -1, 0.0, 0.0, 0.0, False
     if rows.labels.size:
         label = rows.labels[r]
         if label == options.ignore_index:
@@ -143,45 +142,42 @@ def row_loss(x, t, rows, options, r, wants_grad):
     if options.low > 0 and low == 0:
         low = 5e-324  # the least float64: a probability of 0 is still below
     if options.every_class and x.size:
-        loss, pull = row_cost(x, t, rows.weight, options, low, high)
+        loss, total_q = target_sums(x, t, rows.weight, options, low, high)
     picked = float(x[label]) if label >= 0 else 0.0
     if label >= 0:
         inside = low <= picked <= high
         if inside:
-            pull += options.hard * weight
-        if weight != 0 and options.hard != 0:
+            total_q += options.target_scale * weight
+        if weight != 0 and options.target_scale != 0:
             bound = options.low if picked < low else options.high
-            loss -= options.hard * weight * np.log(picked if inside else bound)
-    loss += pull * np.log(total)
+            loss -= options.target_scale * weight * np.log(picked if inside else bound)
+    loss += total_q * np.log(total)
     if rows.loss.size:
         rows.loss[r] = loss / options.denominator
     if not wants_grad or not x.size:
         return loss
 
-    upstream = 1.0
-    if rows.upstream.size:
-        upstream = float(rows.upstream[r if rows.upstream.size > 1 else 0])
-    upstream /= options.denominator
-    slope = upstream * (pull / total)
-    row_gradient(x, t, rows.weight, options, low, high, slope, upstream)
+    grad_scale = grad_scale_of(rows, options, r)
+    everywhere = grad_scale * (total_q / total)
+    row_gradient(x, t, rows.weight, options, low, high, everywhere, grad_scale)
     if label >= 0:
-        q = (options.hard + options.soft) * weight
-        x[label] = slope - (upstream * q / picked if inside and q != 0 else 0.0)
+        q = (options.target_scale + options.uniform_share) * weight
+        x[label] = everywhere - (grad_scale * q / picked if inside and q != 0 else 0.0)
     return loss
 
 
-@inner
+@internal
 def rows_task(x, target, grad, rows, options, outer, n, inner, sums, task):
     """Leaves the sum of the losses of some rows in `sums`."""
-    values, wanted = scratch(x.data, n), scratch(x.data, n)
-    wanted[:] = 0
+    values, target_prob = scratch(x.data, n), scratch(x.data, n)
+    target_prob[:] = 0
     loss = 0.0
-    for r in range(task * rows_per_task(n), min(outer * inner, (task + 1) * rows_per_task(n))):
+    for r in rows_of_task(outer * inner, n, task):
         if not rows.labels.size or rows.labels[r] != options.ignore_index:
             row_in(x, r, inner, values)
         if target.data.size:
-            row_in(target, r, inner, wanted)
-        loss += row_loss(values, wanted, rows, options, r, grad.data.size > 0)
+            row_in(target, r, inner, target_prob)
+        loss += row_loss(values, target_prob, rows, options, r, grad.data.size > 0)
         if grad.data.size:
             row_out(values, grad, r, inner)
     sums[task] = loss
@@ -191,52 +187,30 @@ run = threaded(rows_task)
 
 
 def _compute(
-    probs, target, weight, loss, upstream, grad, *, denominator, ignore_index, label_smoothing,
-    epsilon, threads,
+    probs, target, weight, *, loss=None, grad_loss=None, grad=None, denominator, ignore_index,
+    label_smoothing, epsilon, threads,
 ):  # fmt: skip
-    """Loss and gradient, whichever are not None."""
+    """Loss and gradient, whichever are given."""
     outer, n, inner = probs.shape
-    wide = np.float64 if probs.dtype == np.float64 else np.float32
-    probabilities = target.ndim == 3
-    every_class = probabilities or label_smoothing != 0
-    if every_class and weight is None:
-        weight = np.ones(n, wide)
-    per_row = loss is not None and loss.shape == (outer, inner)
-    none_in = frozen(np.empty(0, wide))
-    rows = Rows(
-        frozen(np.empty(0, np.int64) if probabilities else target.reshape(-1)),
-        none_in if weight is None else frozen(weight),
-        none_in if upstream is None else frozen(upstream.reshape(-1)),
-        loss.reshape(-1) if per_row else np.empty(0, wide),
-    )
-    options = Options(
-        int(ignore_index),
-        float(denominator),
-        1.0 - label_smoothing,
-        label_smoothing / n if n else 0.0,
-        every_class,
-        float(wide(epsilon)),
-        float(1 - wide(epsilon)),
-    )
-    planes = (
-        planes_in(probs),
-        planes_in(target) if probabilities else no_planes(probs.dtype),
-        no_planes(probs.dtype, True) if grad is None else planes_out(grad),
-    )
+    planes, rows, options = class_loss(
+        probs, target, weight, loss, grad_loss, denominator=denominator,
+        ignore_index=ignore_index, label_smoothing=label_smoothing,
+    )  # fmt: skip
+    low = compute_dtype(probs)(epsilon)
+    rows, options = Rows(*rows), Options(*options, float(low), float(1 - low))
+    planes = *planes, planes_out(grad, probs.dtype)
     sums = np.zeros(-(-outer * inner // rows_per_task(n)))
     run(threads, probs.size, sums.size, *planes, rows, options, outer, n, inner, sums)
-    if loss is not None and not per_row:
-        with np.errstate(invalid="ignore"):  # the mean over no row at all is NaN
-            loss[0, 0] = np.divide(in_order(sums), denominator)
+    if loss is not None and not rows.loss.size:
+        put_reduced(sums, denominator, loss)
 
 
 def categorical_cross_entropy(
     probs, target, weight, loss, *, denominator, ignore_index, label_smoothing, epsilon, threads
 ):
     _compute(
-        probs, target, weight, loss, None, None, denominator=denominator,
-        ignore_index=ignore_index, label_smoothing=label_smoothing, epsilon=epsilon,
-        threads=threads,
+        probs, target, weight, loss=loss, denominator=denominator, ignore_index=ignore_index,
+        label_smoothing=label_smoothing, epsilon=epsilon, threads=threads,
     )  # fmt: skip
 
 
@@ -245,7 +219,7 @@ def categorical_cross_entropy_backward(
     epsilon, threads,
 ):  # fmt: skip
     _compute(
-        probs, target, weight, None, grad_loss, grad, denominator=denominator,
+        probs, target, weight, grad_loss=grad_loss, grad=grad, denominator=denominator,
         ignore_index=ignore_index, label_smoothing=label_smoothing, epsilon=epsilon,
         threads=threads,
     )  # fmt: skip
@@ -256,7 +230,7 @@ def categorical_cross_entropy_with_grad(
     threads,
 ):  # fmt: skip
     _compute(
-        probs, target, weight, loss, None, grad, denominator=denominator,
+        probs, target, weight, loss=loss, grad=grad, denominator=denominator,
         ignore_index=ignore_index, label_smoothing=label_smoothing, epsilon=epsilon,
         threads=threads,
     )  # fmt: skip

@@ -3,8 +3,8 @@
     s = scale * q k^T,  then softcap * tanh(s / softcap),  then + mask
     p = softmax(s) over the keys that are allowed,  out = p v
 
-The backward makes p = exp(s - lse), except in rows of a large lse: rounded to a size of 1e9 it is
-the same for one key and for a thousand. There p is made of the scores alone.
+The backward computes p = exp(s - lse), except in rows of a large lse: rounded to a size of 1e9 it
+is the same for one key and for a thousand. There p is computed from the scores alone.
 
 Query i of a batch entry stands at position i + offset among its keys; it may see key j where
 position - left <= j <= position + right, unless left or right is -1. A query that may see no key
@@ -53,11 +53,11 @@ def _scores(q, k, mask, index, rows, keys, offset, scale, left, right, softcap):
 
 
 def _powers(s):
-    """exp(s - top), the largest score of each row (0 where nothing is allowed), and the sums."""
-    top = np.max(s, axis=-1, keepdims=True, initial=-np.inf)
-    top = np.where(top == -np.inf, 0.0, top)
-    powers = np.exp(s - top)
-    return powers, top, powers.sum(axis=-1, keepdims=True)
+    """exp(s - row_max), row_max (0 where nothing is allowed), and the sums."""
+    row_max = np.max(s, axis=-1, keepdims=True, initial=-np.inf)
+    row_max = np.where(row_max == -np.inf, 0.0, row_max)
+    powers = np.exp(s - row_max)
+    return powers, row_max, powers.sum(axis=-1, keepdims=True)
 
 
 def attention(q, k, v, mask, spans, out, lse, *, scale, left, right, softcap, threads):
@@ -67,11 +67,11 @@ def attention(q, k, v, mask, spans, out, lse, *, scale, left, right, softcap, th
         vv = _per_query_head(widen(v[index][:, keys]), heads)
         with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
             s, _ = _scores(q, kk, mask, index, rows, keys, offset, scale, left, right, softcap)
-            p, top, total = _powers(s)
+            p, row_max, total = _powers(s)
             result = np.where(total == 0, 0.0, (p @ vv) / total)
             narrow(result, out[index][:, rows])
             if lse is not None:
-                lse[index][:, rows] = np.where(total == 0, -np.inf, top + np.log(total))[..., 0]
+                lse[index][:, rows] = np.where(total == 0, -np.inf, row_max + np.log(total))[..., 0]
 
 
 def attention_backward(grad_out, q, k, v, mask, spans, out, lse, dq, dk, dv, dmask, *, scale, left,
@@ -87,12 +87,12 @@ def attention_backward(grad_out, q, k, v, mask, spans, out, lse, dq, dk, dv, dma
             # No weight is above 1, however lse was rounded.
             p = np.where(norm == -np.inf, 0.0, np.exp(np.minimum(s - norm, 0.0)))
             mean = (g * widen(out[index][:, rows])).sum(axis=-1, keepdims=True)
-            pulled = g @ np.swapaxes(vv, -1, -2)
+            grad_p = g @ np.swapaxes(vv, -1, -2)
             large = np.isfinite(norm) & (np.abs(norm) > LARGE)
             powers, _, total = _powers(s)
             p = np.where(large, powers / total, p)
-            mean = np.where(large, (p * pulled).sum(axis=-1, keepdims=True), mean)
-            ds = p * (pulled - mean)
+            mean = np.where(large, (p * grad_p).sum(axis=-1, keepdims=True), mean)
+            ds = p * (grad_p - mean)
             if dmask is not None:
                 # Where the mask was broadcast, its gradient is too, with strides of 0.
                 np.add.at(dmask[index], np.s_[:, rows, keys], ds)

@@ -30,7 +30,8 @@ i has the weight ``weight[i % len(weight)]``. The sum over the elements is divid
 
 import numpy as np
 
-from ._widen import narrow, widen
+from ._loss import put_grad, put_loss
+from ._widen import widen
 
 LOG_FLOOR = -100.0
 LEAST_SLOPE = 1e-12  # of p * (1 - p)
@@ -47,16 +48,6 @@ def _each(weight, n):
     return 1.0 if weight is None else np.resize(weight.astype(np.float64), n)
 
 
-def _put_loss(each, loss, denominator):
-    with np.errstate(invalid="ignore"):  # 0 / 0: the mean over nothing is NaN
-        narrow(each if loss.size == each.size else np.sum(each) / np.float64(denominator), loss)
-
-
-def _scale(grad_loss, denominator):
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return widen(grad_loss) / np.float64(denominator)
-
-
 # ---- probabilities ---------------------------------------------------------------------------
 
 
@@ -70,24 +61,22 @@ def _of_probabilities(probs, target, weight):
 
 
 def binary_cross_entropy(probs, target, weight, loss, *, denominator, threads):
-    _put_loss(_of_probabilities(probs, target, weight)[0], loss, denominator)
+    put_loss(_of_probabilities(probs, target, weight)[0], loss, denominator)
 
 
 def binary_cross_entropy_backward(
     grad_loss, probs, target, weight, grad, *, denominator, threads
 ):  # fmt: skip
-    each = _of_probabilities(probs, target, weight)[1]
-    with np.errstate(invalid="ignore"):
-        narrow(each * _scale(grad_loss, denominator), grad)
+    _, slopes = _of_probabilities(probs, target, weight)
+    put_grad(slopes, grad_loss, denominator, grad)
 
 
 def binary_cross_entropy_with_grad(
     probs, target, weight, loss, grad, *, denominator, threads
 ):  # fmt: skip
     losses, slopes = _of_probabilities(probs, target, weight)
-    _put_loss(losses, loss, denominator)
-    with np.errstate(invalid="ignore"):
-        narrow(slopes * _scale(np.ones(1), denominator), grad)
+    put_loss(losses, loss, denominator)
+    put_grad(slopes, 1.0, denominator, grad)
 
 
 # ---- logits ----------------------------------------------------------------------------------
@@ -96,9 +85,9 @@ def binary_cross_entropy_with_grad(
 def _of_logits(logits, target, weight, pos_weight, label_smoothing):
     """The loss and the gradient of each element."""
     x, t, w = widen(logits), widen(target), _each(weight, logits.size)
-    hard, soft = 1 - label_smoothing, label_smoothing / 2
-    a = w * _each(pos_weight, x.size) * (hard * t + soft)
-    b = w * (hard * (1 - t) + soft)
+    target_scale, uniform_share = 1 - label_smoothing, label_smoothing / 2
+    a = w * _each(pos_weight, x.size) * (target_scale * t + uniform_share)
+    b = w * (target_scale * (1 - t) + uniform_share)
     e = np.exp(-np.abs(x))
     with np.errstate(invalid="ignore"):
         below, above = (
@@ -115,24 +104,22 @@ def binary_cross_entropy_with_logits(
     logits, target, weight, pos_weight, loss, *, denominator, label_smoothing, threads
 ):  # fmt: skip
     losses, _ = _of_logits(logits, target, weight, pos_weight, label_smoothing)
-    _put_loss(losses, loss, denominator)
+    put_loss(losses, loss, denominator)
 
 
 def binary_cross_entropy_with_logits_backward(
     grad_loss, logits, target, weight, pos_weight, grad, *, denominator, label_smoothing, threads
 ):  # fmt: skip
     _, slopes = _of_logits(logits, target, weight, pos_weight, label_smoothing)
-    with np.errstate(invalid="ignore"):
-        narrow(slopes * _scale(grad_loss, denominator), grad)
+    put_grad(slopes, grad_loss, denominator, grad)
 
 
 def binary_cross_entropy_with_logits_with_grad(
     logits, target, weight, pos_weight, loss, grad, *, denominator, label_smoothing, threads
 ):  # fmt: skip
     losses, slopes = _of_logits(logits, target, weight, pos_weight, label_smoothing)
-    _put_loss(losses, loss, denominator)
-    with np.errstate(invalid="ignore"):
-        narrow(slopes * _scale(np.ones(1), denominator), grad)
+    put_loss(losses, loss, denominator)
+    put_grad(slopes, 1.0, denominator, grad)
 
 
 # ---- sigmoid focal loss ----------------------------------------------------------------------
@@ -159,21 +146,19 @@ def _focal(logits, target, gamma, positive, negative):
 def sigmoid_focal_loss(
     logits, target, loss, *, denominator, gamma, positive, negative, threads
 ):  # fmt: skip
-    _put_loss(_focal(logits, target, gamma, positive, negative)[0], loss, denominator)
+    put_loss(_focal(logits, target, gamma, positive, negative)[0], loss, denominator)
 
 
 def sigmoid_focal_loss_backward(
     grad_loss, logits, target, grad, *, denominator, gamma, positive, negative, threads
 ):  # fmt: skip
     _, slopes = _focal(logits, target, gamma, positive, negative)
-    with np.errstate(invalid="ignore"):
-        narrow(slopes * _scale(grad_loss, denominator), grad)
+    put_grad(slopes, grad_loss, denominator, grad)
 
 
 def sigmoid_focal_loss_with_grad(
     logits, target, loss, grad, *, denominator, gamma, positive, negative, threads
 ):  # fmt: skip
     losses, slopes = _focal(logits, target, gamma, positive, negative)
-    _put_loss(losses, loss, denominator)
-    with np.errstate(invalid="ignore"):
-        narrow(slopes * _scale(np.ones(1), denominator), grad)
+    put_loss(losses, loss, denominator)
+    put_grad(slopes, 1.0, denominator, grad)

@@ -1,11 +1,11 @@
 """Entropies and divergences of distributions, from probabilities, tables and logits, in float64.
 
-Distributions need not sum to 1: p = x / sum(x). With top the largest element of x and rest the sum
-of all others, divided by top,
+Distributions need not sum to 1: p = x / sum(x). With max the largest element of x and others the
+sum of all others, divided by max,
 
-    -log p[k]  = log1p(rest) + log(top / x[k])
-    H(p)       = log1p(rest) + sum_k p[k] * log(top / x[k])
-    H(p, q)    = log1p(rest of q) + sum_k p[k] * log(top of q / y[k])
+    -log p[k]  = log1p(others) + log(max / x[k])
+    H(p)       = log1p(others) + sum_k p[k] * log(max / x[k])
+    H(p, q)    = log1p(others of q) + sum_k p[k] * log(max of q / y[k])
     KL(p || q) = sum_k d(p[k], q[k]),  d(p, q) = p * log(p / q) - p + q
     JS(p, q)   = (KL(p || m) + KL(q || m)) / 2,  m = (p + q) / 2
 
@@ -23,25 +23,26 @@ they also take away, to first order, what an error of the two sums would do to t
 
 import numpy as np
 
+from ._softmax import shifted
 from ._widen import narrow, total, widen
-from .log_softmax import shifted
 
 
-def _parts(x):
-    """rest, and x, its largest element and its sum, times a power of two; with the outcomes on axis
-    1. NaN where x is no distribution.
+def _scaled(x):
+    """The sum of all but the largest element, divided by that; and x, its largest element and its
+    sum, times a power of two; with the outcomes on axis 1. NaN where x is no distribution.
     """
-    top = np.max(x, axis=1, keepdims=True, initial=0.0)
-    top = np.where((x >= 0).all(axis=1, keepdims=True) & (top > 0) & (top < np.inf), top, np.nan)
+    largest = np.max(x, axis=1, keepdims=True, initial=0.0)
+    valid = (x >= 0).all(axis=1, keepdims=True) & (largest > 0) & (largest < np.inf)
+    largest = np.where(valid, largest, np.nan)
     # So that no sum overflows, nor the product of two; what is above 0 stays so.
-    power = 450 - np.frexp(top)[1]
+    power = 450 - np.frexp(largest)[1]
     x = np.maximum(np.ldexp(x, power), np.where(x > 0, 2.0**-1074, 0.0))
-    top = np.ldexp(top, power)
+    largest = np.ldexp(largest, power)
     others = x.copy()
     if x.shape[1]:
         np.put_along_axis(others, np.argmax(x, axis=1, keepdims=True), 0.0, axis=1)
     others = total(others)
-    return others / top, x, top, others + top
+    return others / largest, x, largest, others + largest
 
 
 def _sum(terms):
@@ -51,9 +52,9 @@ def _sum(terms):
 
 def _log_below(x):
     """log(x / largest), also where that is below the normal numbers."""
-    top = np.max(x, axis=1, keepdims=True, initial=0.0)
-    ratio = x / top
-    return np.where(ratio >= 2.0**-1022, np.log(ratio), np.log(x) - np.log(top))
+    largest = np.max(x, axis=1, keepdims=True, initial=0.0)
+    ratio = x / largest
+    return np.where(ratio >= 2.0**-1022, np.log(ratio), np.log(x) - np.log(largest))
 
 
 def _put(value, out, unit, exponential=False):
@@ -61,23 +62,23 @@ def _put(value, out, unit, exponential=False):
         narrow(np.exp(value) if exponential else value / unit, out)
 
 
-def _relative(p, q, apart, log_q=None):
-    """d(p, q), given apart = q - p; and log(q), where q may be beyond the numbers."""
-    w = apart / p
+def _kl_div_term(p, q, difference, log_q=None):
+    """d(p, q), given difference = q - p; and log(q), where q may be beyond the numbers."""
+    w = difference / p
     near = p * (w - np.log1p(w))
     ratio = p / q
     in_range = (q >= 2.0**-1022) & (ratio >= 2.0**-1022) & (ratio < np.inf)
     log_q = np.log(q) if log_q is None else log_q
     log_ratio = np.where(in_range, np.log(ratio), np.log(p) - log_q)
-    d = np.where(np.abs(w) < 0.5, near, p * log_ratio + apart)
+    d = np.where(np.abs(w) < 0.5, near, p * log_ratio + difference)
     return np.where(p == 0, q, d)
 
 
-def _of_one_sum(p, q):
+def _with_equal_sums(p, q):
     """p and q with the same sum, the sum, and log(q)."""
-    _, x, _, p_sum = _parts(widen(p))
-    _, y, top, q_sum = _parts(widen(q))
-    return x * (q_sum / p_sum), y + 0 * q_sum, q_sum, _log_below(widen(q)) + np.log(top)
+    _, x, _, p_sum = _scaled(widen(p))
+    _, y, largest, q_sum = _scaled(widen(q))
+    return x * (q_sum / p_sum), y + 0 * q_sum, q_sum, _log_below(widen(q)) + np.log(largest)
 
 
 def entropy(p, out, *, unit, exponential, threads):
@@ -86,23 +87,23 @@ def entropy(p, out, *, unit, exponential, threads):
 
 def cross_entropy_of(p, q, out, *, unit, exponential, threads):
     with np.errstate(all="ignore"):
-        _, x, _, p_sum = _parts(widen(p))
-        rest, _, _, _ = _parts(widen(q))
-        cost = _sum(np.where(x == 0, 0.0, x * -_log_below(widen(q))))
-        _put((np.log1p(rest) + cost / p_sum)[:, 0], out, unit, exponential)
+        _, x, _, p_sum = _scaled(widen(p))
+        others, _, _, _ = _scaled(widen(q))
+        terms = _sum(np.where(x == 0, 0.0, x * -_log_below(widen(q))))
+        _put((np.log1p(others) + terms / p_sum)[:, 0], out, unit, exponential)
 
 
 def kl_divergence(p, q, out, *, unit, threads):
     with np.errstate(all="ignore"):
-        p, q, q_sum, log_q = _of_one_sum(p, q)
-        _put((_sum(_relative(p, q, q - p, log_q)) / q_sum)[:, 0], out, unit)
+        p, q, q_sum, log_q = _with_equal_sums(p, q)
+        _put((_sum(_kl_div_term(p, q, q - p, log_q)) / q_sum)[:, 0], out, unit)
 
 
 def js_divergence(p, q, out, *, unit, threads):
     with np.errstate(all="ignore"):
-        p, q, q_sum, _ = _of_one_sum(p, q)
-        m, apart = (p + q) / 2, (q - p) / 2
-        both = _relative(p, m, apart) + _relative(q, m, -apart)
+        p, q, q_sum, _ = _with_equal_sums(p, q)
+        m, difference = (p + q) / 2, (q - p) / 2
+        both = _kl_div_term(p, m, difference) + _kl_div_term(q, m, -difference)
         _put((_sum(both) / (2 * q_sum))[:, 0], out, unit)
 
 
@@ -117,24 +118,24 @@ def _flat(tables):
 def conditional_entropy(table, out, *, unit, threads):
     """H of the variable of the last axis, given that of the axis before it."""
     with np.errstate(all="ignore"):
-        _, p, _, of_all = _parts(_flat(widen(table)))
+        _, p, _, of_all = _scaled(_flat(widen(table)))
         rows = np.swapaxes(widen(table), 1, 2)
-        rest, x, _, of_row = _parts(rows)
-        h = np.log1p(rest) + total(np.where(x == 0, 0.0, x * -_log_below(rows))) / of_row
+        others, x, _, of_row = _scaled(rows)
+        h = np.log1p(others) + total(np.where(x == 0, 0.0, x * -_log_below(rows))) / of_row
         weight = p.reshape(table.shape).sum(axis=2) / of_all[:, 0]
         _put(_sum(np.where(weight == 0, 0.0, weight * h[:, 0])[:, :, None])[:, 0, 0], out, unit)
 
 
 def mutual_information(table, out, *, unit, threads):
     with np.errstate(all="ignore"):
-        _, x, _, of_all = _parts(_flat(widen(table)))
+        _, x, _, of_all = _scaled(_flat(widen(table)))
         x = x.reshape(table.shape)
         # Divided at last: the product of counts is exact, and independence gives 0.
         of_row, of_column = x.sum(axis=2, keepdims=True), x.sum(axis=1, keepdims=True)
         y = of_row * of_column / of_all
         log_y = np.log(of_row) + (np.log(of_column) - np.log(of_all))
-        rare = x * (np.log(x) - log_y) + (y - x)  # y is below all numbers
-        d = np.where((x > 0) & (y < 2.0**-1022), rare, _relative(x, y, y - x))
+        below_range = x * (np.log(x) - log_y) + (y - x)  # y is below all numbers
+        d = np.where((x > 0) & (y < 2.0**-1022), below_range, _kl_div_term(x, y, y - x))
         d = _flat(d)
         _put((_sum(d) / of_all)[:, 0, 0], out, unit)
 
@@ -143,49 +144,44 @@ def mutual_information(table, out, *, unit, threads):
 
 
 def entropy_from_logits(logits, out, *, unit, threads):
-    _entropy_from_logits(logits, out, None, unit)
+    entropy_from_logits_with_grad(logits, out, None, unit=unit, threads=threads)
 
 
 def entropy_from_logits_with_grad(logits, out, grad, *, unit, threads):
     """grad = -p * (log p + H)"""
-    _entropy_from_logits(logits, out, grad, unit)
-
-
-def _entropy_from_logits(logits, out, grad, unit):
     with np.errstate(all="ignore"):
-        _, gap, below, rest = shifted(widen(logits))
-        p = below / (1 + rest)
-        cost = np.where(p == 0, 0.0, p * gap)
-        mean = _sum(cost)
-        value = np.log1p(rest) + mean
+        _, gap, below, sumexp_m1 = shifted(widen(logits))
+        p = below / (1 + sumexp_m1)
+        terms = np.where(p == 0, 0.0, p * gap)
+        mean = _sum(terms)
+        value = np.log1p(sumexp_m1) + mean
         if grad is not None:
             narrow(np.where(p == 0, 0.0, p * (gap - mean)) / unit, grad)
         _put(value[:, 0], out, unit)
 
 
 def kl_divergence_from_logits(p_logits, q_logits, out, *, unit, threads):
-    _kl_from_logits(p_logits, q_logits, out, None, None, unit)
+    kl_divergence_from_logits_with_grad(
+        p_logits, q_logits, out, None, None, unit=unit, threads=threads
+    )
 
 
 def kl_divergence_from_logits_with_grad(p_logits, q_logits, out, q_grad, p_grad, *, unit, threads):
     """q_grad = q - p; p_grad = p * (log(p / q) - KL), unless it is None."""
-    _kl_from_logits(p_logits, q_logits, out, q_grad, p_grad, unit)
-
-
-def _kl_from_logits(p_logits, q_logits, out, q_grad, p_grad, unit):
     with np.errstate(all="ignore"):
-        _, p_gap, p, p_rest = shifted(widen(p_logits))
-        _, q_gap, q, q_rest = shifted(widen(q_logits))
-        p, q = p / (1 + p_rest), q / (1 + q_rest)
-        p = p + (q_rest - q_rest)  # NaN where q is no distribution, so that all gradients are
+        _, p_gap, p, p_sumexp_m1 = shifted(widen(p_logits))
+        _, q_gap, q, q_sumexp_m1 = shifted(widen(q_logits))
+        p, q = p / (1 + p_sumexp_m1), q / (1 + q_sumexp_m1)
+        # NaN where q is no distribution, so that all gradients are
+        p = p + (q_sumexp_m1 - q_sumexp_m1)
         # log(p / q), whose two parts are each small where p and q are nearly equal
-        log_ratio = (q_gap - p_gap) - (np.log1p(p_rest) - np.log1p(q_rest))
+        log_ratio = (q_gap - p_gap) - (np.log1p(p_sumexp_m1) - np.log1p(q_sumexp_m1))
         near = np.abs(log_ratio) < 0.5
-        apart = np.where(near, p * np.expm1(-log_ratio), q - p)
-        cost = np.where(p == 0, q, p * log_ratio + apart)
-        value = _sum(cost)
+        difference = np.where(near, p * np.expm1(-log_ratio), q - p)
+        terms = np.where(p == 0, q, p * log_ratio + difference)
+        value = _sum(terms)
         if q_grad is not None:
-            narrow(apart / unit, q_grad)
+            narrow(difference / unit, q_grad)
         if p_grad is not None:
             narrow(np.where(p == 0, 0.0, p * (log_ratio - value)) / unit, p_grad)
         _put(value[:, 0], out, unit)

@@ -15,13 +15,13 @@ whatever its logits hold. Without a target there is the entropy alone, of every 
 
 import numpy as np
 
-from ._widen import narrow, total, widen
-from .cross_entropy import _is_label, _put_loss, _row_weight, _scale
-from .log_softmax import shifted
+from ._loss import is_label, put_grad, put_loss, row_weight
+from ._softmax import shifted
+from ._widen import total, widen
 
 
-def _bent(log_p, p, u, alpha, gamma, q, epsilon):
-    """What a row costs, and s."""
+def _transform_loss(log_p, p, u, alpha, gamma, q, epsilon):
+    """The loss of a row without weight and entropy, and s."""
     # From the logarithm where p is 0 or nearly so, and its power need not be.
     power = np.where(p > 1e-300, p**q, np.exp(q * log_p)) if q else np.ones_like(p)
     surprise = -np.expm1(q * log_p) / q if q else -log_p
@@ -40,28 +40,28 @@ def _rows(logits, target, weight, ignore_index, alpha, gamma, q, epsilon, beta):
     """Loss and gradient of each row, (outer, n or 1, inner), and which rows count."""
     n = logits.shape[1]
     labels = np.full((logits.shape[0], logits.shape[2]), -1) if target is None else target
-    w, kept = (a[:, None] for a in _row_weight(labels, weight, ignore_index))
+    w, kept = (a[:, None] for a in row_weight(labels, weight, ignore_index))
     if target is None:
         w, kept = np.zeros(w.shape), np.ones(kept.shape, bool)
-    is_label = _is_label(labels, n)
+    at_label = is_label(labels, n)
     x = np.where(kept, widen(logits), 0.0)
     with np.errstate(invalid="ignore", divide="ignore"):
-        _, gap, below, rest = shifted(x)
-        log_total = np.log1p(rest if n else np.nan)  # no class, no distribution
-        log_p = -gap - log_total
-        p = below / (1 + rest)
-        p_y, log_p_y = (np.where(is_label, a, 0.0).sum(axis=1, keepdims=True) for a in (p, log_p))
-        p_y = p_y + (log_total - log_total)  # NaN without a distribution
-        # Where the label has the maximum, 1 - p is what the others have.
-        u = np.where(p_y > 0.5, rest / (1 + rest), 1 - p_y)
-        bent, slope = _bent(log_p_y, p_y, u, alpha, gamma, q, epsilon)
-        loss = np.where(w == 0, log_total - log_total, w * bent)
-        pull = np.where(w == 0, log_total - log_total, w * slope)
-        grad = pull * np.where(is_label, np.expm1(log_p), p)
+        _, gap, below, sumexp_m1 = shifted(x)
+        log_sum = np.log1p(sumexp_m1 if n else np.nan)  # no class, no distribution
+        valid = log_sum - log_sum  # 0, or NaN without a distribution
+        log_p = -gap - log_sum
+        p = below / (1 + sumexp_m1)
+        p_y, log_p_y = (np.where(at_label, a, 0.0).sum(axis=1, keepdims=True) for a in (p, log_p))
+        p_y = p_y + valid
+        # Where the label has the maximum, 1 - p is the probability of the others.
+        u = np.where(p_y > 0.5, sumexp_m1 / (1 + sumexp_m1), 1 - p_y)
+        loss, slope = _transform_loss(log_p_y, p_y, u, alpha, gamma, q, epsilon)
+        loss, slope = (np.where(w == 0, valid, w * a) for a in (loss, slope))
+        grad = slope * np.where(at_label, np.expm1(log_p), p)
         if beta:
             # log p + H = mean gap - gap: the log-sum drops out.
             mean_gap = total(np.where(p == 0, 0.0, p * gap))
-            loss = loss - beta * (log_total + mean_gap)
+            loss = loss - beta * (log_sum + mean_gap)
             grad = grad + beta * np.where(p == 0, 0.0, p * (mean_gap - gap))
     return np.where(kept, loss, 0.0), grad, kept
 
@@ -70,8 +70,8 @@ def robust_losses(
     logits, target, weight, loss, *, alpha, gamma, q, epsilon, beta, denominator, ignore_index,
     threads,
 ):  # fmt: skip
-    rows = _rows(logits, target, weight, ignore_index, alpha, gamma, q, epsilon, beta)[0]
-    _put_loss(rows[:, 0], loss, denominator)
+    losses = _rows(logits, target, weight, ignore_index, alpha, gamma, q, epsilon, beta)[0]
+    put_loss(losses[:, 0], loss, denominator)
 
 
 def robust_losses_backward(
@@ -79,16 +79,14 @@ def robust_losses_backward(
     ignore_index, threads,
 ):  # fmt: skip
     _, rows, kept = _rows(logits, target, weight, ignore_index, alpha, gamma, q, epsilon, beta)
-    with np.errstate(invalid="ignore"):
-        narrow(np.where(kept, rows * _scale(grad_loss, denominator), 0.0), grad)
+    put_grad(rows, grad_loss, denominator, grad, kept)
 
 
 def robust_losses_with_grad(
     logits, target, weight, loss, grad, *, alpha, gamma, q, epsilon, beta, denominator,
     ignore_index, threads,
 ):  # fmt: skip
-    curve = alpha, gamma, q, epsilon, beta
-    rows, grads, kept = _rows(logits, target, weight, ignore_index, *curve)
-    _put_loss(rows[:, 0], loss, denominator)
-    with np.errstate(invalid="ignore"):
-        narrow(np.where(kept, grads * _scale(np.ones((1, 1)), denominator), 0.0), grad)
+    transform = alpha, gamma, q, epsilon, beta
+    losses, rows, kept = _rows(logits, target, weight, ignore_index, *transform)
+    put_loss(losses[:, 0], loss, denominator)
+    put_grad(rows, 1.0, denominator, grad, kept)

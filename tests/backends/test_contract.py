@@ -10,6 +10,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from support.kernel_copies import copy_without, kernel_functions
 
 import fastce
 from fastce._runtime.dispatch import BACKENDS, GPU, GPU_OPS, OPS
@@ -34,24 +35,15 @@ def python_files(folder):
 
 
 def imports(path):
-    """(level, module) of every import statement, wherever it stands."""
+    """(level, module) of every import statement, wherever it stands; of `from . import name` the
+    name.
+    """
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from ((0, name.name) for name in node.names)
         elif isinstance(node, ast.ImportFrom):
-            yield node.level, node.module or ""
-
-
-def kernel_functions(backend, op):
-    module = importlib.import_module(f"fastce.kernels.{backend}.{op}")
-    return {
-        name: function
-        for name, function in vars(module).items()
-        if callable(function)
-        and not name.startswith("_")
-        and function.__module__ == module.__name__
-        and "threads" in inspect.signature(function).parameters
-    }
+            modules = [node.module] if node.module else [name.name for name in node.names]
+            yield from ((node.level, module) for module in modules)
 
 
 @pytest.mark.parametrize(
@@ -59,15 +51,18 @@ def kernel_functions(backend, op):
     [*((b, op) for b in BACKENDS for op in OPS), *((GPU, op) for op in GPU_OPS)],
 )
 def test_every_backend_has_the_same_kernels_with_the_same_parameters(backend, op):
+    def kernels_of(backend, op):
+        return kernel_functions(importlib.import_module(f"fastce.kernels.{backend}.{op}"))
+
     def shape(functions):
         return {
             name: [(p.name, p.kind, p.default) for p in inspect.signature(f).parameters.values()]
             for name, f in functions.items()
         }
 
-    oracle = shape(kernel_functions("reference", op))
+    oracle = shape(kernels_of("reference", op))
     assert oracle
-    assert shape(kernel_functions(backend, op)) == oracle
+    assert shape(kernels_of(backend, op)) == oracle
 
 
 def modules(folder):
@@ -91,56 +86,69 @@ def test_ops_are_the_modules_that_do_not_begin_with_an_underscore():
     assert modules(KERNELS / "cuda") == set(GPU_OPS)
 
 
-def test_kernels_import_nothing_but_numpy_and_their_own_folder():
+def test_kernels_import_nothing_but_numpy_and_their_own_files():
+    """Of its backend, a file imports what the ops share, which begins with an underscore; in a
+    package, also the files beside it.
+    """
     for path in python_files(KERNELS):
-        others = {"numpy"} | ({"Cython", "setuptools"} if path == BUILD else set())
+        folders = path.relative_to(KERNELS).parts[:-1]
+        allowed = sys.stdlib_module_names | {"numpy"} | ENGINES.get("".join(folders[:1]), set())
+        allowed |= {"Cython", "setuptools"} if path == BUILD else set()
         for level, module in imports(path):
-            root = module.partition(".")[0]
-            assert level <= 1, f"{path} imports from another folder"
-            allowed = sys.stdlib_module_names | {"numpy"} | ENGINES.get(path.parent.name, set())
-            assert level == 1 or root in allowed | others, f"{path}: {module}"
+            assert level <= len(folders), f"{path} imports from another backend"
+            if level == 0:
+                assert module.partition(".")[0] in allowed, f"{path}: {module}"
+            elif level == len(folders):
+                assert module.startswith("_"), f"{path} imports from {module}, which is an op"
 
 
-def files_needed(path):
-    """The files of its folder that a kernel includes or imports, and those that these do."""
-    found, new = set(), {path, path.parent / "__init__.py"}
-    while new:
-        found |= new
-        names = {
-            name
-            for file in new
-            for name in re.findall(r'^\s*include "([\w.]+)"', file.read_text(), re.MULTILINE)
-        }
-        for file in new:
-            for node in ast.walk(ast.parse(file.read_text())) if file.suffix == ".py" else ():
-                if isinstance(node, ast.ImportFrom) and node.level:
-                    modules = [node.module] if node.module else [name.name for name in node.names]
-                    names |= {f"{module}.py" for module in modules}
-        new = {path.parent / name for name in names if (path.parent / name).is_file()} - found
-    return found
+DELETED = """
+import sys
+from importlib import import_module
+sys.path[:0] = {paths!r}
+from support.kernel_copies import call_all
+backends = ["reference", "numba", "cuda"]
+try:
+    import_module("fastce.kernels.cuda")
+except ImportError:  # numba-cuda is not installed
+    backends.remove("cuda")
+for deleted in {ops!r}:
+    for backend in backends:
+        for op in {gpu_ops!r} if backend == "cuda" else {ops!r}:
+            if op != deleted:
+                try:
+                    module = import_module(f"without_{{deleted}}.{{backend}}.{{op}}")
+                    if backend == "reference":
+                        call_all(op, module)
+                except Exception as error:
+                    print(f"without {{deleted}}, {{op}} of {{backend}}: {{error!r}}")
+"""
 
 
-def test_what_a_copy_needs_is_what_its_readme_says():
-    """Whose files the other ops of a folder need."""
-    lines = (KERNELS / "README.md").read_text().splitlines()
-    heads = next(line for line in lines if line.startswith("| files of"))
-    folders = re.findall(r"`(\w+)/`", heads)
-    said = {op: {folder: set() for folder in folders} for op in OPS}
-    for line in lines[lines.index(heads) + 2 :]:
-        if not line.startswith("|"):
-            break
-        op, *cells = [cell.strip(" `") for cell in line.strip("|").split("|")]
-        said[op] = {f: set(re.findall(r"\w+", c)) for f, c in zip(folders, cells, strict=True)}
-    for folder in folders:
-        kernels = [p for p in (KERNELS / folder).glob("[!_]*.py*") if p.suffix in (".py", ".pyx")]
-        needed = {p.stem: [f.name for f in files_needed(p)] for p in kernels}
-        for op in OPS:
-            own = re.compile(rf"_?{op}\.|_{op}_")
-            by = {other for other in needed if other != op and any(map(own.match, needed[other]))}
-            everything = by and by == set(needed) - {op}
-            assert by == said[op][folder] or (everything and said[op][folder] == {"all"}), (
-                f"{folder}: the files of {op} are needed by {by}"
-            )
+def test_the_files_of_an_op_may_be_deleted(tmp_path):
+    """As kernels/README.md says: all other ops are imported from a copy without it, and those of
+    the reference called.
+    """
+    for op in OPS:
+        copy_without(op, tmp_path / f"without_{op}")
+    paths = [str(tmp_path), str(ROOT / "tests")]
+    code = DELETED.format(paths=paths, ops=OPS, gpu_ops=GPU_OPS)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert not result.stdout, result.stdout
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_no_file_for_cython_includes_one_of_an_op_that_is_deleted(tmp_path, op):
+    copy_without(op, tmp_path / "copy")
+    ours, left = KERNELS / "cython", tmp_path / "copy" / "cython"
+    assert len(list(left.glob("[!_]*.pyx"))) == len(OPS) - 1
+    for path in left.iterdir():
+        text = path.read_text()
+        names = re.findall(r'(?:include|extern from) "([\w.]+)"', text)
+        names += [f"{name}.pxd" for name in re.findall(r"^from \.(\w+) cimport", text, re.M)]
+        for name in names:
+            assert (left / name).is_file() or not (ours / name).exists(), f"{path.name}: {name}"
 
 
 def test_the_build_imports_nothing_of_its_package():
@@ -207,10 +215,10 @@ def test_every_public_name_is_documented_with_an_example():
 
 def test_packages_are_listed():
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
-    rooms = {"fastce": ROOT / "fastce", "fastce.kernels": KERNELS}
+    folders = {"fastce": ROOT / "fastce", "fastce.kernels": KERNELS}
     found = {
         ".".join([package, *p.parent.relative_to(folder).parts])
-        for package, folder in rooms.items()
+        for package, folder in folders.items()
         for p in folder.rglob("__init__.py")
         if p.parent.resolve() != (ROOT / "fastce" / "kernels").resolve()
     }

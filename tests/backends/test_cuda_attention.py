@@ -1,7 +1,7 @@
 """Attention's CUDA kernels, on the machine of `ptx_machine.py`, and on a GPU where there is one.
 
-Compiling takes most of the time here, some seconds for each kind of work, dtype and width; so the
-machine has a choice of the cases, and `pytest -m gpu` all of them.
+Compiling takes most of the time here, some seconds for each kernel, dtype and width; so the machine
+runs a choice of the cases, and `pytest -m gpu` all of them.
 """
 
 import itertools
@@ -30,11 +30,13 @@ from support.attention import (
 from support.attention import truth_grads as right_grads
 from support.cases import DTYPES
 from support.truths import compute, widen
-from test_cuda import _GPU, backend, gpu  # noqa: F401 (fixtures)
 
 import fastce
-from fastce.kernels.cuda import _device, _launch
-from fastce.kernels.cuda._attention_tiles import WIDTHS
+from fastce.kernels.cuda import _device
+from fastce.kernels.cuda._storage import storage_of
+from fastce.kernels.cuda.attention import launch
+from fastce.kernels.cuda.attention.tiles import WIDTHS
+from fastce.kernels.cuda.attention.work import Problem
 
 attention = fastce.scaled_dot_product_attention
 attention_backward = fastce.scaled_dot_product_attention_backward
@@ -59,14 +61,10 @@ QUICK = (
 )
 
 
-def pytest_generate_tests(metafunc):
-    """Where tests run, with arrays of NumPy (`backend`) and of the GPU (`gpu`)."""
-    for fixture in "backend", "gpu":
-        if fixture in metafunc.fixturenames:
-            where = [pytest.param("gpu", marks=pytest.mark.gpu)]
-            if metafunc.function is not test_truth_of_all:
-                where.insert(0, "machine")
-            metafunc.parametrize(fixture, where, indirect=True)
+@pytest.fixture
+def backend(cuda_backend):
+    """In place of all backends."""
+    return cuda_backend
 
 
 @pytest.mark.parametrize(
@@ -85,6 +83,9 @@ def test_truth_of_all(backend, shape, case, dtype):
     check(*arrays, **options)
 
 
+GPU_ONLY = (test_truth_of_all,)
+
+
 @pytest.mark.parametrize("dtype", ["f16"])
 def test_not_less_exact_than_numpy(backend, dtype):
     """The formula in the same dtype. Tensor cores round weights to 16 bits, as NumPy does here."""
@@ -94,8 +95,8 @@ def test_not_less_exact_than_numpy(backend, dtype):
     right = truth(q, k, v)[0], *right_grads(g, q, k, v)[:3]
     for ours, theirs, value in zip((out, *grads), naive(q, k, v, g), right, strict=True):
         error, theirs = (float(np.abs(widen(a) - value).max()) for a in (ours, theirs))
-        room = 4 if compute(DTYPES[dtype]) == DTYPES[dtype] else 0.25
-        assert error <= theirs + room * eps(DTYPES[dtype]) * np.abs(value).max()
+        slack = 4 if compute(DTYPES[dtype]) == DTYPES[dtype] else 0.25
+        assert error <= theirs + slack * eps(DTYPES[dtype]) * np.abs(value).max()
 
 
 def test_queries_that_see_no_key(backend):
@@ -187,8 +188,8 @@ def test_large_scores_that_are_equal(backend):
     right = np.where(np.arange(37) % 3, 0, widen(g).sum(axis=1).T / 13).T
     np.testing.assert_allclose(widen(dv)[0], right, rtol=2e-3, atol=2e-3)
     p = np.where(np.arange(37) % 3, 0, 1 / 13)
-    pulled = widen(g)[0] @ widen(v)[0].T
-    ds = p * (pulled - (p * pulled).sum(axis=1, keepdims=True))
+    dp = widen(g)[0] @ widen(v)[0].T
+    ds = p * (dp - (p * dp).sum(axis=1, keepdims=True))
     for ours, theirs in (dk, ds.sum(axis=0)[:, None] * 500), (dq, 0):
         np.testing.assert_allclose(widen(ours)[0], np.broadcast_to(theirs, ours.shape[1:]), atol=4)
 
@@ -276,7 +277,7 @@ def test_gradients_of_what_is_broadcast(gpu):
 
 @pytest.mark.parametrize("order", [(0, 2, 1, 3), (2, 1, 0, 3)])
 def test_any_order_of_axes(gpu, order):
-    """Results lie in memory as q does."""
+    """Results have the memory layout of q."""
     if gpu.machine is None:
         pytest.skip("Numba's arrays are copied to the GPU in C order only")
     rng = np.random.default_rng(0)
@@ -294,7 +295,7 @@ def test_any_order_of_axes(gpu, order):
 
 
 def test_batch_axes_that_do_not_fold(gpu):
-    """Where one step from entry to entry does not tell where they are."""
+    """The step from entry to entry is not the same for all."""
     if gpu.machine is None:
         pytest.skip("Numba's arrays are copied to the GPU in C order only")
     rng = np.random.default_rng(0)
@@ -370,7 +371,7 @@ def test_tf32(gpu):
 )
 def test_warpgroups(gpu, monkeypatch, dtype, width):
     """Hopper's products, which are not used unless they are asked for."""
-    monkeypatch.setattr(_launch, "WARPGROUPS", True)
+    monkeypatch.setattr(launch, "WARPGROUPS", True)
     if _device.limits(0).capability != (9, 0):
         pytest.skip("this GPU is not of compute capability 9.0")
     if gpu.machine is None and dtype == "bf16":
@@ -442,9 +443,9 @@ def test_errors(gpu):
         with pytest.raises(error, match=message):
             call()
     if gpu.machine:
-        turned = gpu.put(np.zeros((2, 8, 3), np.float16)).transpose((0, 2, 1))
+        transposed = gpu.put(np.zeros((2, 8, 3), np.float16)).transpose((0, 2, 1))
         with pytest.raises(ValueError, match="must be contiguous in its last axis"):
-            attention(turned, turned, turned)
+            attention(transposed, transposed, transposed)
 
 
 @pytest.mark.gpu
@@ -474,32 +475,32 @@ def test_error_at_most_twice_that_of_pytorch(dtype, causal):
 # ---- how work is cut -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("room", [99, 163, 227])
+@pytest.mark.parametrize("available", [99, 163, 227])
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("dtype", ["float16", "tfloat32", "float32", "float64"])
-def test_tiles_fit_in_shared_memory(monkeypatch, dtype, width, room):
+def test_tiles_fit_in_shared_memory(monkeypatch, dtype, width, available):
     """Of GPUs with so many KB of it for a block."""
-    machine = sim.Machine(shared=room * 1024)
+    machine = sim.Machine(shared=available * 1024)
     monkeypatch.setattr(_device, "limits", machine.limits)
-    size = _launch.storage_of(dtype).size
+    size = storage_of(dtype).size
     for queries in 1, 60, 1000:
-        p = sim.Problem(0, 0, 0, 0, width=width * size, value_width=width * size)
+        p = Problem(0, 0, 0, 0, width=width * size, value_width=width * size)
         p = p._replace(queries=queries, keys=1000, heads=4, group=1, entries=1)
-        tiling, _ = _launch.attention_forward(dtype, p, False, 0)
-        assert _launch.forward_shared(tiling) <= room * 1024
-        if (dtype, width, room) == ("float64", 256, 99):
+        tiling, _ = launch.forward(dtype, p, False, 0)
+        assert launch.forward_shared(tiling) <= available * 1024
+        if (dtype, width, available) == ("float64", 256, 99):
             with pytest.raises(ValueError, match=r"rows of 2048 bytes needs .* of shared memory"):
-                next(_launch.attention_backward(dtype, p, False, 0))
+                next(launch.backward(dtype, p, False, 0))
             continue
-        for tiling, _ in _launch.attention_backward(dtype, p, False, 0):
-            assert _launch.backward_shared(tiling) <= room * 1024
-        tiling = _launch.mask_gradient(dtype, p, 0)
-        assert _launch.mask_shared(tiling) <= room * 1024
+        for tiling, _ in launch.backward(dtype, p, False, 0):
+            assert launch.backward_shared(tiling) <= available * 1024
+        tiling = launch.mask_gradient(dtype, p, 0)
+        assert launch.unbuffered_size(tiling) <= available * 1024
 
 
 def test_keys_are_split_where_queries_are_few(gpu):
     if gpu.machine is None:
-        pytest.skip("what was launched cannot be seen")
+        pytest.skip("launches are unknown on a GPU")
     q, k = (gpu.put(np.zeros((1, 4, n, 32), ml_dtypes.bfloat16)) for n in (1, 2000))
     attention(q, k, k)
     split, merge = gpu.machine.launches

@@ -24,14 +24,13 @@ from test_binary_cross_entropy import (
     test_targets_keep_their_precision,
     truth,
 )
-from test_cuda import _GPU, backend, gpu, on  # noqa: F401 (fixtures)
 from test_sigmoid_focal_loss import check as check_focal
 from test_sigmoid_focal_loss import draw, gammas
 from test_sigmoid_focal_loss import test_infinite_logits as test_infinite_logits_of_focal_loss
 
 import fastce
 
-# Tests of all backends, which here run with the fixture `backend` of test_cuda.py.
+# Tests of all backends, which here run with the fixture `backend` of this file.
 SHARED = (
     test_clamp_of_logarithms,
     test_empty,
@@ -47,15 +46,10 @@ SHARED = (
 rows = pytest.mark.parametrize("row", ROWS, ids=str)
 
 
-def pytest_generate_tests(metafunc):
-    for fixture in "backend", "gpu":
-        if fixture in metafunc.fixturenames:
-            where = ["machine", pytest.param("gpu", marks=pytest.mark.gpu)]
-            metafunc.parametrize(fixture, where, indirect=True)
-
-
-def give(gpu, options):
-    return {k: gpu.put(v) if isinstance(v, np.ndarray) else v for k, v in options.items()}
+@pytest.fixture
+def backend(cuda_backend):
+    """In place of all backends."""
+    return cuda_backend
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -80,13 +74,13 @@ def test_arrays_on_the_gpu(gpu, row, dtype):
     x, target, options = row.draw((5, 67), DTYPES[dtype])
     if options.get("weight", np.ones((1, 1))).shape[1] == 1 and row.name == "rows":
         options["weight"] = np.ascontiguousarray(np.broadcast_to(options["weight"], x.shape))
-    there, there_options = on(gpu, (x, target)), give(gpu, options)
+    there, there_options = gpu.put_all((x, target)), gpu.put_all(options)
     fused = getattr(fastce, f"{row.form}_with_grad")
     loss, grad = fused(*there, **there_options)
     assert type(loss) is type(grad) is type(there[0])
     check(row, x, target, options, (gpu.get(loss), gpu.get(grad)))
     for over in there:
-        arrays = on(gpu, (x, target))
+        arrays = gpu.put_all((x, target))
         over = arrays[0] if over is there[0] else arrays[1]
         again, out = fused(*arrays, out=over, **there_options)
         assert out is over
@@ -126,23 +120,24 @@ def test_orders_of_axes(gpu):
     if gpu.machine is None:
         pytest.skip("Numba's arrays are copied to the host in C order only")
     x, t, _ = ROWS[1].draw((3, 4, 5), np.float32)
-    turned = [a.transpose(2, 0, 1) for a in (x, t)]
+    transposed = [a.transpose(2, 0, 1) for a in (x, t)]
     weight = np.random.default_rng(0).uniform(0.5, 2, (3, 4)).astype(np.float32)
     # In memory the axis without weights is the last one, so that they are no period.
     with pytest.raises(ValueError, match="expand it first"):
         fastce.binary_cross_entropy_with_logits(
-            *(gpu.put(a) for a in turned), weight=gpu.put(weight)
+            *(gpu.put(a) for a in transposed), weight=gpu.put(weight)
         )
     weight = np.random.default_rng(0).uniform(0.5, 2, (5, 1, 4)).astype(np.float32)
     weight = weight.transpose(1, 2, 0).copy().transpose(2, 0, 1)
     loss, grad = fastce.binary_cross_entropy_with_logits_with_grad(
-        *(gpu.put(a) for a in turned), weight=gpu.put(weight), reduction="none"
+        *(gpu.put(a) for a in transposed), weight=gpu.put(weight), reduction="none"
     )
-    each, slope = truth(LOGITS, *turned, weight=weight)
+    each, slope = truth(LOGITS, *transposed, weight=weight)
     assert_close(gpu.get(loss), each, 4)
     assert_close(gpu.get(grad), slope, 6)
+    x, t = gpu.put(transposed[0]), gpu.put(transposed[1].copy())
     with pytest.raises(ValueError, match="must lie densely in memory, in the order of the axes"):
-        fastce.binary_cross_entropy_with_logits(gpu.put(turned[0]), gpu.put(turned[1].copy()))
+        fastce.binary_cross_entropy_with_logits(x, t)
 
 
 def test_no_probability_is_nan(gpu):

@@ -19,7 +19,7 @@ if "numba" not in SELECTED:
 import numba
 
 from fastce.kernels import numba as rows
-from fastce.kernels.numba import _compile, _parts
+from fastce.kernels.numba import _compile, _jit_options
 
 KERNELS = Path(_compile.__file__).parent.parent
 
@@ -117,35 +117,36 @@ from numba.core import caching
     assert output.split()[1] == "0", "found in a cache"
 
 
-def test_a_change_of_any_file_compiles_anew(tmp_path):
+@pytest.mark.parametrize(
+    ("file", "call", "addition", "results"),
+    [
+        ("_rows.py", "log_softmax.logsumexp(np.zeros((1, 99, 1)), out[None], threads=1)",
+         "@internal\ndef row_state(x, memory, exps):\n    return x[0] + 7, 0.0",
+         [np.log(99), 7]),
+        ("information/rows.py",
+         "information.mutual_information(np.ones((1, 2, 2)), out, unit=1.0, threads=1)",
+         "@internal\ndef is_distribution(mass):\n    return False",
+         [0, np.nan]),
+    ],
+)  # fmt: skip
+def test_a_change_of_any_file_compiles_anew(tmp_path, file, call, addition, results):
     """Numba itself looks at the file of the function alone, not at those that it imports from."""
     shutil.copytree(KERNELS, tmp_path / "copied", ignore=shutil.ignore_patterns("__pycache__"))
-    code = """
+    code = f"""
 import sys
 import numpy as np
-sys.path.insert(0, {0!r})
-from copied.numba.log_softmax import logsumexp
-out = np.empty((1, 1))
-logsumexp(np.zeros((1, 99, 1)), out, threads=1)
-print(float(out[0, 0]).hex())
+sys.path.insert(0, {str(tmp_path)!r})
+from copied.numba import {call.partition(".")[0]}
+out = np.empty(1)
+{call}
+print(float(out[0]).hex())
 """
-    code = code.format(str(tmp_path))
-    status, before, errors = python(code, 120, NUMBA_CACHE_DIR=str(tmp_path))
-    assert (status, before) == (0, float(np.log(99)).hex()), errors
-    file = tmp_path / "copied" / "numba" / "_rows.py"
-    text = file.read_text()
-    assert "def row_state(" in text
-    file.write_text(text + OTHER)
-    status, after, errors = python(code, 120, NUMBA_CACHE_DIR=str(tmp_path))
-    assert (status, after) == (0, (7.0).hex()), errors
-
-
-OTHER = """
-
-@inner
-def row_state(x, memory, exps):
-    return x[0] + 7, 0.0
-"""
+    source = tmp_path / "copied" / "numba" / file
+    for right in results:
+        status, result, errors = python(code, 120, NUMBA_CACHE_DIR=str(tmp_path))
+        assert status == 0, errors
+        np.testing.assert_array_equal(float.fromhex(result), right)
+        source.write_text(f"{source.read_text()}\n\n{addition}\n")
 
 
 # --- rows for loops of the user -----------------------------------------------------------
@@ -289,31 +290,31 @@ def test_every_bfloat16():
     np.testing.assert_array_equal(result.astype(np.float32), x.astype(np.float32))
 
 
-# --- what all of it says about itself -----------------------------------------------------
+# --- how all of it is compiled ------------------------------------------------------------
 
 
 def test_no_function_is_compiled_with_fastmath():
     """It would take NaN and infinity for what cannot be, in every function that is called."""
-    for path in (KERNELS / "numba").glob("*.py"):
+    for path in (KERNELS / "numba").rglob("*.py"):
         assert "fastmath=" not in path.read_text(), path
     assert _compile.OPTIONS["fastmath"] is False  # that of a caller would be inherited
 
 
-def test_what_is_below_a_kernel_has_no_machine_code():
+def test_internal_functions_have_no_machine_code():
     """Numba would compile it for itself, which doubles the time of a first call."""
-    if "pipeline_class" not in _parts.INNER:
-        pytest.skip(f"Numba {numba.__version__} is not one of {_parts.TESTED}")
+    if "pipeline_class" not in _jit_options.INTERNAL:
+        pytest.skip(f"Numba {numba.__version__} is not one of {_jit_options.TESTED}")
 
-    @_parts.inner
-    def part(x):
+    @_jit_options.internal
+    def inside(x):
         return x + 1
 
     @_compile.compiled
     def kernel(x):
-        return part(x) * 2
+        return inside(x) * 2
 
     assert kernel(3) == 8
-    for function, compiled in (part, False), (kernel, True):
+    for function, compiled in (inside, False), (kernel, True):
         (result,) = function.overloads.values()
         assert getattr(result.library, "_compiled", False) is compiled
 

@@ -13,24 +13,29 @@ import pytest
 
 pytest.importorskip("fastce.kernels.cuda", exc_type=ImportError)  # without numba-cuda
 from cuda.pathfinder import find_nvidia_binary_utility
-from support import ptx_machine
 from support import simulated_gpu as sim
+from support.ptx_machine import Launch
+from support.ptx_memory import Memory
+from support.ptx_text import Program, PTXError
 
-from fastce.kernels.cuda import _device, _launch
+from fastce.kernels.cuda import _device, _launch, _loss
 from fastce.kernels.cuda import binary_cross_entropy as bce
 from fastce.kernels.cuda import cross_entropy as ce
 from fastce.kernels.cuda import log_softmax as ls
-from fastce.kernels.cuda._attention_backward import (
+from fastce.kernels.cuda._softmax_loss.launch import kernels_of
+from fastce.kernels.cuda._storage import storage_of
+from fastce.kernels.cuda.attention import launch as attention_launch
+from fastce.kernels.cuda.attention.backward import (
     backward_kv_of,
     backward_q_of,
     delta_of,
     norms_of,
-    norms_shared_size,
+    unbuffered_size,
 )
-from fastce.kernels.cuda._attention_extras import _fill_spans, _summing
-from fastce.kernels.cuda._attention_forward import forward_of, merge_of
-from fastce.kernels.cuda._attention_mask import mask_gradient_of
-from fastce.kernels.cuda._storage import storage_of
+from fastce.kernels.cuda.attention.extras import _fill_spans, _summing
+from fastce.kernels.cuda.attention.forward import forward_of, merge_of
+from fastce.kernels.cuda.attention.mask import mask_gradient_of
+from fastce.kernels.cuda.attention.work import Problem
 
 DTYPES = ("float64", "float32", "float16", "bfloat16")
 ARCHITECTURES = ((8, 0), (9, 0))
@@ -44,7 +49,7 @@ of_dtypes = pytest.mark.parametrize(
 # what 1024 threads can have, which is what the longest rows get (512 for float64).
 REGISTERS = {"rows": 64, "tiles": 48, "columns": 48}
 REGISTERS_F64 = {"rows": 104, "tiles": 64, "columns": 64}
-REGISTERS_CURVED = {"rows": 104, "tiles": 72, "columns": 80}
+REGISTERS_TRANSFORMED = {"rows": 104, "tiles": 72, "columns": 80}
 
 
 def kernels(name):
@@ -53,9 +58,9 @@ def kernels(name):
     for op in "softmax_backward", "log_softmax_backward":
         families[op] = ls._backward(name, op)
     wide = ("wide",) if storage_of(name).size == 2 else ()
-    for mode in "label", "smooth", "probs", *wide, "pick", "curve", "entropy":
+    for mode in "label", "smooth", "probs", *wide, "pick", "transform", "entropy":
         for grads in False, True:
-            families[f"loss of {mode}{' with gradient' if grads else ''}"] = ce._kernels(
+            families[f"loss of {mode}{' with gradient' if grads else ''}"] = kernels_of(
                 name, mode, grads
             )
     for what, family in families.items():
@@ -87,12 +92,13 @@ def test_resources(name, cc):
         ptx = sim.ptx_of(kernel, sim.argument_types(kernel), cc)
         stack, spilled, registers = assemble(ptx, cc)
         found = f"{what}, {shape}, {name}: {stack} {spilled} {registers}"
-        curved = "curve" in what or "entropy" in what
+        is_transformed = "transform" in what or "entropy" in what
         assert (stack, spilled) == (0, 0), found
         assert ".local" not in ptx, found
-        assert registers <= (REGISTERS_CURVED if curved else most)[shape], found
+        assert registers <= (REGISTERS_TRANSFORMED if is_transformed else most)[shape], found
         if shape == "rows":
-            assert registers * (_launch.CURVED if curved else _launch.LONGEST[name]) <= 65536, found
+            lanes = _launch.TRANSFORMED if is_transformed else _launch.LONGEST[name]
+            assert registers * lanes <= 65536, found
             if "pick" not in what:  # which reads one number of a row
                 least = 1 if "wide" in what and "gradient" not in what else 2
                 assert ptx.count("ld.global.v4.u32") >= least, found
@@ -104,7 +110,7 @@ def test_resources(name, cc):
 
 
 @pytest.mark.parametrize("cc", ARCHITECTURES, ids=lambda cc: f"sm_{cc[0]}{cc[1]}")
-@pytest.mark.parametrize("kernel", [ce._add_up, ce._scan, ce._scan_again])
+@pytest.mark.parametrize("kernel", [_loss.add_up, ce._scan, ce._scan_again])
 def test_resources_of_reductions(kernel, cc):
     stack, spilled, registers = assemble(sim.ptx_of(kernel, sim.argument_types(kernel), cc), cc)
     assert (stack, spilled) == (0, 0)
@@ -155,16 +161,16 @@ ATTENTION = (
 def attention_kernels(name, width, queries, general):
     """(what it is, tiling, bytes of shared memory, kernel) of a forward and its gradients."""
     size = storage_of(name).size
-    p = sim.Problem(0, 0, 0, 0, width=width * size, value_width=width * size)
+    p = Problem(0, 0, 0, 0, width=width * size, value_width=width * size)
     p = p._replace(queries=queries, keys=4096, heads=32, group=1, entries=2)
-    tiling, cut = _launch.attention_forward(name, p, general, 0)
-    yield "forward", tiling, _launch.forward_shared(tiling), forward_of(tiling)
+    tiling, cut = attention_launch.forward(name, p, general, 0)
+    yield "forward", tiling, attention_launch.forward_shared(tiling), forward_of(tiling)
     if cut["splits"] > 1:
         return  # few queries: their gradients have tiles like those of many
-    of_q, of_kv = (tiling for tiling, _ in _launch.attention_backward(name, p, general, 0))
-    yield "norms", of_q, norms_shared_size(of_q), norms_of(of_q)
-    yield "gradient of q", of_q, _launch.backward_shared(of_q), backward_q_of(of_q)
-    yield "gradient of k, v", of_kv, _launch.backward_shared(of_kv), backward_kv_of(of_kv)
+    of_q, of_kv = (tiling for tiling, _ in attention_launch.backward(name, p, general, 0))
+    yield "norms", of_q, unbuffered_size(of_q), norms_of(of_q)
+    yield "gradient of q", of_q, attention_launch.backward_shared(of_q), backward_q_of(of_q)
+    yield "gradient of k, v", of_kv, attention_launch.backward_shared(of_kv), backward_kv_of(of_kv)
 
 
 def machine_code(cubin):
@@ -210,7 +216,7 @@ def test_resources_of_attention(monkeypatch, tmp_path, name, width, queries, gen
 def test_resources_of_warpgroups(monkeypatch, tmp_path, width, which):
     """Hopper's products, and that they need not wait for each other: ptxas would say C7515."""
     monkeypatch.setattr(_device, "limits", sim.Machine().limits)
-    monkeypatch.setattr(_launch, "WARPGROUPS", True)
+    monkeypatch.setattr(attention_launch, "WARPGROUPS", True)
     found = attention_kernels("bfloat16", width, 4096, False)
     _, tiling, _, kernel = next(one for one in found if one[0] == which)
     assert tiling.warpgroups
@@ -228,8 +234,8 @@ def test_resources_of_warpgroups(monkeypatch, tmp_path, width, which):
 @pytest.mark.parametrize("cc", ARCHITECTURES, ids=lambda cc: f"sm_{cc[0]}{cc[1]}")
 def test_resources_around_attention(monkeypatch, cc):
     monkeypatch.setattr(_device, "limits", sim.Machine().limits)
-    p = sim.Problem(0, 0, 0, 0, width=256, value_width=256)
-    tiling = _launch.mask_gradient("bfloat16", p, 0)
+    p = Problem(0, 0, 0, 0, width=256, value_width=256)
+    tiling = attention_launch.mask_gradient("bfloat16", p, 0)
     for most, kernel in (
         (255, mask_gradient_of(tiling)),
         (64, merge_of("bfloat16", 128)),
@@ -248,7 +254,7 @@ HEAD = """
 .version 8.0
 .target sm_90
 .address_size 64
-.shared .align 16 .b8 room[256];
+.shared .align 16 .b8 buffer[256];
 .visible .entry kernel(.param .u64 kernel_param_0)
 {
     .reg .pred %p<9>; .reg .b32 %r<99>; .reg .b64 %rd<99>; .reg .f32 %f<99>;
@@ -257,18 +263,18 @@ HEAD = """
     mul.wide.u32 %rd2, %r1, 4;
     add.s64 %rd3, %rd1, %rd2;
     shl.b32 %r2, %r1, 2;
-    mov.u32 %r3, room;
+    mov.u32 %r3, buffer;
     add.s32 %r4, %r3, %r2;
 """
 NEIGHBOUR = "xor.b32 %r5, %r2, 128; add.s32 %r6, %r3, %r5; ld.shared.u32 %r7, [%r6];"
 
 
 def run(body, threads=64, numbers=64):
-    program = ptx_machine.Program(HEAD + body + "\nret;\n}")
-    memory = ptx_machine.Memory()
+    program = Program(HEAD + body + "\nret;\n}")
+    memory = Memory()
     address = memory.allocate(4 * numbers)
     memory.write(address, np.zeros(numbers, np.uint32))
-    ptx_machine.Launch(program, memory, 1, threads, 0, [address]).run()
+    Launch(program, memory, 1, threads, 0, [address]).run()
     out = np.empty(numbers, np.uint32)
     memory.read(address, out)
     return out
@@ -320,5 +326,5 @@ def test_machine_runs():
     ],
 )  # fmt: skip
 def test_machine_finds_mistakes(message, body):
-    with pytest.raises(ptx_machine.PTXError, match=message):
+    with pytest.raises(PTXError, match=message):
         run(body)

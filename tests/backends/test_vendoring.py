@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import SELECTED
+from support import kernel_copies
 
 import fastce
 from fastce import kernels
@@ -68,10 +69,7 @@ LEVEL = _isa.folders()[-1]  # what fastce computes with, except for modules of a
 def delete(kernels, ops, levels):
     """As the guide says may be done; all of them together take three minutes to build."""
     for op in ops:
-        files = [*kernels.glob(f"*/{op}.*"), *kernels.glob(f"*/_{op}_*")]
-        assert files, op
-        for file in files:
-            file.unlink()
+        kernel_copies.delete(op, kernels)
     isa = kernels / "cython" / "_isa.py"
     text = isa.read_text()
     for level in levels:

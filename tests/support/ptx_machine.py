@@ -1,26 +1,25 @@
 """A GPU of NumPy arrays: runs the PTX of a kernel, to test it where there is no GPU.
 
 All threads of all blocks go through the text together, each instruction one NumPy operation over
-those that are there: of all threads that can go on, the ones that are furthest behind. Threads
-meet again where their paths do, and wait at barriers as on hardware. What is slow there and what
-is fast is not seen here, nor what `ptxas` makes of the text. But it is stricter than hardware:
+the threads that execute it: of all threads that can go on, those that are furthest behind. Threads
+meet again where their paths do, and wait at barriers as on hardware. It models neither the time
+that a GPU takes nor what `ptxas` makes of the text. But it is stricter than hardware:
 
-- every access must lie in memory that was allocated, be aligned, and read what has been written;
-- two threads of a block that touch the same byte of shared memory, one of them writing, must have
-  a barrier between them;
+- every access of memory is checked (`ptx_memory.py`);
 - the lanes that a shuffle names must all take part, and the threads of a block in its barrier;
 - ``ex2.approx`` may err by 2**-22 on hardware, and here does, one way or the other, but for whole
   numbers.
 
-Instructions that no kernel has used yet are a KeyError. See the PTX ISA for what they do.
+An instruction that no kernel has used yet is a KeyError. See the PTX ISA for what it does.
 """
 
 import re
-from types import SimpleNamespace
 
 import numpy as np
 
-BASE = 1 << 40  # where memory begins, so that a forgotten address is not one by chance
+from support.ptx_memory import Shared
+from support.ptx_text import PTXError
+
 TYPES = {
     "pred": np.bool_,
     **{f"{k}{n}": np.dtype(f"{'i' if k == 's' else 'u'}{n // 8}").type
@@ -29,225 +28,6 @@ TYPES = {
     "f64": np.float64,
     "f16": np.uint16,
 }  # fmt: skip
-REGISTERS = {"%p": "pred", "%rs": "b16", "%r": "b32", "%rd": "b64", "%f": "f32", "%fd": "f64"}
-REGISTERS["%h"] = "b16"
-
-
-class PTXError(AssertionError):
-    """A kernel did what it must not do."""
-
-
-# --- the text ---------------------------------------------------------------------------------
-
-_OPERAND = re.compile(r"\{[^}]*\}|\[[^\]]*\]|[^,{}\[\]]+")
-
-
-class Program:
-    """The instructions of the one kernel in a PTX text."""
-
-    def __init__(self, ptx):
-        ptx = re.sub(r"//[^\n]*", "", ptx)
-        entry = re.search(r"\.entry\s+(\S+?)\s*\((.*?)\)(.*?)\{(.*)\}", ptx, re.S)
-        if entry is None:
-            raise PTXError("no kernel in the PTX")
-        self.name, parameters, _, body = entry.groups()
-        body = re.sub(r"^\s*[{}]\s*$", "", body, flags=re.M)  # scopes of scratch registers
-        self.parameters = re.findall(r"\.param\s+\.(\w+)\s+(\S+?)\s*(?:,|$)", parameters.strip())
-        self.shared, self.shared_size, self.dynamic = {}, 0, []
-        declared = re.findall(
-            r"\.shared\s+\.align\s+(\d+)\s+\.b8\s+([^\s\[;]+)(?:\[(\d*)\])?;", ptx
-        )
-        for align, name, size in declared:
-            if not size:
-                self.dynamic.append(name)
-                continue
-            self.shared_size = -(-self.shared_size // int(align)) * int(align)
-            self.shared[name] = self.shared_size
-            self.shared_size += int(size)
-        self.shared_size = -(-self.shared_size // 16) * 16
-        for name in self.dynamic:
-            self.shared[name] = self.shared_size
-        self.code, self.labels = [], {}
-        for statement in re.split(r";|(?<=:)\s", body):
-            text = " ".join(statement.split())
-            if not text or text.startswith((".reg", ".shared", ".loc", ".pragma")):
-                continue
-            if text.endswith(":"):
-                self.labels[text[:-1]] = len(self.code)
-                continue
-            self.code.append(_parse(text))
-        self.code.append(_parse("ret"))
-        # A block of instructions ends where threads can part, or must meet.
-        starts = {0, *self.labels.values()}
-        for i, one in enumerate(self.code):
-            if one.opcode[0] in ("bra", "ret"):
-                starts.add(i + 1)
-            if one.opcode[0] in ("bar", "barrier", "shfl"):
-                starts.update((i, i + 1))
-        self.starts = np.array(sorted(s for s in starts if s < len(self.code)))
-
-
-def _parse(text):
-    guard, sense = None, True
-    if text.startswith("@"):
-        guard, _, text = text.partition(" ")
-        sense = not guard.startswith("@!")
-        guard = guard.lstrip("@!")
-    opcode, _, operands = text.partition(" ")
-    found = [o.strip() for o in _OPERAND.findall(operands)]
-    return SimpleNamespace(
-        text=text,
-        guard=guard,
-        sense=sense,
-        opcode=opcode.split("."),
-        operands=[o for o in found if o],
-    )
-
-
-# --- memory -----------------------------------------------------------------------------------
-
-
-class Memory:
-    """Bytes, of which some are allocated and some of these written."""
-
-    def __init__(self, size=1 << 22):
-        self.bytes = np.zeros(size, np.uint8)
-        self.allocated = np.zeros(size, bool)
-        self.written = np.zeros(size, bool)
-        self.end = 256
-
-    def allocate(self, size):
-        """The address of so many bytes, which begin at a multiple of 256 as on hardware."""
-        begin = self.end
-        self.end += -(-(size + 64) // 256) * 256  # with a gap that belongs to nobody
-        while self.end > len(self.bytes):
-            for name in ("bytes", "allocated", "written"):
-                old = getattr(self, name)
-                setattr(self, name, np.concatenate([old, np.zeros_like(old)]))
-        self.allocated[begin : begin + size] = True
-        return BASE + begin
-
-    def free(self, address, size):
-        at = address - BASE
-        self.allocated[at : at + size] = self.written[at : at + size] = False
-
-    def write(self, address, data):
-        at = address - BASE
-        self.bytes[at : at + data.nbytes] = data.reshape(-1).view(np.uint8)
-        self.written[at : at + data.nbytes] = True
-
-    def read(self, address, out):
-        at = address - BASE
-        if not self.written[at : at + out.nbytes].all():
-            raise PTXError("a result was not written")
-        out.reshape(-1).view(np.uint8)[:] = self.bytes[at : at + out.nbytes]
-
-    def check(self, addresses, size, text, reading):
-        if (addresses % size).any():
-            raise PTXError(f"misaligned: {text}")
-        at = addresses.astype(np.int64) - BASE
-        if (at < 0).any() or (at + size > len(self.bytes)).any():
-            raise PTXError(f"outside of memory: {text}")
-        at_bytes = at[:, None] + np.arange(size)
-        if not self.allocated[at_bytes].all():
-            raise PTXError(f"out of bounds: {text}")
-        if reading and not self.written[at_bytes].all():
-            raise PTXError(f"read before it was written: {text}")
-        return at
-
-    def load(self, addresses, type, offset=0):
-        at = (addresses + offset) // type().itemsize
-        return self.bytes.view(type)[at]
-
-    def store(self, at, values, offset=0):
-        values = np.ascontiguousarray(values)
-        self.bytes.view(values.dtype)[(at + offset) // values.itemsize] = values
-        for i in range(values.itemsize):
-            self.written[at + offset + i] = True
-
-
-_WARPS, _ALL = 1 << 40, 1 << 50  # readers of one warp: _WARPS + its number; of several: _ALL
-
-
-class Shared:
-    """Shared memory of all blocks, which notices accesses that no barrier keeps apart."""
-
-    def __init__(self, blocks, size, threads):
-        self.size = size
-        self.bytes = np.zeros(blocks * size + 16, np.uint8)
-        self.written = np.zeros(len(self.bytes), bool)
-        # The thread that last wrote a byte, or read it, since the last barrier of its block.
-        self.writer = np.full(len(self.bytes), -1)
-        self.reader = np.full(len(self.bytes), -1)
-        # Of a byte that was copied, the group of the copy, and the thread, which must wait for it.
-        self.copy = np.full(len(self.bytes), -1)
-        self.copier = np.zeros(len(self.bytes), np.int64)
-        self.group = np.zeros(threads, np.int64)  # of each thread: the group that it is filling
-        self.arrived = np.zeros(threads, np.int64)  # and the first that may still be under way
-
-    def warp_barrier(self, warps):
-        """The lanes of these warps see what the others of theirs have written."""
-        mine = np.zeros(len(self.group) // 32, bool)
-        mine[warps] = True
-        known = np.flatnonzero(self.writer >= 0)
-        self.writer[known[mine[self.writer[known] >> 5]]] = -1
-        known = np.flatnonzero((self.reader >= 0) & (self.reader < _ALL))
-        reader = self.reader[known]
-        warp = np.where(reader >= _WARPS, reader - _WARPS, reader >> 5)
-        self.reader[known[mine[warp]]] = -1
-
-    def barrier(self, blocks):
-        for block in blocks:
-            self.writer[block * self.size : (block + 1) * self.size] = -1
-            self.reader[block * self.size : (block + 1) * self.size] = -1
-
-    def check(self, addresses, size, text, threads, blocks, reading):
-        if (addresses % size).any():
-            raise PTXError(f"misaligned: {text}")
-        if (addresses + size > self.size).any():
-            raise PTXError(f"out of bounds: {text}")
-        at = addresses.astype(np.int64) + blocks * self.size
-        byte = at[:, None] + np.arange(size)
-        threads = np.broadcast_to(threads[:, None], byte.shape)
-        if reading and not self.written[byte].all():
-            raise PTXError(f"read before it was written: {text}")
-        copied = self.copy[byte]
-        if (copied >= self.arrived[self.copier[byte]])[copied >= 0].any():
-            verb = "read" if reading else "written"
-            raise PTXError(f"{verb} before its copy was waited for: {text}")
-        writer = self.writer[byte]
-        if ((writer >= 0) & (writer != threads)).any():
-            raise PTXError(f"race: {text}")
-        if reading:
-            # Of several readers, whether they are of one warp is remembered.
-            reader = self.reader[byte]
-            self.reader[byte] = threads
-            mixed = (reader >= 0) & (reader != threads) | (self.reader[byte] != threads)
-            if mixed.any():
-                warp = _WARPS + (threads >> 5)
-                self.reader[byte[mixed]] = warp[mixed]
-                one = (reader < 0) | (reader == warp) | (reader >> 5 == threads >> 5)
-                many = mixed & (~one | (self.reader[byte] != warp))
-                self.reader[byte[many]] = _ALL
-        else:
-            reader = self.reader[byte]
-            if ((reader >= 0) & (reader != threads)).any():
-                raise PTXError(f"race: {text}")
-            self.writer[byte] = threads
-            if (self.writer[byte] != threads).any():
-                raise PTXError(f"race: {text}")
-            self.written[byte] = True
-            self.copy[byte] = -1
-            self.copier[byte] = threads
-        return at
-
-    def load(self, at, type, offset=0):
-        return self.bytes.view(type)[(at + offset) // type().itemsize]
-
-    def store(self, at, values, offset=0):
-        values = np.ascontiguousarray(values)
-        self.bytes.view(values.dtype)[(at + offset) // values.itemsize] = values
-
 
 # --- arithmetic -------------------------------------------------------------------------------
 
@@ -476,8 +256,8 @@ class Launch:
             group = self.thread // size
             there = self.waits & (self.place == place)
             named = slice(None) if size == 32 else alive  # a shuffle names all lanes of the warp
-            wanted = np.bincount(group[named], minlength=group[-1] + 1)
-            complete = np.bincount(group[there], minlength=group[-1] + 1) == wanted
+            expected = np.bincount(group[named], minlength=group[-1] + 1)
+            complete = np.bincount(group[there], minlength=group[-1] + 1) == expected
             go = np.flatnonzero(there & complete[group])
             if not len(go):
                 continue
@@ -509,7 +289,7 @@ class Launch:
                 return values
             if values.itemsize == np.dtype(kind).itemsize:
                 return values.view(kind)
-            return values.astype(kind)  # a wider register, of which the low bits are meant
+            return values.astype(kind)  # the low bits of a wider register
         if operand in self.program.shared:
             return np.full(len(now), self.program.shared[operand], kind)
         if operand.startswith("0f"):
@@ -609,11 +389,11 @@ class Launch:
         to, source = one.operands
         type = modes[-1]
         if source.startswith("{"):
-            low, high = (self._get(s.strip(), "b32", now) for s in source.strip("{}").split(","))
+            low, high = (self._get(s, "b32", now) for s in _listed(source))
             both = low.astype(np.uint64) | high.astype(np.uint64) << np.uint64(32)
             self._set(to, both, now)
         elif to.startswith("{"):
-            low, high = (s.strip() for s in to.strip("{}").split(","))
+            low, high = _listed(to)
             both = self._get(source, "b64", now)
             self._set(low, (both & np.uint64(0xFFFFFFFF)).astype(np.uint32), now)
             self._set(high, (both >> np.uint64(32)).astype(np.uint32), now)
@@ -711,7 +491,7 @@ class Launch:
         self._set(to, chosen, now)
 
     def _checked(self, shared, where, size, text, now, reading):
-        """The memory that is meant, and the places in it, once they are found to be allowed."""
+        """The memory that is accessed, and the checked places in it."""
         if not shared:
             return self.memory, self.memory.check(where, size, text, reading)
         threads, blocks = self.thread[now], self.block[now]
@@ -720,7 +500,7 @@ class Launch:
     def _do_ld(self, one, modes, now):
         to, address = one.operands
         type = modes[-1]
-        registers = [r.strip() for r in to.strip("{}").split(",")]
+        registers = _listed(to)
         where, is_parameter = self._address(address, now)
         if is_parameter:
             self._set(to, np.full(len(now), where).view(TYPES[type]), now)
@@ -739,7 +519,7 @@ class Launch:
     def _do_st(self, one, modes, now):
         address, source = one.operands
         type = modes[-1]
-        registers = [r.strip() for r in source.strip("{}").split(",")]
+        registers = _listed(source)
         where, _ = self._address(address, now)
         item = np.dtype(TYPES[type]).itemsize
         size = item * len(registers)
@@ -752,7 +532,7 @@ class Launch:
             space.store(at, values, i * item)
 
     def _do_cp(self, one, modes, now):
-        """cp.async: at once, but nobody may read it before the thread has waited."""
+        """cp.async: at once, but it may not be read before the thread has waited."""
         threads = self.thread[now]
         if modes[1] == "commit_group":
             self.shared.group[threads] += 1
@@ -809,7 +589,7 @@ class Launch:
             self._set(register, pairs[:, i].reshape(-1), now)
 
     def _do_mma(self, one, modes, now):
-        """D = A B + C of whole warps. The PTX ISA says which lane has what."""
+        """D = A B + C of whole warps, in the fragments of the PTX ISA."""
         d, a, b, c = map(_listed, one.operands)
         shape, kind = modes[2], modes[-2]
         if modes[3:5] != ["row", "col"] or shape not in ("m16n8k16", "m16n8k8"):
@@ -844,10 +624,10 @@ class Launch:
             raise PTXError(f"a shuffle that this machine does not know: {one.text}")
         to, _, valid = to.partition("|")
         values = self._get(source, "b32", now)
-        everyone = np.zeros(self.count, np.uint32)
-        everyone[now] = values
+        all_values = np.zeros(self.count, np.uint32)
+        all_values[now] = values
         partner = self.thread[now] ^ self._get(lanes, "u32", now).astype(np.int64)
-        self._set(to, everyone[partner], now)
+        self._set(to, all_values[partner], now)
         if valid:
             self._set(valid, np.ones(len(now), bool), now)
 

@@ -1,4 +1,4 @@
-"""CUDA kernels without a GPU: compiled to PTX, assembled, and run by `ptx_machine`."""
+"""CUDA kernels without a GPU: compiled to PTX, assembled, and run by `ptx_machine.py`."""
 
 import functools
 import inspect
@@ -14,10 +14,11 @@ from fastce import kernels
 from fastce._inputs import gpu as _gpu_arrays
 from fastce._runtime import dispatch
 from fastce.kernels import cuda as cuda_kernels
-from fastce.kernels.cuda import _attention_arrays, _device, _launch
-from fastce.kernels.cuda._attention_extras import Spans
-from fastce.kernels.cuda._attention_work import Problem
-from support import ptx_machine
+from fastce.kernels.cuda import _device, _launch
+from fastce.kernels.cuda.attention import arrays as attention_arrays
+from support.ptx_machine import Launch
+from support.ptx_memory import BASE, Memory
+from support.ptx_text import Program
 
 # Where there is no GPU, Numba cannot know for which one to compile the functions that a kernel
 # calls. What it makes of them is the same for all.
@@ -43,20 +44,15 @@ def ptx_of(kernel, argument_types, cc):
     return text
 
 
-FLOATS = ("upstream", "denominator", "keep", "spread", "z_loss", "scale", "softcap", "natural")
-FLOATS += ("alpha", "gamma", "power", "epsilon", "beta")
-
-
 def argument_types(kernel):
-    """As a launch has them, by the names of the parameters."""
-    names = inspect.signature(kernel.py_func).parameters
-    kinds = {"p": Problem, "spans": Spans, **dict.fromkeys(FLOATS, float)}
-    return tuple(kinds.get(name, int) for name in names)
+    """As a launch has them: parameters without an annotation are integers."""
+    parameters = inspect.signature(kernel.py_func).parameters.values()
+    return tuple(int if p.annotation is p.empty else p.annotation for p in parameters)
 
 
 @functools.cache
 def program_of(kernel, argument_types):
-    return ptx_machine.Program(ptx_of(kernel, argument_types, (9, 0)))
+    return Program(ptx_of(kernel, argument_types, (9, 0)))
 
 
 _DEVICE = ("limits", "current", "allocate", "address", "upload", "read", "clear", "launch")
@@ -66,7 +62,7 @@ class Machine:
     """What `kernels.cuda._device` is, on the host. Like an H100, but for a slower clock."""
 
     def __init__(self, multiprocessors=132, shared=227 * 1024):
-        self.memory = ptx_machine.Memory()
+        self.memory = Memory()
         self._limits = SimpleNamespace(
             multiprocessors=multiprocessors, shared=shared, capability=(9, 0)
         )
@@ -103,7 +99,7 @@ class Machine:
         assert shared + program.shared_size <= self._limits.shared
         numbers = [*_device.flat(arguments)]
         assert {*map(type, numbers)} <= {int, float}
-        ptx_machine.Launch(program, self.memory, blocks, threads, shared, numbers).run()
+        Launch(program, self.memory, blocks, threads, shared, numbers).run()
 
     def install(self, monkeypatch):
         for name in _DEVICE:
@@ -119,7 +115,7 @@ def forget():
     """What was loaded is loaded again: whether there is a GPU is asked then."""
     kernels.load.cache_clear()
     _launch._plan.cache_clear()
-    _attention_arrays._tables.clear()
+    attention_arrays._tables.clear()
     dispatch._load.cache_clear()
 
 
@@ -145,7 +141,7 @@ class Array:
             self.address, self.shape, self.strides, _gpu_arrays._name(self.dtype), 0, self.stream
         )
 
-    def like(self, seen, shape, dtype):
+    def like(self, first, shape, dtype):
         return Array(self.machine, shape, _gpu_arrays._numpy_dtype(dtype), stream=self.stream)
 
     def transpose(self, axes):
@@ -158,7 +154,7 @@ class Array:
     def get(self):
         """A copy on the host."""
         memory = self.machine.memory
-        offset = self.address - ptx_machine.BASE
+        offset = self.address - BASE
         at = np.full((), offset)
         for n, step in zip(self.shape, self.strides, strict=True):
             at = at[..., None] + np.arange(n) * step
@@ -195,8 +191,8 @@ def launch_user_kernel(machine, kernel, blocks, threads, arrays):
     for a in arrays:
         size = a.dtype.itemsize
         arguments += [0, 0, a.nbytes // size, size, a.address, *a.shape, *a.strides]
-    program = ptx_machine.Program(ptx)
-    ptx_machine.Launch(program, machine.memory, blocks, threads, 0, arguments).run()
+    program = Program(ptx)
+    Launch(program, machine.memory, blocks, threads, 0, arguments).run()
 
 
 def _type_of(a):

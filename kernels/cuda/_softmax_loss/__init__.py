@@ -1,0 +1,1 @@
+"""Losses over the softmax of logits: what cross_entropy and robust_losses share."""
