@@ -114,7 +114,7 @@ $(VENV)/built.stamp: $(SOURCES) | $(VENV)/bin/python
 	@touch $@
 
 $(VENV)/demo.stamp: $(VENV)/built.stamp
-	$(INSTALL) matplotlib scikit-learn ml_dtypes
+	$(INSTALL) "fastce[cli]" matplotlib scikit-learn ml_dtypes
 	@touch $@
 
 $(VENV)/docs.stamp: $(VENV)/built.stamp

@@ -210,7 +210,7 @@ def draw(
             y += height
         y += gap
     low = min([0.8, *(0.6 * ratio for _, _, ratio in bars)])
-    high = max([1.25, *(1.6 * ratio for _, _, ratio in bars)])
+    high = max([1.25, *(2 * ratio for _, _, ratio in bars)])
     low, high = span or (low, high)
     assert all(low < ratio < high for _, _, ratio in bars), f"the axis ends at {high}"
     figure = Figure(figsize=(7.5, y + 1.3), layout="constrained")

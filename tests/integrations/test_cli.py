@@ -4,6 +4,7 @@ In this process, but for environment variables, clusters and terminals: there ar
 and a new process takes most of a second to begin.
 """
 
+import ast
 import contextlib
 import io
 import json
@@ -14,11 +15,13 @@ import struct
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import fastce
+from fastce import _cli as cli
 from fastce._cli import CommandError, main
 from fastce._cli._npy import open_array
 from fastce._runtime.dispatch import BACKENDS
@@ -130,6 +133,19 @@ def test_wrong_settings_stop_loss(data):
     assert done.returncode == 1
     known = ", ".join((*BACKENDS, "cuda"))
     assert done.stderr == f"fastce loss: unknown backend 'abacus'; there are {known}\n"
+
+
+def test_what_the_commands_import():
+    """Extras of the command line, and no library that fastce is compared with."""
+    packages = set()
+    for path in Path(cli.__file__).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                packages |= {name.name.partition(".")[0] for name in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                packages.add(node.module.partition(".")[0])
+    extras = {"rich", "dask", "distributed", "zarr"}
+    assert packages - sys.stdlib_module_names == {"numpy", "fastce", *extras}
 
 
 def test_help_is_quick():

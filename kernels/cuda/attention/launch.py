@@ -30,7 +30,7 @@ FORWARD = {
     ),
 }
 # Whether Hopper's own products (`wgmma`) are used where there are tilings for them. Off until they
-# are timed against those above: `python bench/gpu_attention.py --warpgroups`.
+# are timed against those above: `python bench/studies/gpu_attention.py --warpgroups`.
 WARPGROUPS = False
 # Of float16 and bfloat16 and many rows, by the numbers in a row.
 HOPPER_FORWARD = {64: (8, 1, 128), 128: (8, 1, 128), 256: (8, 1, 64)}
