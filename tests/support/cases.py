@@ -183,10 +183,9 @@ _NLL = [("mean", {}, False), ("none", {"ignore_index": 0, "reduction": "none"}, 
 
 
 def _losses(ops, rows, draw):
+    draws = {op: _grad_loss(draw) if op.endswith("backward") else draw for op in ops}
     return [
-        Case(
-            op, name, _grad_loss(draw) if op.endswith("backward") else draw, options, ulp, weighted
-        )
+        Case(op, name, draws[op], options, ulp, weighted)
         for op, ulp in ops.items()
         for name, options, weighted in rows
     ]
