@@ -126,10 +126,10 @@ def _computed(x: da.Array, t: da.Array, axis: int, args: argparse.Namespace) -> 
     plain = fd.cross_entropy(x, t, **options) if args.label_smoothing else loss
     nan = da.isnan(loss)
     if t.ndim < x.ndim:
-        kept, wanted = t != args.ignore_index, t
+        kept, label = t != args.ignore_index, t
     else:
-        kept, wanted = da.ones_like(nan), da.argmax(t, axis)
-    right = (da.argmax(x, axis) == wanted) & kept & ~nan
+        kept, label = da.ones_like(nan), da.argmax(t, axis)
+    right = (da.argmax(x, axis) == label) & kept & ~nan
     sums = [a.sum(dtype=np.float64) for a in (loss, plain)]
     sums += [kept.sum(), right.sum(), nan.any(), nan.argmax()]
     began = time.perf_counter()  # a cluster of processes here takes seconds to start before this

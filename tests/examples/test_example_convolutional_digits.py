@@ -34,10 +34,10 @@ def test_convolution_is_the_sum_it_says(example):
     layer = in_float64(example.Convolution(rng, 2, 3), rng)
     (weights, bias), x = layer.parameters, rng.standard_normal((2, 4, 6, 2))
     padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    wanted = np.zeros((2, 4, 6, 3)) + bias
+    expected = np.zeros((2, 4, 6, 3)) + bias
     for n, i, j, u, v in np.ndindex(2, 4, 6, 3, 3):
-        wanted[n, i, j] += padded[n, i + u, j + v] @ weights[u, v]
-    np.testing.assert_allclose(layer.forward(x), wanted, atol=1e-12)
+        expected[n, i, j] += padded[n, i + u, j + v] @ weights[u, v]
+    np.testing.assert_allclose(layer.forward(x), expected, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["convolution", "relu", "pool", "dense"])
@@ -59,8 +59,8 @@ def test_gradients_of_layers_against_finite_differences(example, name):
     found = layer.backward(grad)
     np.testing.assert_allclose(found, differences(value, x), rtol=1e-7, atol=1e-7)
     for parameter, gradient in zip(layer.parameters, layer.gradients, strict=True):
-        wanted = differences(value, parameter)
-        np.testing.assert_allclose(gradient, wanted, rtol=1e-7, atol=1e-7)
+        expected = differences(value, parameter)
+        np.testing.assert_allclose(gradient, expected, rtol=1e-7, atol=1e-7)
 
 
 def test_equal_pixels_get_one_gradient(example):

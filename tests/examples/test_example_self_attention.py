@@ -39,8 +39,8 @@ def test_gradients_of_the_layer_against_finite_differences(example, options):
     for array, gradient in zip([x, *attention.parameters], found, strict=True):
         assert gradient.shape == array.shape
         for i in np.ndindex(array.shape):
-            wanted = difference(lambda: (attention.forward(x) * grad).sum(), array, i)
-            assert gradient[i] == pytest.approx(wanted, rel=1e-6, abs=1e-7)
+            expected = difference(lambda: (attention.forward(x) * grad).sum(), array, i)
+            assert gradient[i] == pytest.approx(expected, rel=1e-6, abs=1e-7)
 
 
 def test_weights_are_those_of_the_attention(example):
@@ -71,9 +71,9 @@ def test_against_torch(example, causal):
     close = {"rtol": 1e-10, "atol": 1e-10}
     np.testing.assert_allclose(attention.forward(x), y.detach().numpy(), **close)
     np.testing.assert_allclose(attention.backward(grad), xt.grad.numpy(), **close)
-    wanted = [w.numpy().T for w in theirs.in_proj_weight.grad.chunk(3)]
-    wanted.append(theirs.out_proj.weight.grad.numpy().T)
-    for gradient, w in zip(attention.gradients, wanted, strict=True):
+    expected = [w.numpy().T for w in theirs.in_proj_weight.grad.chunk(3)]
+    expected.append(theirs.out_proj.weight.grad.numpy().T)
+    for gradient, w in zip(attention.gradients, expected, strict=True):
         np.testing.assert_allclose(gradient, w, **close)
     seen = np.tril(np.ones((5, 5))) if causal else 1
     np.testing.assert_allclose(attention.weights() * seen, weights.detach().numpy(), **close)
@@ -105,8 +105,8 @@ def test_gradients_of_the_network(example):
     for array, gradient in zip(network.parameters, gradients, strict=True):
         for _ in range(6):
             i = tuple(rng.integers(0, array.shape))
-            wanted = difference(lambda: network.loss_and_gradients(hands)[0], array, i)
-            assert gradient[i] == pytest.approx(wanted, rel=1e-5, abs=1e-8)
+            expected = difference(lambda: network.loss_and_gradients(hands)[0], array, i)
+            assert gradient[i] == pytest.approx(expected, rel=1e-5, abs=1e-8)
 
 
 def test_a_short_training_looks_at_the_right_card(example):

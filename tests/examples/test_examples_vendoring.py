@@ -63,9 +63,9 @@ def test_regression(capsys):
     regression = example("numba_jit/regression.py")
     images, labels = regression.load()
     weights, losses = regression.train(images, labels, 10, 20, np.float32(0.5))
-    wanted_weights, wanted = descend(images, labels, 20, 0.5)
+    wanted_weights, expected = descend(images, labels, 20, 0.5)
     assert weights.dtype == np.float32
-    np.testing.assert_allclose(losses, wanted, rtol=1e-6)
+    np.testing.assert_allclose(losses, expected, rtol=1e-6)
     np.testing.assert_allclose(weights, wanted_weights, atol=1e-5)
     loss = fastce.cross_entropy(images @ weights, labels)
     assert regression.surprise(images, labels, weights) == pytest.approx(loss, rel=1e-6)
@@ -160,11 +160,11 @@ def test_nbest_against_fastce(nbest):
     tokens[-1] = 999
     np.savez(nbest / "texts.npz", logits=logits, tokens=tokens, starts=starts)
     assert python(nbest, "-c", SCORES).split() == ["IndexError", *["ValueError"] * 3]
-    wanted = [
+    expected = [
         math.exp(fastce.cross_entropy(logits[a:b], tokens[a:b]))
         for a, b in itertools.pairwise(starts)
     ]
-    np.testing.assert_allclose(np.load(nbest / "scores.npy"), wanted, rtol=1e-5)
+    np.testing.assert_allclose(np.load(nbest / "scores.npy"), expected, rtol=1e-5)
 
 
 @pytest.mark.slow

@@ -618,7 +618,7 @@ def test_file_cut_while_it_is_read(data, order):
 
 
 def test_a_row_that_memory_does_not_hold(tmp_path):
-    """One row of 2**43 bytes, which take no room on the disk."""
+    """One row of 2**43 bytes, which take no space on the disk."""
     with open(tmp_path / "x.npy", "wb") as file:
         header = {"descr": "<f4", "fortran_order": False, "shape": (1, 2**41)}
         np.lib.format.write_array_header_1_0(file, header)
@@ -641,7 +641,7 @@ def test_memory_is_bounded(tmp_path, kind):
         if kind == "compressed":
             np.savez_compressed(tmp_path / "x.npz", np.zeros((rows, 1000), np.float32))
         else:
-            with open(tmp_path / "x.npz", "wb") as file:  # zeros that take no room on disk
+            with open(tmp_path / "x.npz", "wb") as file:  # zeros that take no space on disk
                 header = {"descr": "<f4", "fortran_order": kind == "F", "shape": (rows, 1000)}
                 np.lib.format.write_array_header_1_0(file, header)
                 file.truncate(file.tell() + rows * 4000)

@@ -37,14 +37,14 @@ def _in_this_thread():
         yield
 
 
-def close(found, wanted, dtype=None, scale=1.0):
+def close(found, expected, dtype=None, scale=1.0):
     """Equal to some last places of `dtype`, infinity and NaN included."""
-    found, wanted = np.asarray(found), np.asarray(wanted)
-    assert found.dtype == wanted.dtype
-    assert found.shape == wanted.shape
-    eps = EPS[str(np.dtype(dtype or wanted.dtype))]
-    found, wanted = found.astype(np.float64), wanted.astype(np.float64)
-    np.testing.assert_allclose(found, wanted, rtol=4 * eps, atol=eps * scale)
+    found, expected = np.asarray(found), np.asarray(expected)
+    assert found.dtype == expected.dtype
+    assert found.shape == expected.shape
+    eps = EPS[str(np.dtype(dtype or expected.dtype))]
+    found, expected = found.astype(np.float64), expected.astype(np.float64)
+    np.testing.assert_allclose(found, expected, rtol=4 * eps, atol=eps * scale)
 
 
 def logits(dtype=np.float64, shape=(N, C), spread=4.0, seed=0):
@@ -68,9 +68,9 @@ def test_log_softmax(chunks, dtype):
     x = logits(dtype)
     for name in "logsumexp", "softmax", "log_softmax":
         result = getattr(fd, name)(split(x, chunks))
-        wanted = getattr(fastce, name)(x)
-        assert result.dtype == wanted.dtype == dtype
-        close(result.compute(), wanted)
+        expected = getattr(fastce, name)(x)
+        assert result.dtype == expected.dtype == dtype
+        close(result.compute(), expected)
 
 
 @pytest.mark.parametrize("axis", [0, 1, -1])
@@ -84,10 +84,10 @@ def test_axes(axis):
     close(result.compute(), fastce.log_softmax(x, axis=axis))
     t = labels(np.delete(x.shape, axis), x.shape[axis])
     loss, grad = fd.cross_entropy_with_grad(split(x, chunks), t, axis=axis)
-    wanted = fastce.cross_entropy_with_grad(x, t, axis=axis)
+    expected = fastce.cross_entropy_with_grad(x, t, axis=axis)
     assert grad.chunks == split(x, chunks).chunks
-    close(loss.compute(), wanted[0])
-    close(grad.compute(), wanted[1])
+    close(loss.compute(), expected[0])
+    close(grad.compute(), expected[1])
 
 
 def test_masked_blocks_and_special_values():
@@ -112,12 +112,12 @@ def test_a_dominating_logit_keeps_the_digits_of_the_others():
     for dtype in np.float64, np.float32:
         for chunks in (3, 1), (2, 2), (1, 3), (3, 4):
             given = x.astype(dtype)
-            wanted = fastce.cross_entropy(given, top, reduction="none")
-            assert 0 < wanted.min() < 1e-20
+            expected = fastce.cross_entropy(given, top, reduction="none")
+            assert 0 < expected.min() < 1e-20
             loss, grad = fd.cross_entropy_with_grad(split(given, chunks), top, reduction="none")
             right = fastce.cross_entropy_with_grad(given, top, reduction="none")[1]
             eps = 64 * np.finfo(dtype).eps  # exp(-50), whose argument is rounded twice
-            np.testing.assert_allclose(loss.compute(), wanted, rtol=eps)
+            np.testing.assert_allclose(loss.compute(), expected, rtol=eps)
             np.testing.assert_allclose(grad.compute(), right, rtol=eps)
             np.testing.assert_allclose(
                 fd.log_softmax(split(given, chunks)).compute(), fastce.log_softmax(given), rtol=eps
@@ -157,12 +157,12 @@ def test_cross_entropy(chunks, options, kind):
     elif "ignore_index" in options:
         x[t == 3] = np.nan
     loss, grad = fd.cross_entropy_with_grad(split(x, chunks), t, **options)
-    wanted = fastce.cross_entropy_with_grad(x, t, **options)
+    expected = fastce.cross_entropy_with_grad(x, t, **options)
     assert loss.dtype == np.float64
     assert grad.chunks == split(x, chunks).chunks
-    close(loss.compute(), wanted[0], scale=C)
-    close(fd.cross_entropy(split(x, chunks), t, **options).compute(), wanted[0], scale=C)
-    close(grad.compute(), wanted[1])
+    close(loss.compute(), expected[0], scale=C)
+    close(fd.cross_entropy(split(x, chunks), t, **options).compute(), expected[0], scale=C)
+    close(grad.compute(), expected[1])
 
 
 @chunked
@@ -173,16 +173,16 @@ def test_cross_entropy_dtypes(chunks, dtype):
         loss, grad = fd.cross_entropy_with_grad(
             split(x, chunks), target, label_smoothing=0.1, weight=np.arange(C), reduction="sum"
         )
-        wanted = fastce.cross_entropy_with_grad(
+        expected = fastce.cross_entropy_with_grad(
             x, target, label_smoothing=0.1, weight=np.arange(C), reduction="sum"
         )
-        close(loss.compute(), wanted[0])
-        close(grad.compute(), wanted[1], scale=C)
+        close(loss.compute(), expected[0])
+        close(grad.compute(), expected[1], scale=C)
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_masked_vocabularies(options):
-    """A class of probability 0 costs infinity where it is wanted, and else nothing."""
+    """The loss of a label of probability 0 is infinite; other such classes add nothing."""
     x, t = logits(), labels()
     x[:, 4:6] = -np.inf
     x[3, 6:8] = -np.inf
@@ -192,12 +192,12 @@ def test_masked_vocabularies(options):
     soft[5, 5] = 0.5
     targets = [t] if "ignore_index" in options else [t, soft]
     for target in targets:
-        wanted = fastce.cross_entropy_with_grad(x, target, **options | {"reduction": "none"})
+        expected = fastce.cross_entropy_with_grad(x, target, **options | {"reduction": "none"})
         for chunks in (5, 2), (N, 3), (4, 1):
             found = fd.cross_entropy_with_grad(
                 split(x, chunks), target, **options | {"reduction": "none"}
             )
-            for a, b in zip(dask.compute(*found), wanted, strict=True):
+            for a, b in zip(dask.compute(*found), expected, strict=True):
                 close(a, b, scale=C)
 
 
@@ -213,9 +213,9 @@ def test_one_row_and_no_axes():
     for chunks in C, 3:
         for reduction in "mean", "sum", "none":
             loss, grad = fd.cross_entropy_with_grad(split(x, chunks), 4, reduction=reduction)
-            wanted = fastce.cross_entropy_with_grad(x, 4, reduction=reduction)
-            close(loss.compute(), wanted[0])
-            close(grad.compute(), wanted[1])
+            expected = fastce.cross_entropy_with_grad(x, 4, reduction=reduction)
+            close(loss.compute(), expected[0])
+            close(grad.compute(), expected[1])
         close(fd.log_softmax(split(x, chunks)).compute(), fastce.log_softmax(x))
         close(fd.logsumexp(split(x, chunks)).compute(), fastce.logsumexp(x))
 
@@ -263,9 +263,9 @@ def test_information(chunks, name):
         result = getattr(fd.information, name)(
             *(split(a, chunks) for a in given), base=2, keepdims=True
         )
-        wanted = getattr(fastce.information, name)(*given, base=2, keepdims=True)
+        expected = getattr(fastce.information, name)(*given, base=2, keepdims=True)
         assert result.dtype == dtype
-        close(result.compute(), wanted, scale=1e-9)  # small ones have their digits, too
+        close(result.compute(), expected, scale=1e-9)  # small ones have their digits, too
 
 
 def test_masses_whose_product_underflows():
@@ -280,10 +280,10 @@ def test_divergences_of_nearly_equal_distributions():
     p = np.random.default_rng(0).dirichlet(np.ones(C), N)
     q = p * (1 + 1e-6 * np.random.default_rng(1).standard_normal(p.shape))
     for name in "kl_divergence", "js_divergence":
-        wanted = getattr(fastce.information, name)(p, q)
-        assert wanted.max() < 1e-11
+        expected = getattr(fastce.information, name)(p, q)
+        assert expected.max() < 1e-11
         result = getattr(fd.information, name)(split(p, (5, 3)), split(q, (5, 3)))
-        np.testing.assert_allclose(result.compute(), wanted, rtol=1e-8)
+        np.testing.assert_allclose(result.compute(), expected, rtol=1e-8)
 
 
 # --- attention ----------------------------------------------------------------------------
@@ -307,10 +307,10 @@ def test_attention(options, keys, dtype):
     )  # fmt: skip
     given = (split(a, (1, 2, n, -1)) for a, n in ((q, 3), (k, keys), (v, keys)))
     out, lse = fd.scaled_dot_product_attention(*given, return_lse=True, **options)
-    wanted = fastce.scaled_dot_product_attention(q, k, v, return_lse=True, **options)
-    assert (out.shape, out.dtype) == (wanted[0].shape, wanted[0].dtype)
+    expected = fastce.scaled_dot_product_attention(q, k, v, return_lse=True, **options)
+    assert (out.shape, out.dtype) == (expected[0].shape, expected[0].dtype)
     loose = {"float64": 10, "float32": 10, "float16": 2, "bfloat16": 2}[str(np.dtype(dtype))]
-    for a, b in zip(dask.compute(out, lse), wanted, strict=True):
+    for a, b in zip(dask.compute(out, lse), expected, strict=True):
         close(a, b, scale=loose, dtype=dtype)
 
 
@@ -342,8 +342,8 @@ def test_attention_of_rows_of_large_numbers(dtype, size):
     mask[::2] = size
     given = (split(a, (1, c, -1)) for a, c in ((q, 4), (k, (3, 17)), (v, (3, 17))))
     out, lse = fd.scaled_dot_product_attention(*given, attn_mask=mask, return_lse=True)
-    wanted = fastce.scaled_dot_product_attention(q, k, v, attn_mask=np.zeros_like(mask))
-    close(out.compute(), wanted, scale=10)
+    expected = fastce.scaled_dot_product_attention(q, k, v, attn_mask=np.zeros_like(mask))
+    close(out.compute(), expected, scale=10)
     np.testing.assert_allclose(lse.compute()[:, ::2], size, rtol=1e-3)
 
 
@@ -364,8 +364,8 @@ def test_attention_of_many_key_blocks_and_two_axes():
     k[17] = 300 * q[2]
     given = split(q, (2, 8)), split(k, (1, 8)), split(v, (1, 3))
     found = fd.scaled_dot_product_attention(*given, return_lse=True)
-    wanted = fastce.scaled_dot_product_attention(q, k, v, return_lse=True)
-    for a, b in zip(dask.compute(*found), wanted, strict=True):
+    expected = fastce.scaled_dot_product_attention(q, k, v, return_lse=True)
+    for a, b in zip(dask.compute(*found), expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-13)
 
 
@@ -479,12 +479,12 @@ def test_processes():
         bad[41] = 50
         with pytest.raises(IndexError, match=r"target\[41\] is 50, out of range for 50 classes"):
             fd.cross_entropy(split(x, (16, 20)), bad).compute()
-    wanted = [
+    expected = [
         *fastce.cross_entropy_with_grad(x, t, label_smoothing=0.1),
         fastce.scaled_dot_product_attention(q, q, q, is_causal=True),
         fastce.information.js_divergence(abs(x), abs(x) + 1),
     ]
-    for a, b in zip(found, wanted, strict=True):
+    for a, b in zip(found, expected, strict=True):
         close(a, b, scale=10)
     alone = dask.compute(loss, grad, attended, js, scheduler="synchronous")
     assert [np.asarray(a).tobytes() for a in found] == [np.asarray(a).tobytes() for a in alone]
@@ -565,9 +565,9 @@ def test_an_empty_chunk_beside_one_row():
 def test_a_mask_of_one_number():
     q = np.random.default_rng(0).standard_normal((2, 6, 4))
     x = split(q, (1, 3, 4))
-    for mask, wanted in ((True, None), (False, np.zeros((6, 6), bool))):
+    for mask, expected in ((True, None), (False, np.zeros((6, 6), bool))):
         found = fd.scaled_dot_product_attention(x, x, x, attn_mask=np.array(mask)).compute()
-        close(found, fastce.scaled_dot_product_attention(q, q, q, attn_mask=wanted))
+        close(found, fastce.scaled_dot_product_attention(q, q, q, attn_mask=expected))
 
 
 def test_without_dask():

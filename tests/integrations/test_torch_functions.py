@@ -37,8 +37,8 @@ def same(ours, theirs, inputs, upstream=None):
     torch.testing.assert_close(result.double(), right, rtol=rtol, atol=rtol)
     upstream = torch.randn(right.shape, dtype=torch.float64)
     found = torch.autograd.grad(result, inputs, upstream.to(result.dtype))
-    wanted = torch.autograd.grad(right, wide, upstream.to(result.dtype).double())
-    for a, b, given in zip(found, wanted, inputs, strict=True):
+    expected = torch.autograd.grad(right, wide, upstream.to(result.dtype).double())
+    for a, b, given in zip(found, expected, inputs, strict=True):
         assert a.dtype == given.dtype
         assert a.shape == given.shape
         torch.testing.assert_close(a.double(), b, rtol=rtol, atol=rtol)
@@ -253,8 +253,8 @@ def test_autocast():
             assert loss.dtype == torch.float32
             right = F.cross_entropy(F.linear(x, w).float(), target)
             torch.testing.assert_close(loss, right, rtol=1e-2, atol=1e-2)
-            wanted, found = torch.autograd.grad(right, (x, w)), torch.autograd.grad(loss, (x, w))
-            torch.testing.assert_close(found, wanted, rtol=3e-2, atol=3e-3)
+            expected, found = torch.autograd.grad(right, (x, w)), torch.autograd.grad(loss, (x, w))
+            torch.testing.assert_close(found, expected, rtol=3e-2, atol=3e-3)
         out = ft.scaled_dot_product_attention(q, q, q)
         assert out.dtype == F.scaled_dot_product_attention(q, q, q).dtype == torch.bfloat16
         for mask in torch.randn(3, 3), torch.rand(3, 3) < 0.5:

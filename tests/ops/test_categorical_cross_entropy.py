@@ -329,7 +329,7 @@ def test_in_place(backend, shape_axis, dtype):
     shape, axis = shape_axis
     for name in "all", "dense-all":
         probs, target, options = draw(shape, DTYPES[dtype], OPTIONS[name], axis)
-        before, wanted = probs.copy(), target.copy()
+        before, expected = probs.copy(), target.copy()
         right = BOTH(probs, target, axis=axis, **options)
         given = np.full_like(probs, 7)
         assert BOTH(probs, target, axis=axis, **options, out=given)[1] is given
@@ -338,7 +338,7 @@ def test_in_place(backend, shape_axis, dtype):
         loss, grad = BOTH(probs, target, axis=axis, **options, out=probs)
         assert grad is probs
         assert bits([loss, grad]) == bits(right)
-        np.testing.assert_array_equal(target, wanted)
+        np.testing.assert_array_equal(target, expected)
         probs = before.copy()
         assert BACKWARD(1.0, probs, target, axis=axis, **options, out=probs) is probs
         assert bits([probs]) == bits(right[1:])
