@@ -91,6 +91,7 @@ fastce.show_config()
 """
 
 
+@pytest.mark.slow
 def test_without_compiled_modules_numba_computes_and_the_reason_is_shown():
     pytest.importorskip("numba")
     result = python(HIDE + SHOW)

@@ -87,6 +87,7 @@ print(sum(stats.cache_hits.values()), sum(stats.cache_misses.values()))
 """
 
 
+@pytest.mark.slow
 def test_compiled_once(tmp_path):
     """Another process finds it in the cache, and how long it took."""
     runs = []
@@ -106,6 +107,7 @@ def test_compiled_once(tmp_path):
     assert 0.1 < float(taken.removesuffix(" s")) < 120
 
 
+@pytest.mark.slow
 def test_nowhere_to_write(tmp_path):
     """Then it is compiled in each process."""
     code = """
@@ -117,6 +119,7 @@ from numba.core import caching
     assert output.split()[1] == "0", "found in a cache"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("file", "call", "addition", "results"),
     [

@@ -182,6 +182,7 @@ def machine_code(cubin):
     ).stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "width", "queries", "general"), ATTENTION)
 def test_resources_of_attention(monkeypatch, tmp_path, name, width, queries, general):
     """Results stay in registers, and tensor cores multiply where they should."""
@@ -210,6 +211,7 @@ def test_resources_of_attention(monkeypatch, tmp_path, name, width, queries, gen
         assert "LDGSTS.E.BYPASS.128" in code, found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("width", "which"), [(128, "forward"), (128, "gradient of q"), (64, "gradient of k, v")]
 )
@@ -231,6 +233,7 @@ def test_resources_of_warpgroups(monkeypatch, tmp_path, width, which):
     assert "HMMA" not in code
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cc", ARCHITECTURES, ids=lambda cc: f"sm_{cc[0]}{cc[1]}")
 def test_resources_around_attention(monkeypatch, cc):
     monkeypatch.setattr(_device, "limits", sim.Machine().limits)
