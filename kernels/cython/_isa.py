@@ -66,9 +66,14 @@ def to_build(choice: str) -> list[str]:
 
 
 def built() -> list[str]:
-    """The levels that were compiled, lowest first."""
+    """The levels that were compiled, lowest first. One that lacks modules of others is left out."""
     here, suffix = Path(__file__).parent, EXTENSION_SUFFIXES[0]
-    return [name for name in levels() if any((here / name).glob(f"*{suffix}"))]
+    found = {
+        name: {path.name.partition(".")[0] for path in (here / name).glob(f"*{suffix}")}
+        for name in levels()
+    }
+    every = set().union(*found.values())
+    return [n for n, there in found.items() if there and there >= every & set(ONLY.get(n, every))]
 
 
 def level() -> str:

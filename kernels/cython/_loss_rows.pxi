@@ -192,8 +192,8 @@ cdef double row(
     loss = sums.loss + sums.total * log_sum + p.z_loss * lse * lse
     if TRANSFORMED and label >= 0:
         transformed = transform_loss(&p.transform, state.row_max, get(x + label), state.sumexp_m1)
-        loss = times(weight, transformed.loss, log_sum - log_sum)
-        weight = sums.total = times(weight, transformed.slope, log_sum - log_sum)
+        loss = weighted(weight, transformed.loss, log_sum - log_sum)
+        weight = sums.total = weighted(weight, transformed.slope, log_sum - log_sum)
     if TRANSFORMED and p.transform.beta != 0:
         mean_gap = row_mean_gap(p, x, exps, state)
         loss = loss - p.transform.beta * (log_sum + mean_gap)

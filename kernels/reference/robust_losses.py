@@ -22,17 +22,21 @@ from ._widen import total, widen
 
 def _transform_loss(log_p, p, u, alpha, gamma, q, epsilon):
     """The loss of a row without weight and entropy, and s."""
-    # From the logarithm where p is 0 or nearly so, and its power need not be.
-    power = np.where(p > 1e-300, p**q, np.exp(q * log_p)) if q else np.ones_like(p)
-    surprise = -np.expm1(q * log_p) / q if q else -log_p
-    focus = u**gamma if gamma else np.ones_like(u)
-    # surprise / u is 1 in the limit of u = 0, and p * surprise is 0 in that of p = 0.
-    steep = gamma * np.where(p > 0, p * np.where(u > 0, surprise / u, 1.0), 0.0)
-    loss = epsilon * u + (alpha * focus * surprise if alpha else 0.0)
-    if epsilon < 0:  # power is (power - p) + p: nothing cancels for epsilon = -alpha
-        slope = alpha * focus * ((power - p if q else u) + steep) + (alpha * focus + epsilon) * p
+    # From the logarithm where p is 0 or nearly so, and its p_power need not be.
+    p_power = np.where(p > 1e-300, p**q, np.exp(q * log_p)) if q else np.ones_like(p)
+    base_loss = -np.expm1(q * log_p) / q if q else -log_p
+    modulation = u**gamma if gamma else np.ones_like(u)
+    # base_loss / u is 1 in the limit of u = 0, and p * base_loss is 0 in that of p = 0.
+    steeper = gamma * np.where(p > 0, p * np.where(u > 0, base_loss / u, 1.0), 0.0)
+    scale = alpha * modulation
+    loss = epsilon * u + (scale * base_loss if alpha else 0.0)
+    if epsilon < 0:  # p_power is (p_power - p) + p: nothing cancels for epsilon = -alpha
+        slope = (
+            alpha * modulation * ((p_power - p if q else u) + steeper)
+            + (alpha * modulation + epsilon) * p
+        )
     else:
-        slope = alpha * focus * (power + steep) + epsilon * p
+        slope = alpha * modulation * (p_power + steeper) + epsilon * p
     return loss, slope
 
 

@@ -225,12 +225,12 @@ _ROBUST = {
     "symmetric_cross_entropy": [
         ("mean", {}, False),
         ("reverse", {"alpha": 0.0, "beta": 0.5, "log_zero": -6.0, "reduction": "none"}, False),
-        ("weight", {"ignore_index": 0, "reduction": "sum"}, True),
+        ("all", {"alpha": 0.5, "ignore_index": 0, "reduction": "sum"}, True),
     ],
     "poly_cross_entropy": [
         ("mean", {}, False),
         ("less", {"epsilon": -1.0, "reduction": "none"}, False),
-        ("weight", {"epsilon": 2.0, "ignore_index": 0}, True),
+        ("all", {"epsilon": 2.0, "ignore_index": 0}, True),
     ],
     "confidence_penalty": [
         ("mean", {}, False),

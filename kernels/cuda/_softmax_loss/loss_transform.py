@@ -35,31 +35,32 @@ def transform_loss(options, row_max, x, sumexp_m1):
     where there is no distribution.
     """
     alpha, gamma, q, epsilon = options.alpha, options.gamma, options.q, options.epsilon
+    # gap_error is what the rounding of row_max - x has lost, by a two-sum.
     gap = row_max - x
     back = gap - row_max
-    error = (row_max - (gap - back)) - (x + back)
+    gap_error = (row_max - (gap - back)) - (x + back)
     valid = row_max - row_max  # 0, or NaN where the maximum is infinite
-    inv_sumexp = 1.0 / (1.0 + sumexp_m1) + valid
-    p = math.exp(-gap) * inv_sumexp
+    max_prob = 1.0 / (1.0 + sumexp_m1) + valid
+    p = math.exp(-gap) * max_prob
     if p > 0:  # else the gap may be infinite
-        p -= p * error
+        p -= p * gap_error
     # 1 - p: for the maximum the sum of the others, else p is at most 1/2.
-    u = sumexp_m1 * inv_sumexp if gap == 0 else 1.0 - p
+    u = sumexp_m1 * max_prob if gap == 0 else 1.0 - p
     log_p = -(gap + (math.log1p(sumexp_m1) + valid))
-    p_power, surprise, focus, steep = 1.0, -log_p, 1.0, 0.0
+    p_power, base_loss, modulation, steeper = 1.0, -log_p, 1.0, 0.0
     if q != 0:
         p_power = power_of(p, q) if gap < SMALL_EXPONENT else math.exp(q * log_p)
-        surprise = -math.expm1(q * log_p) / q
+        base_loss = -math.expm1(q * log_p) / q
     if gamma != 0:
-        focus = u * u if gamma == 2 else power_of(u, gamma)
-        # surprise / u is 1 in the limit of u = 0, and p * surprise is 0 in that of p = 0.
+        modulation = u * u if gamma == 2 else power_of(u, gamma)
+        # base_loss / u is 1 in the limit of u = 0, and p * base_loss is 0 in that of p = 0.
         if p > 0:
-            steep = gamma * p * (surprise / u if u > 0 else 1.0)
+            steeper = gamma * p * (base_loss / u if u > 0 else 1.0)
     loss = epsilon * u
     if alpha != 0:
-        loss += alpha * focus * surprise
-    scale = alpha * focus
+        loss += alpha * modulation * base_loss
+    scale = alpha * modulation
     if epsilon < 0:  # p_power is (p_power - p) + p: nothing cancels for epsilon = -alpha
         excess = p_power - p if q != 0 else u
-        return loss, scale * (excess + steep) + (scale + epsilon) * p
-    return loss, scale * (p_power + steep) + epsilon * p
+        return loss, scale * (excess + steeper) + (scale + epsilon) * p
+    return loss, scale * (p_power + steeper) + epsilon * p
