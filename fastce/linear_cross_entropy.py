@@ -216,7 +216,7 @@ class LinearInputs(Targets):
         out: Any = None,
     ) -> None:  # fmt: skip
         for a in input, linear_weight:
-            memory_of(a, _OP)  # raises for arrays on a GPU
+            memory_of(a, _OP, _OP)  # raises for arrays on a GPU
         if not 0.0 <= host.number(softcap, "softcap") < math.inf:
             raise ValueError(f"softcap must be finite and at least 0, got {softcap!r}")
         x = host.floating(input, "input")

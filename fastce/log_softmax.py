@@ -44,7 +44,7 @@ def logsumexp(x: ArrayLike, *, axis: int = -1, keepdims: bool = False, out: Any 
     >>> round(float(fastce.logsumexp([1000.0, 1000.0])), 6)
     1000.693147
     """
-    memory = memory_of(x, "log_softmax")
+    memory = memory_of(x, "log_softmax", "logsumexp")
     a = memory.floating(x, "x")
     layout = memory.layout_of(a, axis, "x")
     to = None
@@ -209,7 +209,7 @@ def _map(name: str, x: Any, axis: int, out: Any) -> Any:
     if usual and (rows := host.last_axis(x)):
         kernel("log_softmax", name)(rows[0], rows[1], threads=get_num_threads())
         return rows[2]
-    memory = memory_of(x, "log_softmax")
+    memory = memory_of(x, "log_softmax", name)
     a = memory.floating(x, "x")
     layout, to, result = _output(memory, a, axis, "x", out)
     a = a if out is None else memory.apart(a, to, "x")
@@ -222,7 +222,7 @@ def _map(name: str, x: Any, axis: int, out: Any) -> Any:
 
 
 def _map_gradient(name: str, grad: Any, y: Any, axis: int, out: Any) -> Any:
-    memory = memory_of(grad, "log_softmax")
+    memory = memory_of(grad, "log_softmax", name)
     g = memory.floating(grad, "grad")
     p = memory.floating(y, "y", g)
     if g.shape != p.shape or g.dtype != p.dtype:

@@ -139,7 +139,8 @@ def packed(
             f"{of_k[1]} and {of_v[1]}"
         )
     if not enable_gqa and of_q[1] != of_k[1]:
-        raise ValueError(f"q has {of_q[1]} heads, k and v have {of_k[1]}: that needs enable_gqa")
+        heads = f"q has {of_q[1]} heads, k and v have {of_k[1]}"
+        raise ValueError(f"{heads}: that needs enable_gqa=True")
     options, excess = scalar_options(scale, window, softcap, is_causal, of_q[-1])
     count = attention_spans.count(cu_seqlens_q)
     positions = {

@@ -31,7 +31,7 @@ class ElementInputs(LossCall):
         out: Any = None,
     ) -> None:
         check_reduction(reduction)
-        self.memory = memory = memory_of(x, self.file)
+        self.memory = memory = memory_of(x, self.file, function)
         self.function, self.name, self.reduction = function, name, reduction
         self.given, self.out, self.out_array = x, out, None
         a = memory.floating(x, name)

@@ -309,7 +309,7 @@ class LossInputs(Targets):
         out: Any = None,
         name: str = "logits",
     ) -> None:
-        memory = memory_of(logits, file)
+        memory = memory_of(logits, file, function)
         x = shaped = memory.floating(logits, name)
         self.file, self.function, self.given, self.out = file, function, logits, out
         self.out_array = None

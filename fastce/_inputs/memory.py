@@ -79,9 +79,9 @@ class Memory(Protocol):
     def num_threads(self) -> int: ...
 
 
-def memory_of(x: Any, op: str) -> Memory:
+def memory_of(x: Any, op: str, name: str) -> Memory:
     """The module for arrays where `x` lies. An op without kernels for GPUs raises there."""
     if type(x) is np.ndarray or not gpu.is_on_gpu(x):
         return host
-    gpu_kernel(op, op)  # raises, and says why, if it is not there
+    gpu_kernel(op, name)  # raises, and says why, if it is not there
     return gpu

@@ -34,6 +34,8 @@ _chosen: ContextVar[str | None] = ContextVar(
 class BackendError(ImportError):
     """The backend that was asked for cannot be used; the message says why."""
 
+    __module__ = "fastce"  # as users import it: every traceback prints it
+
 
 def kernel(op: str, name: str) -> Callable[..., None]:
     """Function `name` of file `op` in the backend to use now."""

@@ -34,3 +34,7 @@ __all__ = [
     "scaled_dot_product_attention",
     "softmax",
 ]
+
+for _name in __all__:  # help() and pickles name this module, not the private file
+    if callable(globals()[_name]):
+        globals()[_name].__module__ = __name__

@@ -37,3 +37,7 @@ __all__ = [
     "mutual_information_from_samples",
     "perplexity",
 ]
+
+for _name in __all__:  # help() and pickles name this module, not the private file
+    if callable(globals()[_name]):
+        globals()[_name].__module__ = __name__
