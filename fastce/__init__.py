@@ -1,4 +1,4 @@
-"""Softmax, cross-entropy and attention kernels for NumPy arrays: fast, exact, plainly built.
+"""Softmax, cross-entropy and attention kernels for NumPy arrays: fast and exact.
 
 Every op takes any axis and any layout, float64, float32, float16 and bfloat16, and runs over
 all CPU threads with results that are the same to the last bit for any number of them.

@@ -127,7 +127,7 @@ def cross_entropy_with_grad(
     Parameters
     ----------
     logits, target, weight, ignore_index, reduction, label_smoothing, z_loss, axis
-        As for `cross_entropy`, and so are errors.
+        As for `cross_entropy`, with the same errors.
 
     Returns
     -------

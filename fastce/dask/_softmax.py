@@ -97,7 +97,7 @@ def softmax(x: da.Array, *, axis: int = -1) -> da.Array:
     Parameters
     ----------
     x, axis
-        As for `log_softmax`, and so are errors.
+        As for `log_softmax`, with the same errors.
 
     Returns
     -------

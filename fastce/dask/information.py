@@ -120,7 +120,7 @@ def kl_divergence(
     Parameters
     ----------
     p, q, axis, base, keepdims
-        As for `cross_entropy`, and so are errors.
+        As for `cross_entropy`, with the same errors.
 
     Returns
     -------
@@ -153,7 +153,7 @@ def js_divergence(
     Parameters
     ----------
     p, q, axis, base, keepdims
-        As for `cross_entropy`, and so are errors.
+        As for `cross_entropy`, with the same errors.
 
     Returns
     -------
@@ -180,7 +180,7 @@ def entropy_from_logits(
     logits : dask.array.Array
         Of any chunks.
     axis, base, keepdims
-        As for `entropy`, and so are errors.
+        As for `entropy`, with the same errors.
 
     Returns
     -------
@@ -211,7 +211,7 @@ def kl_divergence_from_logits(
     p_logits, q_logits : dask.array.Array
         Of the same shape and chunks.
     axis, base, keepdims
-        As for `cross_entropy`, and so are errors.
+        As for `cross_entropy`, with the same errors.
 
     Returns
     -------

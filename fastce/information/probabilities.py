@@ -116,7 +116,7 @@ def kl_divergence(
     Parameters
     ----------
     p, q, axis, base, keepdims
-        As for `cross_entropy`, and so are errors.
+        As for `cross_entropy`, with the same errors.
 
     Returns
     -------
@@ -156,7 +156,7 @@ def js_divergence(
     Parameters
     ----------
     p, q, axis, base, keepdims
-        As for `cross_entropy`, and so are errors.
+        As for `cross_entropy`, with the same errors.
 
     Returns
     -------

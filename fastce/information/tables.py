@@ -62,7 +62,7 @@ def conditional_entropy(
         The axis of X, which is given, and then that of Y. ``axis=(-1, -2)`` is the entropy of
         what the rows stand for, given the column. The other axes are those of separate tables.
     base : float, optional
-        As for `entropy`, and so are errors.
+        As for `entropy`, with the same errors.
 
     Returns
     -------
@@ -95,7 +95,7 @@ def mutual_information(
     axis : pair of int, default (-2, -1)
         The axes of the two variables. The others are those of separate tables.
     base : float, optional
-        As for `entropy`, and so are errors.
+        As for `entropy`, with the same errors.
 
     Returns
     -------

@@ -38,7 +38,7 @@ def test_the_table_has_every_op():
     ops = [name for name in fastce.__all__ if hasattr(oracle, name) and "categ" not in name]
     assert {case.op for case in EVERY} == set(ops)
     assert len(ops) == 25
-    elsewhere = {"attention", "information", "linear_cross_entropy"}  # tests/test_<op>.py
+    elsewhere = {"attention", "information", "linear_cross_entropy"}  # tests/ops/test_<op>.py
     elsewhere |= {"binary_cross_entropy", "categorical_cross_entropy"}
     assert set(OPS) == {"log_softmax", "cross_entropy", "robust_losses"} | elsewhere
 
