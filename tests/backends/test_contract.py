@@ -1,6 +1,7 @@
 """The rules of the project: same kernels and signatures everywhere, and who may import whom."""
 
 import ast
+import graphlib
 import importlib
 import inspect
 import re
@@ -176,6 +177,30 @@ def test_fastce_itself_imports_nothing_of_tests_or_bench():
                 "examples",
                 "kernels",
             }
+
+
+def test_no_imports_go_in_a_circle():
+    """Of fastce, its kernels and bench, imports within functions too."""
+    files = {}
+    for folder, package in ("fastce", "fastce"), ("kernels", "fastce.kernels"), ("bench", "bench"):
+        for path in python_files(ROOT / folder):
+            names = (package, *path.relative_to(ROOT / folder).with_suffix("").parts)
+            files[".".join(names).removesuffix(".__init__")] = path
+    needs = {}
+    for name, path in files.items():
+        package = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
+        modules = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                modules |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                above = package[: len(package) + 1 - node.level] if node.level else []
+                module = ".".join([*above, *filter(None, [node.module])])
+                named = {f"{module}.{alias.name}" for alias in node.names}
+                modules |= named & set(files) or {module}
+        needs[name] = modules & set(files) - {name}
+    assert sum(map(len, needs.values())) > 400
+    graphlib.TopologicalSorter(needs).prepare()  # CycleError, which shows the circle
 
 
 def test_nobody_imports_a_second_copy_of_the_kernels():
