@@ -9,6 +9,7 @@ import numba
 import numpy as np
 from numba import cuda, types
 from numba.cuda import compiler, dispatcher
+from numba.cuda.cudadrv import nvvm
 
 from fastce import kernels
 from fastce._inputs import gpu as _gpu_arrays
@@ -34,6 +35,8 @@ def _library_of(kernel, argument_types):
     library, _ = compiler._compile_pyfunc_with_fixup(
         kernel.py_func, _device.signature(argument_types), device=False, abi="numba", cc=(9, 0)
     )
+    function = library.get_function(library._entry_name)
+    nvvm.set_launch_bounds(function, kernel.targetoptions.get("launch_bounds"))
     return library
 
 

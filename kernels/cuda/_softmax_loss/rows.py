@@ -10,7 +10,7 @@ from functools import cache
 import numpy as np
 from numba import cuda
 
-from .. import _ptx
+from .. import _launch, _ptx
 from .._math import device, namespace
 from .._reduce import SCRATCH, reduce_of
 from .._rows import Part, place, rows_of, share, writer_of
@@ -74,7 +74,11 @@ def rows_kernel_of(name, mode, grads):
     grad_terms, logit_grad = loss.grad_terms, loss.logit_grad
     is_pick, is_transformed = loss.is_pick, mode == "transform"
 
-    @cuda.jit
+    # Without a bound, ptxas takes 67 registers for compute capability 8.0, too many for a block of
+    # 1024 threads. Kernels of smaller blocks would spill with one.
+    bounded = _launch.LONGEST[name] == 1024 and not is_transformed
+
+    @cuda.jit(launch_bounds=1024 if bounded else None)
     def rows_kernel(
         logits, target, grad, step, target_step, grad_step, count, n, options: LossOptions,
         lanes, parts, gathered, states, capacity,
