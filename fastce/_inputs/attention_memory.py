@@ -171,7 +171,7 @@ class Host:
         return a
 
     def apart(self, a: np.ndarray, out: np.ndarray, name: str) -> np.ndarray:
-        return a.copy() if np.may_share_memory(a, out) else a
+        return host.separate(a, out)
 
     def sum_into(self, full: np.ndarray, result: np.ndarray) -> None:
         front = full.ndim - result.ndim

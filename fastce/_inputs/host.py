@@ -293,7 +293,7 @@ def bits(a: np.ndarray) -> np.ndarray:
 
 
 def check_no_overlap(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> None:
-    """Whether each element of `out` has memory of its own."""
+    """Raise where two elements of `out` share memory."""
     extent = itemsize
     for stride, n in sorted((abs(s), n) for s, n in zip(strides, shape, strict=True)):
         if n > 1 and stride < extent and 0 not in shape:

@@ -7,7 +7,6 @@ from typing import Any
 
 from .._runtime.options import get_validation
 from . import host
-from .host import target_dtype as target_dtype
 from .memory import Memory, memory_of
 
 # ---- options ---------------------------------------------------------------------------------

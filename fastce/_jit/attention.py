@@ -12,7 +12,7 @@ from numba.core.errors import TypingError
 
 import fastce
 
-from .._inputs.attention import FAR
+from .._inputs.attention_spans import FAR
 from ..kernels.numba._storage import read_only
 from ..kernels.numba.attention import problem
 from ..kernels.numba.attention.forward import part_size, run_forward, run_merge, splits_of

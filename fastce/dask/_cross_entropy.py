@@ -213,7 +213,7 @@ class ChunkedLossInputs:
                 f"target of probabilities must have the chunks of logits, {logits.chunks}, got "
                 f"{t.chunks}; target.rechunk(logits.chunks) moves them"
             )
-        return last(t.astype(loss.target_dtype(t.dtype, self.x.dtype)), self.axis)
+        return last(t.astype(host.target_dtype(t.dtype, self.x.dtype)), self.axis)
 
     def _weight(self, weight: Any) -> da.Array:
         classes = self.x.shape[-1]
