@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from support.attention import CASES, Shape, check, draw, run, truth
 from support.attention import LARGE_SHAPES as SHAPES
-from support.processes import TESTS, bits, counts_threads, python
+from support.processes import FORK, TESTS, bits, counts_threads, python
 
 import fastce
 
@@ -181,13 +181,12 @@ def test_many_python_threads_at_once(backend, threads, shape):
 
 # --- forks --------------------------------------------------------------------------------
 
-FORK = f"""
-import os, sys, warnings
+OF_ATTENTION = (
+    FORK
+    + f"""
 sys.path.insert(0, {TESTS!r})
-import numpy as np
 import fastce
 from support.attention import LARGE_SHAPES as SHAPES, draw, run
-warnings.simplefilter("ignore")  # Python 3.12 warns of forks of a process with threads
 def compute():
     fastce.set_num_threads(4)
     results = []
@@ -196,19 +195,8 @@ def compute():
             arrays, options = draw("causal-offset", SHAPES[name], dtype)
             results += [a.tobytes() for a in run(*arrays, **options)]
     return results
-def threads():
-    return len(os.listdir("/proc/self/task"))
-def in_child(work):
-    pid = os.fork()
-    if not pid:
-        try:
-            work()
-            os._exit(0)
-        except BaseException as error:
-            print("in the child:", repr(error), file=sys.stderr, flush=True)
-            os._exit(1)
-    assert os.waitpid(pid, 0)[1] == 0
 """
+)
 
 
 @counts_threads
@@ -225,7 +213,7 @@ in_child(child)
 assert compute() == right  # the parent goes on as before
 print("done")
 """
-    status, output, errors = python(FORK + code, FASTCE_BACKEND=threaded)
+    status, output, errors = python(OF_ATTENTION + code, FASTCE_BACKEND=threaded)
     assert (status, output) == (0, "done"), errors
 
 
@@ -240,7 +228,7 @@ def child():
 in_child(child)
 print("done")
 """
-    status, output, errors = python(FORK + code, FASTCE_BACKEND=threaded)
+    status, output, errors = python(OF_ATTENTION + code, FASTCE_BACKEND=threaded)
     assert (status, output) == (0, "done"), errors
 
 
